@@ -1,0 +1,137 @@
+"""The mixture's options: what the paper defines, what it leaves open, and our defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+IGNORE_INDEX = -100
+"""Label of a position that does not count in any loss (Hugging Face's value)."""
+
+
+@dataclass(kw_only=True)
+class MixtureConfig:
+    """Options of a Mixture-of-Depths Ensemble, whatever tunes the rest of the model.
+
+    Layers are numbered as `hidden_states` are: 0 is the embeddings, 1 the first layer,
+    `num_hidden_layers` the last.
+    """
+
+    late_layers: int | list[int] = 3
+    """Layers that predict: a number k for the last k, or an increasing list that ends at the last."""
+
+    top_k: int | None = None
+    """Routes kept per token, their weights renormalised; `None` keeps all (dense routing)."""
+
+    router_init: Literal["gaussian", "identity"] = "gaussian"
+    """`gaussian`: weights from N(0, 0.02²), no bias (paper). `identity`: weights 0 and a trained bias
+    that gives the final layer a share of 0.99, so that step 0 nearly equals the base model."""
+
+    router_input: Literal["raw", "normed"] = "raw"
+    """`raw`: the residual stream below the first late layer (paper). `normed`: the same divided by
+    its root mean square, which massive activations cannot saturate."""
+
+    router_temperature: float = 1.0
+    """Divides the router's logits; below 1 sharpens, above 1 flattens the mixture."""
+
+    train_late_norms: bool = True
+    """Give each late layer below the final one a trained copy of the final norm (paper). `False`
+    shares the frozen pretrained norm (the paper's ablation)."""
+
+    train_final_norm: bool = False
+    """Also give the final layer a trained copy (the paper keeps the pretrained norm frozen)."""
+
+    distillation_weight: float = 1e-4
+    """λ in `L_task + λ L_distill`; 0 switches distillation off, and its cost with it."""
+
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    """`reverse_kl`: KL(P_i ‖ P_n), student first (paper). `forward_kl`: KL(P_n ‖ P_i). `jsd`:
+    Jensen-Shannon divergence, at most ln 2 nats."""
+
+    reduction: Literal["mean", "batchmean", "sum"] = "mean"
+    """How the divergence is reduced over label tokens: their mean, the sum over each sequence
+    averaged over the batch, or the plain sum."""
+
+    final_norm: str | None = None
+    """Name of the module that is the final norm, where it cannot be found by itself."""
+
+    decoder_layers: str | None = None
+    """Name of the `ModuleList` that holds the decoder layers, where it cannot be found by itself."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(MixtureConfig)
+        for name in ("router_init", "router_input", "divergence", "reduction"):
+            choices, value = get_args(hints[name]), getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+        if self.router_temperature <= 0:
+            raise ValueError(
+                f"`router_temperature` must be positive, got {self.router_temperature}; "
+                "1 leaves the router's logits as they are."
+            )
+        if self.distillation_weight < 0:
+            raise ValueError(
+                f"`distillation_weight` must not be negative, got {self.distillation_weight}; "
+                "0 switches distillation off."
+            )
+        self._check_late_layers()
+        if self.top_k is not None and not 1 <= self.top_k <= self.num_routes:
+            raise ValueError(
+                f"`top_k` must be between 1 and the {self.num_routes} routes of `late_layers`, "
+                f"got {self.top_k}; leave it out to keep all routes."
+            )
+
+    @property
+    def num_routes(self) -> int:
+        """Number k of layers in the ensemble."""
+        return self.late_layers if isinstance(self.late_layers, int) else len(self.late_layers)
+
+    def resolve_late_layers(self, num_hidden_layers: int) -> tuple[int, ...]:
+        """Name the layers of the ensemble in a model of `num_hidden_layers` layers.
+
+        Args:
+            num_hidden_layers: Decoder layers of the model, n.
+
+        Returns:
+            Increasing layer numbers from 1 to n; the last one is n.
+
+        Raises:
+            ValueError: If `late_layers` asks for more layers than the model has, or a list does
+                not end at the last layer.
+        """
+        n = num_hidden_layers
+        if isinstance(self.late_layers, int):
+            if self.late_layers > n:
+                raise ValueError(
+                    f"`late_layers` must be between 1 and {n} (the model has {n} layers), "
+                    f"got {self.late_layers}."
+                )
+            return tuple(range(n - self.late_layers + 1, n + 1))
+        if self.late_layers[-1] != n:
+            raise ValueError(
+                f"`late_layers` must end at the final layer, which is {n} in this model, "
+                f"got {list(self.late_layers)}."
+            )
+        return tuple(self.late_layers)
+
+    def _check_late_layers(self) -> None:
+        """Check what can be known of `late_layers` without a model."""
+        if isinstance(self.late_layers, bool) or not isinstance(self.late_layers, int | list | tuple):
+            raise TypeError(
+                "`late_layers` must be a number of layers or a list of layer numbers, "
+                f"got {self.late_layers!r}."
+            )
+        if isinstance(self.late_layers, int):
+            if self.late_layers < 1:
+                raise ValueError(
+                    "`late_layers` must be at least 1 (1 is the final layer alone), "
+                    f"got {self.late_layers}."
+                )
+            return
+        layers = self.late_layers = [int(layer) for layer in self.late_layers]
+        increasing = all(a < b for a, b in zip(layers, layers[1:], strict=False))
+        if not layers or layers[0] < 1 or not increasing:
+            raise ValueError(
+                "`late_layers` must be an increasing list of different layer numbers from 1 to "
+                f"the last layer (0 would be the embeddings), got {layers}."
+            )
