@@ -1,0 +1,97 @@
+"""MoDE on a bare model: put the mixture in the final norm's place, and take it away again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthmix.backbone import Backbone, find_backbone
+from depthmix.config import MixtureConfig
+from depthmix.mixture import Mixture, MixtureNorm, MoDENorm
+from depthmix.objective import Objective
+
+
+def attach(
+    model: PreTrainedModel, config: MixtureConfig | None = None, **options: Any
+) -> MoDENorm:
+    """Put a new mixture in the place of the model's final norm, for example to tune all weights.
+
+    The model is changed in place and goes on working as before, with the ensemble's predictions;
+    its other parameters stay trainable or frozen as they were.
+
+    Args:
+        model: A decoder-only language model.
+        config: The mixture's options.
+        options: Fields of `MixtureConfig`, instead of `config`.
+
+    Returns:
+        The module that now stands for the final norm.
+
+    Raises:
+        RuntimeError: If the model has a mixture already.
+        TypeError: If both `config` and options are given, or the model is no decoder.
+        ValueError: If a part of the model cannot be found or an option does not fit it.
+    """
+    if config is not None and options:
+        raise TypeError(
+            f"`config` and the options {', '.join(options)} cannot both be given; "
+            "put the options into `MixtureConfig`."
+        )
+    if find_mixture_norm(model) is not None:
+        raise RuntimeError(
+            "`model` has a mixture already; call `detach(model)` first, or use PEFT's "
+            "`add_adapter` for a second one."
+        )
+    config = config or MixtureConfig(**options)
+    backbone = find_backbone(
+        model, final_norm=config.final_norm, decoder_layers=config.decoder_layers
+    )
+    late_layers = config.resolve_late_layers(backbone.num_hidden_layers)
+    mixture = Mixture(
+        config,
+        final_norm=backbone.final_norm,
+        late_layers=late_layers,
+        hidden_size=backbone.hidden_size,
+    )
+    mixture.to(model.get_output_embeddings().weight.device, torch.float32)
+    return install(backbone, mixture)
+
+
+def install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
+    """Put an existing mixture in the place of the final norm, with its training objective."""
+    norm = MoDENorm(backbone, mixture)
+    norm.train(backbone.model.training)
+    backbone.model.set_submodule(backbone.final_norm_name, norm)
+    norm.objective = Objective(norm)
+    return norm
+
+
+def detach(model: PreTrainedModel) -> Mixture:
+    """Give the model its own final norm back, and take the mixture out.
+
+    Args:
+        model: A model that `attach` has changed.
+
+    Returns:
+        The mixture, with its weights.
+
+    Raises:
+        RuntimeError: If there is no attached mixture.
+    """
+    norm = find_mixture_norm(model)
+    if not isinstance(norm, MoDENorm):
+        raise RuntimeError(
+            "`model` has no attached mixture to take away; a PEFT adapter is removed by `unload()`."
+        )
+    norm.capture.remove()
+    norm.objective.remove()
+    norm.backbone.model.set_submodule(norm.backbone.final_norm_name, norm.base_layer)
+    return norm.mixture
+
+
+def find_mixture_norm(model: nn.Module) -> MixtureNorm | None:
+    """Find the mixture in a model, wrapped or not, or None."""
+    return next((m for m in model.modules() if isinstance(m, MixtureNorm)), None)

@@ -1,0 +1,159 @@
+"""The training objective, as pure functions: `L = L_task + λ L_distill`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from depthmix.backbone import Backbone
+from depthmix.config import IGNORE_INDEX, MixtureConfig
+from depthmix.mixture import Routes
+
+
+@dataclass(frozen=True)
+class MixtureLoss:
+    """The two terms of the objective for one batch, in nats."""
+
+    task: Float[Tensor, ""]
+    """Cross-entropy of the mixture, `L_task`."""
+
+    distillation: Float[Tensor, ""]
+    """Divergence of the late layers from the final one, `L_distill`, before its weight λ."""
+
+    total: Float[Tensor, ""]
+    """`L_task + λ L_distill`, what the optimiser sees."""
+
+    weight_per_token: float
+    """What one nat of divergence at a token weighs against one nat of its cross-entropy."""
+
+
+def divergence(
+    log_probs: Float[Tensor, "*batch vocab"],
+    teacher_log_probs: Float[Tensor, "*batch vocab"],
+    kind: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl",
+) -> Float[Tensor, "*batch"]:
+    r"""Measure how far a late layer's prediction is from the final layer's.
+
+    `reverse_kl` computes $\sum_v P_i (\log P_i - \log P_n)$, student first as the paper writes it
+    (`F.kl_div(log_probs, teacher_probs)` computes the other direction); `forward_kl` computes
+    $\sum_v P_n (\log P_n - \log P_i)$; `jsd` averages both layers' KL to their mean.
+
+    Args:
+        log_probs: Log-probabilities of the late layer, `log P_i`.
+        teacher_log_probs: Log-probabilities of the final layer, `log P_n`.
+        kind: Which divergence.
+
+    Returns:
+        Divergence in nats, 0 or more; `jsd` is at most ln 2.
+    """
+    if kind == "reverse_kl":
+        return (log_probs.exp() * (log_probs - teacher_log_probs)).sum(-1)
+    if kind == "forward_kl":
+        return (teacher_log_probs.exp() * (teacher_log_probs - log_probs)).sum(-1)
+    mean = torch.logaddexp(log_probs, teacher_log_probs) - math.log(2)
+    student = (log_probs.exp() * (log_probs - mean)).sum(-1)
+    teacher = (teacher_log_probs.exp() * (teacher_log_probs - mean)).sum(-1)
+    return (student + teacher) / 2
+
+
+def label_positions(
+    labels: Int[Tensor, "batch seq"], *, shifted: bool = False
+) -> tuple[Bool[Tensor, "batch seq"], Int[Tensor, " tokens"]]:
+    """Find the positions whose next token counts in the loss.
+
+    Args:
+        labels: Token ids, `IGNORE_INDEX` where a token does not count.
+        shifted: Whether `labels[:, t]` is already the token after position t, as in `shift_labels`.
+
+    Returns:
+        A mask of the positions that predict a label, and those labels in the mask's order.
+    """
+    if not shifted:
+        labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    mask = labels != IGNORE_INDEX
+    return mask, labels[mask]
+
+
+def distillation_weight_per_token(
+    config: MixtureConfig, *, num_tokens: int, num_sequences: int
+) -> float:
+    """Weigh one token's divergence against the same token's cross-entropy, which has 1 / tokens.
+
+    Args:
+        config: The mixture's options; λ and its reduction count here.
+        num_tokens: Label tokens of the batch.
+        num_sequences: Sequences of the batch.
+
+    Returns:
+        λ for `mean`, λ times the tokens per sequence for `batchmean`, λ times the tokens for `sum`.
+    """
+    share = {"mean": 1.0, "batchmean": num_tokens / num_sequences, "sum": float(num_tokens)}
+    return config.distillation_weight * share[config.reduction]
+
+
+def mixture_loss(
+    routes: Routes,
+    backbone: Backbone,
+    labels: Int[Tensor, "batch seq"],
+    *,
+    num_items_in_batch: Tensor | int | None = None,
+    shifted: bool = False,
+) -> MixtureLoss:
+    r"""Compute the objective of a batch, plainly.
+
+    Computes $L_\text{task} + \lambda L_\text{distill}$ with $L_\text{task}$ the cross-entropy of
+    the ensemble's logits $\ell = \sum_i G_i \ell_i$ and
+    $L_\text{distill} = \sum_{i<n} \mathrm{KL}(P_i \,\|\, P_n)$ (paper, section 3), the teacher
+    $P_n$ detached, on label positions only, in float32.
+
+    Args:
+        routes: Normed states and routing weights of the forward pass.
+        backbone: The model's head, scale and soft cap.
+        labels: Token ids, `IGNORE_INDEX` where a token does not count.
+        num_items_in_batch: Label tokens of the whole accumulated batch, over which the task loss
+            is averaged; `None` averages over this batch's own.
+        shifted: Whether the labels are already shifted by one.
+
+    Returns:
+        Both terms and their weighted sum, in nats. Under gradient accumulation each is this
+        micro-batch's share. Without a label token all are zero, and still differentiable.
+    """
+    config = routes.mixture.config
+    mask, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
+    weights = routes.weights[mask]  # (N, k)
+    projected = [backbone.project(state[mask].to(_head_dtype(backbone))) for state in routes.states]
+    logits = sum(weights[:, i, None] * part.float() for i, part in enumerate(projected))
+    num_tokens = max(len(targets), 1)
+    num_items = num_tokens if num_items_in_batch is None else num_items_in_batch
+    task = F.cross_entropy(backbone.cap(logits), targets.to(logits.device), reduction="sum")
+    task = task / num_items
+
+    weight_per_token = distillation_weight_per_token(
+        config, num_tokens=num_tokens, num_sequences=len(labels)
+    )
+    if config.distillation_weight == 0:
+        return MixtureLoss(task, torch.zeros_like(task), task, weight_per_token)
+    *late, final = [backbone.cap(part.float()).log_softmax(-1) for part in projected]
+    summed = sum(
+        (divergence(log_probs, final.detach(), config.divergence).sum() for log_probs in late),
+        start=torch.zeros_like(task),
+    )
+    # A micro-batch counts by its share of the accumulated batch's tokens, as in the task loss.
+    distillation = summed / num_items
+    if config.reduction == "batchmean":
+        distillation = distillation * (num_tokens / len(labels))
+    elif config.reduction == "sum":
+        distillation = summed
+    return MixtureLoss(
+        task, distillation, task + config.distillation_weight * distillation, weight_per_token
+    )
+
+
+def _head_dtype(backbone: Backbone) -> torch.dtype:
+    return backbone.model.get_output_embeddings().weight.dtype
