@@ -4,14 +4,19 @@ from depthmix.adapter import MoDEConfig, register
 from depthmix.attachment import attach, detach
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.config import MixtureConfig
+from depthmix.ledger import Ledger, parameter_ledger
+from depthmix.mixture import Mixture
 
 register()
 
 __all__ = [
     "Backbone",
+    "Ledger",
     "MixtureConfig",
     "MoDEConfig",
+    "Mixture",
     "attach",
     "detach",
     "find_backbone",
+    "parameter_ledger",
 ]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, LoraModel
@@ -22,22 +22,23 @@ from depthmix.config import MixtureConfig
 from depthmix.mixture import Mixture, MixtureNorm
 from depthmix.objective import Objective
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "r": 32,
-        "lora_alpha": 64,
-        "lora_dropout": 0.05,
-        "target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
-        "late_layers": 3,
-        "router_init": "gaussian",
-        "router_input": "raw",
-        "distillation_weight": 1e-4,
-        "divergence": "reverse_kl",
-        "reduction": "mean",
-        "adapt": "below",
-    }
+PAPER_MODE: dict[str, Any] = {
+    "r": 32,
+    "lora_alpha": 64,
+    "lora_dropout": 0.05,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
+    "adapt": "below",
+    "late_layers": 3,
+    "router_init": "gaussian",
+    "router_input": "raw",
+    "distillation_weight": 1e-4,
+    "divergence": "reverse_kl",
+    "reduction": "mean",
 }
-"""Settings by name; `paper` is the paper's, with LLM-Adapters' LoRA."""
+"""The paper's settings (section 4.1), with LLM-Adapters' LoRA underneath."""
+
+PRESETS = {"paper": PAPER_MODE}
+"""Settings by name."""
 
 
 def _peft_type(name: str) -> PeftType:
@@ -88,7 +89,7 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         self.task_type = self.task_type or "CAUSAL_LM"
 
     @classmethod
-    def from_lora(cls, lora_config: LoraConfig, **options: Any) -> Self:
+    def from_lora(cls, lora_config: LoraConfig, **options: Any) -> MoDEConfig:
         """Put a mixture on top of a LoRA configuration.
 
         Args:
@@ -106,7 +107,7 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         return cls(**{**fields, **options})
 
     @classmethod
-    def from_preset(cls, preset: str, **options: Any) -> Self:
+    def from_preset(cls, preset: str, **options: Any) -> MoDEConfig:
         """Start from named settings.
 
         Args:

@@ -32,6 +32,9 @@ class MixtureLoss:
     weight_per_token: float
     """What one nat of divergence at a token weighs against one nat of its cross-entropy."""
 
+    whole_over_part: Float[Tensor, ""]
+    """Label tokens of the whole accumulated batch over those of this one."""
+
 
 def divergence(
     log_probs: Float[Tensor, "*batch vocab"],
@@ -131,6 +134,7 @@ def mixture_loss(
     logits = sum(weights[:, i, None] * part.float() for i, part in enumerate(projected))
     num_tokens = max(len(targets), 1)
     num_items = num_tokens if num_items_in_batch is None else num_items_in_batch
+    whole_over_part = torch.as_tensor(num_items / num_tokens, device=weights.device)
     task = F.cross_entropy(backbone.cap(logits), targets.to(logits.device), reduction="sum")
     task = task / num_items
 
@@ -138,7 +142,9 @@ def mixture_loss(
         config, num_tokens=num_tokens, num_sequences=len(labels)
     )
     if config.distillation_weight == 0:
-        return MixtureLoss(task, torch.zeros_like(task), task, weight_per_token)
+        return MixtureLoss(
+            task, torch.zeros_like(task), task, weight_per_token, whole_over_part
+        )
     *late, final = [backbone.cap(part.float()).log_softmax(-1) for part in projected]
     summed = sum(
         (divergence(log_probs, final.detach(), config.divergence).sum() for log_probs in late),
@@ -150,9 +156,8 @@ def mixture_loss(
         distillation = distillation * (num_tokens / len(labels))
     elif config.reduction == "sum":
         distillation = summed
-    return MixtureLoss(
-        task, distillation, task + config.distillation_weight * distillation, weight_per_token
-    )
+    total = task + config.distillation_weight * distillation
+    return MixtureLoss(task, distillation, total, weight_per_token, whole_over_part)
 
 
 def _head_dtype(backbone: Backbone) -> torch.dtype:

@@ -21,6 +21,15 @@ class Step:
     loss: MixtureLoss
     """Both terms of the objective, this pass's share of an accumulated batch."""
 
+    task_loss: Float[Tensor, ""]
+    """Cross-entropy of the ensemble in nats, mean over this pass's label tokens."""
+
+    distillation_loss: Float[Tensor, ""]
+    """Divergence of the late layers in nats, reduced over this pass as the mixture says."""
+
+    distillation_weight: float
+    """λ."""
+
     routing_weights: Float[Tensor, " routes"]
     """Routing weight of each route, mean over label tokens."""
 
@@ -100,8 +109,13 @@ class Objective:
         mask, _ = label_positions(labels.to(routes.weights.device), shifted=shifted)
         weights = routes.weights[mask]  # (N, k)
         entropy = torch.special.entr(weights).sum(-1)
+        config = routes.mixture.config
+        scale = 1 if config.reduction == "sum" else loss.whole_over_part
         return Step(
             loss=loss,
+            task_loss=loss.task.detach() * loss.whole_over_part,
+            distillation_loss=loss.distillation.detach() * scale,
+            distillation_weight=config.distillation_weight,
             routing_weights=weights.mean(0),
             routing_entropy=entropy.mean(),
             late_layers=routes.mixture.late_layers,

@@ -1,0 +1,164 @@
+"""Text from a model: answers to prompts, and a conversation in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
+
+from depthmix.data import render_prompt
+from depthmix.models import load_model, load_tokenizer
+from depthmix.options import read_value, suggest, underscored
+from depthmix.run_config import ModelSection, Template
+
+GENERATION_DEFAULTS = {"max_new_tokens": 256}
+"""Options of generation that differ from transformers' (20 tokens cut most answers off)."""
+
+
+def generate(
+    section: ModelSection,
+    prompts: Sequence[str],
+    *,
+    template: Template = "plain",
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 16,
+) -> list[str]:
+    """Let a model, with its adapter, answer prompts.
+
+    Args:
+        section: The model; its `name` may be the folder of an adapter.
+        prompts: Questions or beginnings of text.
+        template: How a prompt becomes text: `plain` as it is, `chat` and `alpaca` as in training.
+        options: Keyword arguments of `transformers.GenerationConfig`, such as `max_new_tokens`,
+            `do_sample` or `temperature`; text is read as numbers and switches.
+        batch_size: Prompts that are run together.
+
+    Returns:
+        The new text for each prompt, or each of `num_return_sequences` in turn.
+
+    Raises:
+        ValueError: If an option is unknown, or there is no prompt.
+        OSError: If the model cannot be found.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
+    settings = read_generation_options(options or {})
+    tokenizer, model = load_tokenizer(section), _load(section)
+    texts = [render_prompt({"prompt": prompt}, template, tokenizer) for prompt in prompts]
+    answers: list[str] = []
+    for start in range(0, len(texts), batch_size):
+        inputs = tokenizer(
+            texts[start : start + batch_size],
+            add_special_tokens=template != "chat",  # a rendered chat has them already
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(model.device)
+        answers += _continue(model, tokenizer, inputs, settings)
+    return answers
+
+
+def chat(
+    section: ModelSection, *, system: str | None = None, options: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
+    """Talk with a model in the terminal, until `/exit`, Ctrl-D or Ctrl-C.
+
+    Answers appear word by word. `/clear` forgets what was said.
+
+    Args:
+        section: The model; its `name` may be the folder of an adapter.
+        system: Instruction that stands before the conversation.
+        options: As for `generate`.
+
+    Returns:
+        The conversation as messages.
+
+    Raises:
+        ValueError: If an option is unknown, or the tokenizer has no chat template.
+        OSError: If the model cannot be found.
+    """
+    settings = read_generation_options(options or {})
+    tokenizer = load_tokenizer(section)
+    opening = [{"role": "system", "content": system}] if system else []
+    # Rendered once before the model loads, so that a missing chat template is told at once.
+    render_prompt({"prompt": [*opening, {"role": "user", "content": "Hello"}]}, "chat", tokenizer)
+    model = _load(section)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    print("Type a message; /clear starts anew, /exit or Ctrl-D ends.")
+    messages = list(opening)
+    while True:
+        try:
+            said = input("> ").strip()
+            if said == "/exit":
+                return messages
+            if said == "/clear":
+                messages = list(opening)
+            elif said:
+                turn = [*messages, {"role": "user", "content": said}]
+                text = render_prompt({"prompt": turn}, "chat", tokenizer)
+                inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+                (answer,) = _continue(
+                    model, tokenizer, inputs.to(model.device), settings, streamer=streamer
+                )
+                messages = [*turn, {"role": "assistant", "content": answer}]
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return messages
+
+
+def read_generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read generation options, as a command line gives them, against `GenerationConfig`.
+
+    Args:
+        options: Values by name; hyphens in names equal underscores.
+
+    Returns:
+        Keyword arguments of `GenerationConfig`, our defaults below them.
+
+    Raises:
+        ValueError: If `GenerationConfig` has no such option.
+    """
+    # `GenerationConfig` takes any keyword and ignores what it does not know.
+    known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
+    settings = dict(GENERATION_DEFAULTS)
+    for name, value in underscored(options).items():
+        if name not in known:
+            raise ValueError(
+                f"`generation.{name}` is not an option of GenerationConfig{suggest(name, known)}"
+            )
+        settings[name] = read_value(value, int | float | bool | list | dict | str | None)
+    return settings
+
+
+def _load(section: ModelSection) -> PreTrainedModel | PeftModel:
+    """Load a model for inference, on the accelerator if there is one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return load_model(section).to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
+
+
+def _continue(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
+    streamer: TextStreamer | None = None,
+) -> list[str]:
+    """Generate after tokenised prompts, and decode what is new."""
+    with torch.inference_mode():
+        sequences = model.generate(  # pyrefly: ignore[not-callable]
+            **inputs,
+            **settings,
+            pad_token_id=tokenizer.pad_token_id,
+            tokenizer=tokenizer,  # for `stop_strings`
+            streamer=streamer,
+        )
+    new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
+    return tokenizer.batch_decode(new_tokens, skip_special_tokens=True)

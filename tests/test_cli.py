@@ -1,0 +1,136 @@
+import json
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+import depthmix_cli
+from checkpoints import save_checkpoint
+
+IN_A_FRESH_PROCESS = """
+import sys
+import depthmix_cli
+try:
+    depthmix_cli.main(sys.argv[1:])
+finally:
+    heavy = {"torch", "transformers", "depthmix", "pydantic"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def run_file(checkpoint, tmp_path):
+    records = [
+        {"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(4) for b in (1, 2)
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    path = tmp_path / "sums.toml"
+    path.write_text(f"""
+        [model]
+        name = "{checkpoint}"
+        [data]
+        train = "train.jsonl"
+        [mode]
+        late_layers = 2
+        target_modules = ["q_proj"]
+        [training]
+        output_dir = "{tmp_path / "out"}"
+        max_steps = 2
+        logging_steps = 1
+        report_to = "none"
+    """)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["train", "generate", "chat", "info"]),
+        (["train", "--help"], ["MoDEConfig", "SFTConfig", "--mode", "exact_match", "--preset"]),
+        (["generate", "--help"], ["GenerationConfig"]),
+    ],
+)
+def test_help_is_quick_since_nothing_heavy_is_imported(arguments, words):
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, *arguments]
+    started = time.monotonic()
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert time.monotonic() - started < 5  # about 0.3 s on an idle machine
+    assert all(word in shown for word in words)
+
+
+def test_train_generate_and_continue(run_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert depthmix_cli.main(["train", str(run_file), "--mode.late-layers", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "train_loss" in shown
+    assert f"depthmix chat {out}" in shown
+    assert json.loads((out / "run_config.json").read_text())["mode"]["late_layers"] == 3
+    assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--generation.top-k=3"]) == 0
+    capsys.readouterr()
+    assert depthmix_cli.main(["train", str(run_file)]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert depthmix_cli.main(["train", str(out / "run_config.json"), "--overwrite"]) == 0
+
+
+def test_settings_reach_the_library(run_file, monkeypatch):
+    seen = {}
+
+    def train(config, *, overwrite, resume):
+        seen.update(config=config, overwrite=overwrite, resume=resume)
+        return types.SimpleNamespace(
+            ledger="", metrics={}, before=None, after=None, output_dir="out"
+        )
+
+    monkeypatch.setattr("depthmix.training.train", train)
+    arguments = ["--training.learning-rate", "1e-3", "--mode.late-layers=[3,4]", "--method", "lora"]
+    assert depthmix_cli.main(["train", str(run_file), *arguments, "--resume"]) == 0
+    assert (seen["overwrite"], seen["resume"]) == (False, True)
+    assert seen["config"].training["learning_rate"] == 1e-3
+    assert seen["config"].mode["late_layers"] == [3, 4]
+    assert seen["config"].method == "lora"
+
+
+def test_info_names_parts_and_parameters(checkpoint, capsys):
+    options = ["--mode.late-layers", "2", "--mode.target-modules", "q_proj,v_proj"]
+    assert depthmix_cli.main(["info", str(checkpoint), *options]) == 0
+    shown = capsys.readouterr().out
+    for word in ("model.layers (4)", "model.norm", "lm_head", "3, 4"):
+        assert word in shown
+
+
+def test_chat_ends_with_the_input(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", lambda _prompt: "/exit")
+    assert depthmix_cli.main(["chat", str(checkpoint)]) == 0
+    assert "/exit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "`model.name` is missing"),
+        (["train", "missing.toml"], "`config` must be an existing file"),
+        (["info", "./missing"], "Cannot find model `./missing`"),
+        (["generate", "./missing", "Hi", "--generation.top-z", "1"], "`generation.top_z` is not"),
+    ],
+)
+def test_mistakes_become_one_sentence(arguments, message, capsys, monkeypatch):
+    assert depthmix_cli.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"depthmix: {message}")
+    assert shown.count("\n") == 1
+    monkeypatch.setenv("DEPTHMIX_DEBUG", "1")
+    with pytest.raises((ValueError, OSError), match=message):
+        depthmix_cli.main(arguments)
+
+
+def test_python_m_runs_the_same_command():
+    command = [sys.executable, "-m", "depthmix", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "train" in shown

