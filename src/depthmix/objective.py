@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -43,15 +44,31 @@ class Step:
     """Whether the loss that the model returned holds the distillation term already."""
 
 
-class Objective:
-    """Adds the weighted distillation loss to the loss of the model's own forward pass.
+@dataclass(frozen=True)
+class Request:
+    """Labels of a pass whose loss the objective computes instead of the model."""
 
-    A forward hook on the language model sees labels, output and routes on every path: `Trainer`,
-    a plain loop, PEFT with or without a task type. It acts in training mode only, so an evaluation
+    labels: Tensor
+    """Token ids, `IGNORE_INDEX` where a token does not count."""
+
+    num_items_in_batch: Tensor | int | None
+    """Label tokens of the whole accumulated batch."""
+
+    shifted: bool
+    """Whether the labels are already shifted by one."""
+
+
+class Objective:
+    """Makes `L_task + λ L_distill` the loss of the model's own forward pass.
+
+    Forward hooks on the language model see labels, output and routes on every path: `Trainer`, a
+    plain loop, PEFT with or without a task type. They act in training mode only, so an evaluation
     loss is the cross-entropy of the ensemble.
 
-    TRL's fused head returns log-probabilities, from which `SFTTrainer` makes its own loss; there
-    the term is left to `MoDETrainerMixin`, which `take`s the step.
+    There are two ways. A pass with `mixture_loss=True` leaves the whole loss to `mixture_loss`, on
+    label positions alone: the model builds no logits, and `MoDETrainerMixin` asks for that. Any
+    other pass with labels keeps the model's own loss and gets the distillation term on top; only
+    TRL's fused head hides its loss from the model, and there the mixin adds the term.
 
     Args:
         norm: The mixture, in its place.
@@ -60,9 +77,15 @@ class Objective:
     def __init__(self, norm: MixtureNorm) -> None:
         self.norm = norm
         self._routes = PassState()
+        self._requests = PassState()
         self._steps = PassState()
         norm.listener = self._keep
-        self._handle = norm.backbone.model.register_forward_hook(self._join, with_kwargs=True)
+        model = norm.backbone.model
+        self._keeps_logits = "logits_to_keep" not in signature(type(model).forward).parameters
+        self._handles = [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.register_forward_hook(self._join, with_kwargs=True),
+        ]
 
     def take(self) -> Step | None:
         """Hand over the last training pass's measurements, once."""
@@ -71,44 +94,70 @@ class Objective:
     def remove(self) -> None:
         """Leave the model's loss alone from now on."""
         self.norm.listener = None
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, _model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        """Take the labels of a pass that asks for the mixture's loss, and spare it the logits."""
+        self._requests.take()
+        if "mixture_loss" not in kwargs:
+            return None
+        kwargs = dict(kwargs)
+        if not kwargs.pop("mixture_loss"):
+            return args, kwargs
+        shift_labels, labels = kwargs.pop("shift_labels", None), kwargs.pop("labels", None)
+        shifted = shift_labels is not None
+        self._requests.here["request"] = Request(
+            labels=shift_labels if shifted else labels,
+            num_items_in_batch=kwargs.pop("num_items_in_batch", None),
+            shifted=shifted,
+        )
+        return args, kwargs if self._keeps_logits else {**kwargs, "logits_to_keep": 1}
 
     def _keep(self, routes: Routes) -> None:
         if self.norm.training and torch.is_grad_enabled():
             self._routes.here["routes"] = routes
 
     def _join(self, _model: nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        """Compute the objective of a pass with labels and add its distillation term."""
+        """Compute the objective of a pass with labels, and put it where the caller looks."""
         routes: Routes | None = self._routes.take().get("routes")
-        shifted = kwargs.get("shift_labels") is not None
-        labels = kwargs["shift_labels"] if shifted else kwargs.get("labels")
-        if routes is None or labels is None:
+        request: Request | None = self._requests.take().get("request")
+        asked = request is not None
+        if request is None:
+            shifted = kwargs.get("shift_labels") is not None
+            request = Request(
+                labels=kwargs["shift_labels"] if shifted else kwargs.get("labels"),
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                shifted=shifted,
+            )
+        if routes is None or request.labels is None:
             return output
         loss = mixture_loss(
             routes,
             self.norm.backbone,
-            labels,
-            num_items_in_batch=kwargs.get("num_items_in_batch"),
-            shifted=shifted,
+            request.labels,
+            num_items_in_batch=request.num_items_in_batch,
+            shifted=request.shifted,
         )
         fused = bool(kwargs.get("fused_lm_head"))
-        self._steps.here["step"] = self._measure(routes, loss, labels, shifted, not fused)
-        weight = routes.mixture.config.distillation_weight
-        if fused or weight == 0:
+        self._steps.here["step"] = self._measure(routes, loss, request, distilled=not fused)
+        if fused:
             return output
+        if asked:
+            output["loss"] = loss.total
+            return output
+        term = routes.mixture.config.distillation_weight * loss.distillation
         if isinstance(output, tuple):
-            return (output[0] + weight * loss.distillation, *output[1:])
-        output.loss = output.loss + weight * loss.distillation
+            return (output[0] + term, *output[1:])
+        output["loss"] = output["loss"] + term
         return output
 
     @staticmethod
     @torch.no_grad()
-    def _measure(
-        routes: Routes, loss: MixtureLoss, labels: Tensor, shifted: bool, distilled: bool
-    ) -> Step:
-        mask, _ = label_positions(labels.to(routes.weights.device), shifted=shifted)
+    def _measure(routes: Routes, loss: MixtureLoss, request: Request, *, distilled: bool) -> Step:
+        labels = request.labels.to(routes.weights.device)
+        mask, _ = label_positions(labels, shifted=request.shifted)
         weights = routes.weights[mask]  # (N, k)
-        entropy = torch.special.entr(weights).sum(-1)
         config = routes.mixture.config
         scale = 1 if config.reduction == "sum" else loss.whole_over_part
         return Step(
@@ -117,7 +166,7 @@ class Objective:
             distillation_loss=loss.distillation.detach() * scale,
             distillation_weight=config.distillation_weight,
             routing_weights=weights.mean(0),
-            routing_entropy=entropy.mean(),
+            routing_entropy=torch.special.entr(weights).sum(-1).mean(),
             late_layers=routes.mixture.late_layers,
             distilled=distilled,
         )

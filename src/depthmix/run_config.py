@@ -101,6 +101,9 @@ class EvaluationSection:
     num_items: int | None = None
     """Use this many records from the start; `None` uses all."""
 
+    before: bool = True
+    """Also evaluate the pretrained model, before training."""
+
     max_new_tokens: int = 128
     """Tokens to generate per answer at most (`exact_match`)."""
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from depthmix.attachment import find_mixture_norm
+from depthmix.mixture import Mixture
 from depthmix.objective import Step
 
 if TYPE_CHECKING:
@@ -45,26 +46,34 @@ class MoDETrainerMixin(MixinBase):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the host trainer's loss, with `λ L_distill` in it exactly once."""
+        """Compute the loss with `λ L_distill` in it exactly once.
+
+        Where the loss is plain cross-entropy, the mixture's objective stands for the whole of it,
+        on label positions alone. Any other loss of the host trainer gets the distillation term on
+        top.
+        """
         norm = find_mixture_norm(self.model)
         mixture = norm.active_mixture if norm is not None else None
-        training = self.model.training
-        if training and mixture is not None and num_items_in_batch is not None:
-            # SFTTrainer keeps the count for itself; the objective's hook needs it.
-            inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-        result = super().compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
-        if not training:
-            return result
-        loss, outputs = result if return_outputs else (result, None)
-        if norm is not None and mixture is not None:
-            loss = self._add_distillation(
-                loss, norm.objective.take(), mixture.config.distillation_weight, num_items_in_batch
-            )
-        if not torch.isfinite(loss):
-            raise FloatingPointError(_diverged("loss", float(loss), self))
-        return (loss, outputs) if return_outputs else loss
+        arguments = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+        if norm is None or mixture is None or not self.model.training:
+            result = super().compute_loss(model, inputs, **arguments)
+            loss = result[0] if return_outputs else result
+        else:
+            if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
+                inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
+            if self._is_cross_entropy():
+                outputs = model(**{**inputs, "mixture_loss": True, "use_cache": False})
+                loss = outputs["loss"] * self._num_ranks(num_items_in_batch)
+                self._steps.append(norm.objective.take())
+            else:
+                result = super().compute_loss(model, inputs, **arguments)
+                loss, outputs = result if return_outputs else (result, None)
+                term = self._missing_distillation(norm.objective.take(), mixture)
+                loss = loss + term * self._num_ranks(num_items_in_batch)
+            result = (loss, outputs) if return_outputs else loss
+        if self.model.training and not torch.isfinite(loss):
+            raise FloatingPointError(_diverged(f"loss became {float(loss)}", self.args))
+        return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mixture's measurements beside the host trainer's."""
@@ -72,29 +81,35 @@ class MoDETrainerMixin(MixinBase):
             logs = {**logs, **self._measurements()}
         super().log(logs, start_time)
 
-    def _add_distillation(
-        self,
-        loss: Tensor,
-        step: Step | None,
-        weight: float,
-        num_items_in_batch: Tensor | int | None,
-    ) -> Tensor:
-        """Add the distillation term where the host trainer made its loss without it."""
+    def _is_cross_entropy(self) -> bool:
+        """Tell whether the host trainer's loss is the cross-entropy of the labels and no more."""
+        return (
+            self.label_smoother is None
+            and self.compute_loss_func is None
+            and getattr(self.args, "loss_type", "nll") == "nll"
+            and not getattr(self, "aux_loss_enabled", False)
+            and not getattr(self.model.config.get_text_config(), "output_router_logits", False)
+        )
+
+    def _num_ranks(self, num_items_in_batch: Tensor | int | None) -> int:
+        """Undo the averaging of gradients over ranks for a loss that counts all ranks' tokens."""
+        if num_items_in_batch is None or not self.args.average_tokens_across_devices:
+            return 1
+        return max(self.accelerator.num_processes // self.get_tp_size(), self.args.n_gpu, 1)
+
+    def _missing_distillation(self, step: Step | None, mixture: Mixture) -> Tensor | float:
+        """Give the weighted distillation term, unless the host trainer's loss holds it already."""
+        weight = mixture.config.distillation_weight
         if step is None:
             if weight == 0:
-                return loss
+                return 0.0
             raise RuntimeError(
                 "The distillation loss needs `labels` in the model's forward pass, and this "
                 "trainer keeps them back; drop `label_smoothing_factor` and `compute_loss_func`, "
                 "or set `distillation_weight=0`."
             )
         self._steps.append(step)
-        if step.distilled or weight == 0:
-            return loss
-        term = weight * step.loss.distillation
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            term = term * self.accelerator.num_processes  # as the trainers scale the task loss
-        return loss + term.to(loss.device)
+        return 0.0 if step.distilled else weight * step.loss.distillation
 
     def _measurements(self) -> dict[str, float]:
         """Average the steps since the last log, over all processes, and forget them."""
@@ -131,7 +146,7 @@ class FiniteGradients(TrainerCallback):
             return
         for name, parameter in kwargs["model"].named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise FloatingPointError(_diverged(f"gradient of {name}", float("nan"), None, args))
+                raise FloatingPointError(_diverged(f"gradient of {name} is not finite", args))
 
 
 class MoDETrainer(MoDETrainerMixin, Trainer):
@@ -142,9 +157,8 @@ class MoDESFTTrainer(MoDETrainerMixin, SFTTrainer):
     """`trl.SFTTrainer` with MoDE's whole objective, which the plain one would leave out."""
 
 
-def _diverged(what: str, value: float, trainer: Trainer | None, args: Any = None) -> str:
+def _diverged(what: str, args: TrainingArguments) -> str:
     """Say what diverged, where the last good weights are, and what to try."""
-    args = trainer.args if trainer is not None else args
     last = get_last_checkpoint(args.output_dir)
     kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
-    return f"The {what} became {value}; {kept}. Lower `learning_rate`, or raise `warmup_steps`."
+    return f"The {what}; {kept}. Lower `learning_rate`, or raise `warmup_steps`."

@@ -13,21 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
 from depthmix.adapter import MoDEConfig
-from depthmix.data import (
-    check_label_tokens,
-    load_evaluation_records,
-    load_records,
-    to_training_dataset,
-)
+from depthmix.data import check_label_tokens, load_evaluation_records, to_training_dataset
 from depthmix.evaluation import Evaluation, choice_likelihood, exact_match
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model, load_tokenizer
+from depthmix.records import load_records
 from depthmix.run_config import EvaluationSection, RunConfig, save_run_config
 from depthmix.trainers import MoDESFTTrainer
 
@@ -113,7 +109,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
     save_run_config(config, output_dir)
 
     before = None
-    if config.evaluation is not None and items is not None:
+    if config.evaluation is not None and config.evaluation.before and items is not None:
         with trainer.model.disable_adapter():
             before = evaluate(trainer.model, tokenizer, items, config.evaluation)
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
@@ -137,7 +133,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     items: list[dict[str, Any]],
     section: EvaluationSection,
