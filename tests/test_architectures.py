@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import ARCHITECTURES, random_ids, randomise, tiny_model
 from peft import PeftModel, get_peft_model
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from depthmix import MoDEConfig, attach, detach, find_backbone
 from depthmix.attachment import find_mixture_norm
+from models import ARCHITECTURES, random_ids, randomise, tiny_model
 
 INPUT_IDS = random_ids(2, 7)
 

@@ -1,9 +1,8 @@
 """Write ARC-Easy for tuning: the answer's own text, or the letter-like form of LLM-Adapters.
 
 `python examples/arc_easy/prepare.py DATA_DIR --output runs/data/arc_easy` reads LLM-Adapters'
-`arc-easy/train.json` and `test.json` and writes `FORM/train.jsonl` (prompt, completion),
-`FORM/test.jsonl` (prompt, choices, answer) and `FORM/validation.jsonl` (the same test items as
-prompt and completion, for the held-out loss), for both forms.
+`arc-easy/train.json` and `test.json` and writes `FORM/train.jsonl` (prompt, completion) and
+`FORM/test.jsonl` (prompt, choices, answer) for both forms.
 """
 
 from __future__ import annotations
@@ -67,15 +66,13 @@ def main() -> None:
     dropped = set(leaking["arc-easy/train.json"])
     train = [record for number, record in enumerate(train) if number not in dropped]
     test = random.Random(SEED).sample(test, NUM_TEST_ITEMS)
-    test.sort(key=lambda record: len(record["instruction"]))  # batches without much padding
     for form in ("text", "paper"):
-        for name, records in (("train", train), ("validation", test)):
-            items = [to_item(record, form) for record in records]
-            rows = [
-                {"prompt": item["prompt"], "completion": item["choices"][item["answer"]]}
-                for item in items
-            ]
-            write(arguments.output / form / f"{name}.jsonl", rows)
+        items = [to_item(record, form) for record in train]
+        rows = [
+            {"prompt": item["prompt"], "completion": item["choices"][item["answer"]]}
+            for item in items
+        ]
+        write(arguments.output / form / "train.jsonl", rows)
         write(arguments.output / form / "test.jsonl", [to_item(record, form) for record in test])
     print(f"{len(train)} training records ({len(dropped)} leaking ones dropped), {len(test)} items")
 

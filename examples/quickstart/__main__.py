@@ -38,7 +38,8 @@ LONGEST_ANSWER = 56
 
 def main() -> None:
     """Make the data, tune, evaluate, reload the adapter and write the report."""
-    parser = argparse.ArgumentParser(prog="python -m examples.quickstart", description=__doc__)
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m examples.quickstart", description=summary)
     parser.add_argument("--toy", action="store_true", help="two steps, to see that all of it runs")
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 from depthmix.adapter import MoDEConfig, register
 from depthmix.attachment import attach, detach
 from depthmix.backbone import Backbone, find_backbone
+from depthmix.checkpoint import load, save
 from depthmix.config import MixtureConfig
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.mixture import Mixture
@@ -12,11 +13,13 @@ register()
 __all__ = [
     "Backbone",
     "Ledger",
+    "Mixture",
     "MixtureConfig",
     "MoDEConfig",
-    "Mixture",
     "attach",
     "detach",
     "find_backbone",
+    "load",
     "parameter_ledger",
+    "save",
 ]

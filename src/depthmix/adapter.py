@@ -50,7 +50,8 @@ def _peft_type(name: str) -> PeftType:
     if name in PeftType.__members__:
         return PeftType[name]
     member = str.__new__(PeftType, name)
-    member._name_, member._value_ = name, name
+    member._name_ = name
+    member.__dict__["_value_"] = name
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
@@ -135,14 +136,13 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         """
         with torch.device("meta"):
             shape = type(model)(model.config)
-        tuner = MoDEModel(shape, dataclasses.replace(self), "default")
-        resolved = tuner.peft_config["default"]
+        resolved = dataclasses.replace(self)
+        tuner = MoDEModel(shape, resolved, "default")
         targets = [name for name in tuner.targeted_module_names if name != resolved.final_norm]
         names = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
-        fields = {name: getattr(self, name) for name in names - {"peft_type"}}
-        return LoraConfig(
-            **{**fields, "target_modules": targets, "target_parameters": resolved.target_parameters}
-        )
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names - {"peft_type"}}
+        fields |= {"target_modules": targets, "target_parameters": resolved.target_parameters}
+        return LoraConfig(**fields)
 
     def resolve(self, backbone: Backbone) -> None:
         """Fill in what only the model tells, or check it for an adapter that knows already.
@@ -248,7 +248,7 @@ class MoDEModel(LoraModel):
     """LoRA in the layers, and a mixture of depths in place of the final norm."""
 
     prefix = "lora_"
-    tuner_layer_cls = (LoraLayer, MoDELayer)
+    tuner_layer_cls = (LoraLayer, MoDELayer)  # pyrefly: ignore[bad-assignment]
 
     def _prepare_adapter_config(self, peft_config: MoDEConfig, model_config: dict) -> MoDEConfig:
         backbone = self._find_backbone(peft_config)
@@ -273,7 +273,9 @@ class MoDEModel(LoraModel):
         )
 
     @staticmethod
-    def _check_target_module_exists(peft_config: MoDEConfig, key: str) -> Any:
+    def _check_target_module_exists(  # pyrefly: ignore[bad-override]
+        peft_config: MoDEConfig, key: str
+    ) -> Any:
         if key == peft_config.final_norm:
             return True
         found = LoraModel._check_target_module_exists(peft_config, key)

@@ -14,9 +14,7 @@ from depthmix.mixture import Mixture, MixtureNorm, MoDENorm
 from depthmix.objective import Objective
 
 
-def attach(
-    model: PreTrainedModel, config: MixtureConfig | None = None, **options: Any
-) -> MoDENorm:
+def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **options: Any) -> MoDENorm:
     """Put a new mixture in the place of the model's final norm, for example to tune all weights.
 
     The model is changed in place and goes on working as before, with the ensemble's predictions;
@@ -56,7 +54,7 @@ def attach(
         late_layers=late_layers,
         hidden_size=backbone.hidden_size,
     )
-    mixture.to(model.get_output_embeddings().weight.device, torch.float32)
+    mixture.to(backbone.head_weight.device, torch.float32)
     return install(backbone, mixture)
 
 

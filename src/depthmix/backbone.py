@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -69,9 +70,21 @@ class Backbone:
         """What stands where the final norm stood: the norm itself or a mixture."""
         return self.model.get_submodule(self.final_norm_name)
 
-    def project(
-        self, normed_states: Float[Tensor, "... hidden"]
-    ) -> Float[Tensor, "... vocab"]:
+    @property
+    def head(self) -> nn.Module:
+        """The model's output matrix, `φ` without what surrounds it."""
+        head = self.model.get_output_embeddings()
+        assert head is not None  # or `find_backbone` had refused the model
+        return head
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix's weight, (vocab, hidden)."""
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def project(self, normed_states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """Apply the model's head: everything affine between the final norm and the logits.
 
         Args:
@@ -82,9 +95,9 @@ class Backbone:
         """
         decoder = self.model.get_submodule(self.layers_name.rpartition(".")[0])
         projection = getattr(decoder, "project_out", None)
-        if projection is not None:
+        if isinstance(projection, nn.Module):
             normed_states = projection(normed_states)
-        logits = self.model.get_output_embeddings()(normed_states)
+        logits = self.head(normed_states)
         return logits if self.logit_scale == 1 else logits * self.logit_scale
 
     def cap(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
@@ -93,9 +106,7 @@ class Backbone:
             return logits
         return self.soft_cap * torch.tanh(logits / self.soft_cap)
 
-    def unembed(
-        self, normed_states: Float[Tensor, "... hidden"]
-    ) -> Float[Tensor, "... vocab"]:
+    def unembed(self, normed_states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """Turn a layer's normed states into the logits that it alone would give, `φ(N_i(h_i))`."""
         return self.cap(self.project(normed_states))
 
@@ -230,12 +241,12 @@ def _logit_scale(config: PretrainedConfig) -> float:
 def _probe(backbone: Backbone) -> None:
     """Check on three tokens that the layers form a chain from the embeddings to the head."""
     model, kind = backbone.model, type(backbone.model).__name__
-    embeddings = model.get_input_embeddings().weight
+    embeddings = next(model.get_input_embeddings().parameters())
     input_ids = torch.arange(1, 4, device=embeddings.device)[None] % embeddings.shape[0]
     entered: list[Tensor] = []  # what each layer and then the final norm received
     left: list[Tensor] = []  # what each of them returned
 
-    def watch(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    def watch(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         entered.append(args[0] if args else kwargs["hidden_states"])
         left.append(output[0] if isinstance(output, tuple) else output)
 

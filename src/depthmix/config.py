@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args, get_type_hints
 
 IGNORE_INDEX = -100
@@ -18,14 +19,14 @@ class MixtureConfig:
     """
 
     late_layers: int | list[int] = 3
-    """Layers that predict: a number k for the last k, or an increasing list that ends at the last."""
+    """Layers that predict: k for the last k, or an increasing list that ends at the last layer."""
 
     top_k: int | None = None
     """Routes kept per token, their weights renormalised; `None` keeps all (dense routing)."""
 
     router_init: Literal["gaussian", "identity"] = "gaussian"
-    """`gaussian`: weights from N(0, 0.02²), no bias (paper). `identity`: weights 0 and a trained bias
-    that gives the final layer a share of 0.99, so that step 0 nearly equals the base model."""
+    """`gaussian`: weights from N(0, 0.02²), no bias (paper). `identity`: weights 0 and a trained
+    bias that gives the final layer a share of 0.99, so that step 0 nearly equals the base model."""
 
     router_input: Literal["raw", "normed"] = "raw"
     """`raw`: the residual stream below the first late layer (paper). `normed`: the same divided by
@@ -56,7 +57,7 @@ class MixtureConfig:
     """Name of the module that is the final norm, where it cannot be found by itself."""
 
     decoder_layers: str | None = None
-    """Name of the `ModuleList` that holds the decoder layers, where it cannot be found by itself."""
+    """Name of the `ModuleList` of decoder layers, where it cannot be found by itself."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(MixtureConfig)
@@ -116,7 +117,9 @@ class MixtureConfig:
 
     def _check_late_layers(self) -> None:
         """Check what can be known of `late_layers` without a model."""
-        if isinstance(self.late_layers, bool) or not isinstance(self.late_layers, int | list | tuple):
+        if isinstance(self.late_layers, bool) or not isinstance(
+            self.late_layers, int | list | tuple
+        ):
             raise TypeError(
                 "`late_layers` must be a number of layers or a list of layer numbers, "
                 f"got {self.late_layers!r}."
@@ -129,7 +132,7 @@ class MixtureConfig:
                 )
             return
         layers = self.late_layers = [int(layer) for layer in self.late_layers]
-        increasing = all(a < b for a, b in zip(layers, layers[1:], strict=False))
+        increasing = all(a < b for a, b in pairwise(layers))
         if not layers or layers[0] < 1 or not increasing:
             raise ValueError(
                 "`late_layers` must be an increasing list of different layer numbers from 1 to "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -51,7 +52,7 @@ class Ledger:
         for name, number in rows:
             if not number and name != "trainable":
                 continue
-            relative = f"{100 * number / self.lora_below:.2f} %" if self.lora_below else "–"
+            relative = f"{100 * number / self.lora_below:.2f} %" if self.lora_below else "-"
             share = f"{100 * number / self.model:.3f} %"
             lines.append(f"{name:<28}{number:>14,}{relative:>16}{share:>15}")
         return "\n".join(lines)
@@ -68,7 +69,7 @@ def parameter_ledger(model: nn.Module, *, first_late_layer: int | None = None) -
         The ledger. Without a mixture and without `first_late_layer`, all LoRA counts as below.
     """
     norm = find_mixture_norm(model)
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
     backbone = norm.backbone if norm else find_backbone(bare, probe=False)
     mixture = norm.active_mixture if norm else None
     if mixture is not None:
@@ -76,7 +77,9 @@ def parameter_ledger(model: nn.Module, *, first_late_layer: int | None = None) -
     late = (
         set()
         if first_late_layer is None
-        else {id(p) for layer in backbone.layers[first_late_layer - 1 :] for p in layer.parameters()}
+        else {
+            id(p) for layer in backbone.layers[first_late_layer - 1 :] for p in layer.parameters()
+        }
     )
     below = {id(p) for p in backbone.layers.parameters()} - late
     if first_late_layer is None:
@@ -94,8 +97,12 @@ def parameter_ledger(model: nn.Module, *, first_late_layer: int | None = None) -
     norms = _num_trainable(mixture.norms) if mixture else 0
     router = _num_trainable(mixture.router) if mixture else 0
     total = sum(p.numel() for p in trainable.values())
-    adapters = {id(p) for m in model.modules() if isinstance(m, BaseTunerLayer) for p in
-                _adapter_parameters(m)}
+    adapters = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, BaseTunerLayer)
+        for p in _adapter_parameters(m)
+    }
     adapters |= {id(p) for p in mixture.parameters()} if mixture else set()
     return Ledger(
         lora_below=lora_below,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from depthmix.backbone import Backbone
 from depthmix.config import IGNORE_INDEX, MixtureConfig
-from depthmix.mixture import Routes
+from depthmix.mixture import Routes, mix
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,9 @@ def mixture_loss(
     config = routes.mixture.config
     mask, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
     weights = routes.weights[mask]  # (N, k)
-    projected = [backbone.project(state[mask].to(_head_dtype(backbone))) for state in routes.states]
-    logits = sum(weights[:, i, None] * part.float() for i, part in enumerate(projected))
+    dtype = backbone.head_weight.dtype
+    projected = tuple(backbone.project(state[mask].to(dtype)).float() for state in routes.states)
+    logits = mix(projected, weights)  # (N, V)
     num_tokens = max(len(targets), 1)
     num_items = num_tokens if num_items_in_batch is None else num_items_in_batch
     whole_over_part = torch.as_tensor(num_items / num_tokens, device=weights.device)
@@ -142,10 +143,8 @@ def mixture_loss(
         config, num_tokens=num_tokens, num_sequences=len(labels)
     )
     if config.distillation_weight == 0:
-        return MixtureLoss(
-            task, torch.zeros_like(task), task, weight_per_token, whole_over_part
-        )
-    *late, final = [backbone.cap(part.float()).log_softmax(-1) for part in projected]
+        return MixtureLoss(task, torch.zeros_like(task), task, weight_per_token, whole_over_part)
+    *late, final = [backbone.cap(part).log_softmax(-1) for part in projected]
     summed = sum(
         (divergence(log_probs, final.detach(), config.divergence).sum() for log_probs in late),
         start=torch.zeros_like(task),
@@ -158,7 +157,3 @@ def mixture_loss(
         distillation = summed
     total = task + config.distillation_weight * distillation
     return MixtureLoss(task, distillation, total, weight_per_token, whole_over_part)
-
-
-def _head_dtype(backbone: Backbone) -> torch.dtype:
-    return backbone.model.get_output_embeddings().weight.dtype

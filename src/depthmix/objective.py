@@ -48,8 +48,8 @@ class Step:
 class Request:
     """Labels of a pass whose loss the objective computes instead of the model."""
 
-    labels: Tensor
-    """Token ids, `IGNORE_INDEX` where a token does not count."""
+    labels: Tensor | None
+    """Token ids, `IGNORE_INDEX` where a token does not count; None for a pass without labels."""
 
     num_items_in_batch: Tensor | int | None
     """Label tokens of the whole accumulated batch."""
@@ -155,6 +155,7 @@ class Objective:
     @staticmethod
     @torch.no_grad()
     def _measure(routes: Routes, loss: MixtureLoss, request: Request, *, distilled: bool) -> Step:
+        assert request.labels is not None
         labels = request.labels.to(routes.weights.device)
         mask, _ = label_positions(labels, shifted=request.shifted)
         weights = routes.weights[mask]  # (N, k)

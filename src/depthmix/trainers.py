@@ -52,28 +52,28 @@ class MoDETrainerMixin(MixinBase):
         on label positions alone. Any other loss of the host trainer gets the distillation term on
         top.
         """
+        assert self.model is not None
         norm = find_mixture_norm(self.model)
         mixture = norm.active_mixture if norm is not None else None
-        arguments = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
-        if norm is None or mixture is None or not self.model.training:
-            result = super().compute_loss(model, inputs, **arguments)
-            loss = result[0] if return_outputs else result
+        training = self.model.training
+        if norm is None or mixture is None or not training:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = result if isinstance(result, tuple) else (result, None)
         else:
             if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
                 inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-            if self._is_cross_entropy():
+            if self._is_cross_entropy(self.model):
                 outputs = model(**{**inputs, "mixture_loss": True, "use_cache": False})
                 loss = outputs["loss"] * self._num_ranks(num_items_in_batch)
                 self._steps.append(norm.objective.take())
             else:
-                result = super().compute_loss(model, inputs, **arguments)
-                loss, outputs = result if return_outputs else (result, None)
+                result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                loss, outputs = result if isinstance(result, tuple) else (result, None)
                 term = self._missing_distillation(norm.objective.take(), mixture)
                 loss = loss + term * self._num_ranks(num_items_in_batch)
-            result = (loss, outputs) if return_outputs else loss
-        if self.model.training and not torch.isfinite(loss):
+        if training and not torch.isfinite(loss):
             raise FloatingPointError(_diverged(f"loss became {float(loss)}", self.args))
-        return result
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mixture's measurements beside the host trainer's."""
@@ -81,14 +81,14 @@ class MoDETrainerMixin(MixinBase):
             logs = {**logs, **self._measurements()}
         super().log(logs, start_time)
 
-    def _is_cross_entropy(self) -> bool:
+    def _is_cross_entropy(self, model: Any) -> bool:
         """Tell whether the host trainer's loss is the cross-entropy of the labels and no more."""
         return (
             self.label_smoother is None
             and self.compute_loss_func is None
             and getattr(self.args, "loss_type", "nll") == "nll"
             and not getattr(self, "aux_loss_enabled", False)
-            and not getattr(self.model.config.get_text_config(), "output_router_logits", False)
+            and not getattr(model.config.get_text_config(), "output_router_logits", False)
         )
 
     def _num_ranks(self, num_items_in_batch: Tensor | int | None) -> int:
@@ -116,7 +116,12 @@ class MoDETrainerMixin(MixinBase):
         steps, self._steps = self._steps, []
         rows = [
             torch.stack(
-                [step.task_loss, step.distillation_loss, step.routing_entropy, *step.routing_weights]
+                [
+                    step.task_loss,
+                    step.distillation_loss,
+                    step.routing_entropy,
+                    *step.routing_weights,
+                ]
             )
             for step in steps
         ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
@@ -75,6 +76,11 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         FloatingPointError: If the loss or a gradient is not finite; the last checkpoint is kept.
     """
     started = time.monotonic()
+    if config.model.adapter is not None:
+        raise ValueError(
+            "`model.adapter` must be left out in training, which makes a new adapter; go on with "
+            "an unfinished run by `--resume`, or merge the adapter into its model first."
+        )
     output_dir = Path(config.training["output_dir"])
     checkpoint = _find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model)
@@ -92,6 +98,11 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         else None
     )
     model = load_model(config.model)
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            f"`model.name` must be a pretrained model, and {config.model.name} is an adapter; name "
+            "the model under it, or merge the adapter into it first."
+        )
     peft_config, first_late_layer = _adapters(config, model)
     with _removed_if_refused(output_dir):
         trainer = MoDESFTTrainer(
@@ -102,22 +113,25 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
             processing_class=tokenizer,
             peft_config=peft_config,
         )
+        assert isinstance(trainer.train_dataset, Dataset)
         check_label_tokens(trainer.train_dataset, len(records))
-    ledger = parameter_ledger(trainer.model, first_late_layer=first_late_layer)
+    tuned = trainer.model
+    assert isinstance(tuned, PeftModel)
+    ledger = parameter_ledger(tuned, first_late_layer=first_late_layer)
     if overwrite and output_dir.exists():
         shutil.rmtree(output_dir)
     save_run_config(config, output_dir)
 
     before = None
     if config.evaluation is not None and config.evaluation.before and items is not None:
-        with trainer.model.disable_adapter():
-            before = evaluate(trainer.model, tokenizer, items, config.evaluation)
+        with tuned.disable_adapter():
+            before = evaluate(tuned, tokenizer, items, config.evaluation)
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     if eval_dataset is not None:
         metrics |= trainer.evaluate()
     after = None
     if config.evaluation is not None and items is not None:
-        after = evaluate(trainer.model, tokenizer, items, config.evaluation)
+        after = evaluate(tuned, tokenizer, items, config.evaluation)
     trainer.save_model(str(output_dir))
     metrics["total_seconds"] = time.monotonic() - started
     result = TrainResult(
@@ -179,7 +193,8 @@ def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
             "gradient_checkpointing": False,
             "dataloader_pin_memory": False,
         }
-    return SFTConfig(**{**defaults, **config.training, "output_dir": str(output_dir)})
+    arguments: dict[str, Any] = {**defaults, **config.training, "output_dir": str(output_dir)}
+    return SFTConfig(**arguments)
 
 
 def _find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:
