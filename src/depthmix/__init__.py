@@ -1,6 +1,7 @@
 """Mixture-of-Depths Ensemble (MoDE): the last layers of a language model vote, token by token."""
 
-from depthmix.adapter import MoDEConfig, register
+from depthmix.adapter import register, to_lora
+from depthmix.adapter_config import MoDEConfig
 from depthmix.attachment import attach, detach
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.checkpoint import load, save
@@ -22,4 +23,5 @@ __all__ = [
     "load",
     "parameter_ledger",
     "save",
+    "to_lora",
 ]

@@ -2,174 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import PeftType, register_peft_method
+from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthmix.attachment import install
+from depthmix.adapter_config import MODE_LORA, MoDEConfig
+from depthmix.attachment import find_mixture_norm, install
 from depthmix.backbone import Backbone, find_backbone
-from depthmix.config import MixtureConfig
-from depthmix.mixture import Mixture, MixtureNorm
+from depthmix.mixture import Mixture
+from depthmix.mixture_norm import MixtureNorm, MoDENorm
 from depthmix.objective import Objective
-
-PAPER_MODE: dict[str, Any] = {
-    "r": 32,
-    "lora_alpha": 64,
-    "lora_dropout": 0.05,
-    "target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
-    "adapt": "below",
-    "late_layers": 3,
-    "router_init": "gaussian",
-    "router_input": "raw",
-    "distillation_weight": 1e-4,
-    "divergence": "reverse_kl",
-    "reduction": "mean",
-}
-"""The paper's settings (section 4.1), with LLM-Adapters' LoRA underneath."""
-
-PRESETS = {"paper": PAPER_MODE}
-"""Settings by name."""
-
-
-def _peft_type(name: str) -> PeftType:
-    """Add a member to PEFT's enumeration of methods, which is how other packages join it.
-
-    The name must not be part of "model" in lower case, or transformers takes every base weight
-    for an adapter's: "MODE" would be, "MODE_LORA" is not.
-    """
-    if name in PeftType.__members__:
-        return PeftType[name]
-    member = str.__new__(PeftType, name)
-    member._name_ = name
-    member.__dict__["_value_"] = name
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = member
-    PeftType._value2member_map_[name] = member
-    type.__setattr__(PeftType, name, member)
-    return member
-
-
-MODE_LORA = _peft_type("MODE_LORA")
-"""PEFT's name of the method."""
-
-
-@dataclass(kw_only=True)
-class MoDEConfig(MixtureConfig, LoraConfig):
-    """A `LoraConfig` with a mixture of depths on top.
-
-    All of `LoraConfig` is there (rank, targets, DoRA, rsLoRA, …) beside the mixture's options.
-    `target_modules=[]` trains the mixture alone.
-    """
-
-    adapt: Literal["all", "below"] = "below"
-    """Layers that get LoRA adapters: all of them (LoRA_all), or those below the first late layer
-    (the paper's LoRA_¬K, in which MoDE replaces the last layers' adapters)."""
-
-    base_num_hidden_layers: int | None = None
-    """Decoder layers of the model that the adapter was made for; filled in by PEFT."""
-
-    base_hidden_size: int | None = None
-    """Width of the model that the adapter was made for; filled in by PEFT."""
-
-    def __post_init__(self) -> None:
-        LoraConfig.__post_init__(self)
-        MixtureConfig.__post_init__(self)
-        if self.adapt not in ("all", "below"):
-            raise ValueError(f"`adapt` must be one of all, below, got {self.adapt!r}.")
-        self.peft_type = MODE_LORA
-        self.task_type = self.task_type or "CAUSAL_LM"
-
-    @classmethod
-    def from_lora(cls, lora_config: LoraConfig, **options: Any) -> MoDEConfig:
-        """Put a mixture on top of a LoRA configuration.
-
-        Args:
-            lora_config: Any LoRA configuration; it is not changed.
-            options: Fields of `MixtureConfig`, and `adapt`.
-
-        Returns:
-            The same adapters with a mixture.
-        """
-        fields = {
-            field.name: getattr(lora_config, field.name)
-            for field in dataclasses.fields(lora_config)
-            if field.init and field.name != "peft_type"
-        }
-        return cls(**{**fields, **options})
-
-    @classmethod
-    def from_preset(cls, preset: str, **options: Any) -> MoDEConfig:
-        """Start from named settings.
-
-        Args:
-            preset: `paper` for the paper's settings.
-            options: Fields that differ.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            ValueError: If there is no such preset.
-        """
-        if preset not in PRESETS:
-            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
-        return cls(**{**PRESETS[preset], **options})
-
-    def to_lora(self, model: PreTrainedModel) -> LoraConfig:
-        """Configure the same adapters in the same layers without the mixture, as a baseline.
-
-        Args:
-            model: The model to adapt; only its configuration is read.
-
-        Returns:
-            A plain LoRA configuration that names its target modules in full.
-        """
-        with torch.device("meta"):
-            shape = type(model)(model.config)
-        resolved = dataclasses.replace(self)
-        tuner = MoDEModel(shape, resolved, "default")
-        targets = [name for name in tuner.targeted_module_names if name != resolved.final_norm]
-        names = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
-        fields: dict[str, Any] = {name: getattr(self, name) for name in names - {"peft_type"}}
-        fields |= {"target_modules": targets, "target_parameters": resolved.target_parameters}
-        return LoraConfig(**fields)
-
-    def resolve(self, backbone: Backbone) -> None:
-        """Fill in what only the model tells, or check it for an adapter that knows already.
-
-        Raises:
-            ValueError: If the adapter was made for a model of another shape.
-        """
-        shape = (backbone.num_hidden_layers, backbone.hidden_size)
-        made_for = (self.base_num_hidden_layers, self.base_hidden_size)
-        if made_for != (None, None) and made_for != shape:
-            raise ValueError(
-                f"The adapter was made for a model of {made_for[0]} layers and width "
-                f"{made_for[1]}, and this one has {shape[0]} and {shape[1]}; load it on the model "
-                f"it was made for ({self.base_model_name_or_path or 'unnamed'})."
-            )
-        self.base_num_hidden_layers, self.base_hidden_size = shape
-        self.final_norm, self.decoder_layers = backbone.final_norm_name, backbone.layers_name
-        self.resolve_late_layers(backbone.num_hidden_layers)
-
-    def adapts(self, name: str) -> bool:
-        """Tell whether the layer that holds the module or parameter `name` gets adapters."""
-        prefix = f"{self.decoder_layers}."
-        if self.adapt == "all" or not name.startswith(prefix):
-            return True
-        layer = int(name.removeprefix(prefix).partition(".")[0]) + 1
-        assert self.base_num_hidden_layers is not None
-        return layer < self.resolve_late_layers(self.base_num_hidden_layers)[0]
 
 
 class MoDELayer(MixtureNorm, BaseTunerLayer):
@@ -251,15 +104,22 @@ class MoDEModel(LoraModel):
     tuner_layer_cls = (LoraLayer, MoDELayer)  # pyrefly: ignore[bad-assignment]
 
     def _prepare_adapter_config(self, peft_config: MoDEConfig, model_config: dict) -> MoDEConfig:
+        """Fill in and check a copy of the configuration; the user's own serves other models too."""
+        peft_config.check_base(self.model)
         backbone = self._find_backbone(peft_config)
+        name = next(name for name, c in self.peft_config.items() if c is peft_config)
+        peft_config = self.peft_config[name] = copy.copy(peft_config)
         peft_config = super()._prepare_adapter_config(peft_config, model_config)
         peft_config.resolve(backbone)
+        modules = [name for name, _ in self.model.named_modules()]
+        parameters = [n.replace(".base_layer.", ".") for n, _ in self.model.named_parameters()]
+        _check_targets("target_modules", peft_config.target_modules, modules)
+        _check_targets("target_parameters", peft_config.target_parameters, parameters)
         if peft_config.target_parameters:
             peft_config.target_parameters = [
                 name
-                for name, _ in self.model.named_parameters()
-                if peft_config.adapts(name)
-                and any(f".{name}".endswith(f".{t}") for t in peft_config.target_parameters)
+                for name in parameters
+                if peft_config.adapts(name) and _is_target(name, peft_config.target_parameters)
             ]
         return peft_config
 
@@ -279,7 +139,7 @@ class MoDEModel(LoraModel):
         if key == peft_config.final_norm:
             return True
         found = LoraModel._check_target_module_exists(peft_config, key)
-        return found if found and peft_config.adapts(key) else found and False
+        return False if found and not peft_config.adapts(key) else found
 
     def _create_and_replace(
         self,
@@ -304,6 +164,11 @@ class MoDEModel(LoraModel):
             )
             return
         layer = target
+        if isinstance(layer, MoDENorm):
+            raise RuntimeError(
+                "The model has an attached or merged mixture already; call `detach(model)` before "
+                "it gets a MoDE adapter."
+            )
         if not isinstance(layer, MoDELayer):
             layer = MoDELayer(self._find_backbone(lora_config))
             layer.train(target.training)
@@ -327,12 +192,10 @@ class MoDEModel(LoraModel):
         remapped = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        marker = f".{adapter_name}"
         missing = [
             name
             for name, _ in model.named_parameters()
-            if ".lora_" in name
-            and (f"{marker}." in name or name.endswith(marker))
+            if _belongs_to(name, adapter_name)
             and name not in remapped
             and f"base_model.model.{name}" not in remapped
         ]
@@ -342,6 +205,14 @@ class MoDEModel(LoraModel):
                 f"{missing[0]}); it is damaged or was made with other options: save it again."
             )
         return remapped
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and activate another where it was the active one."""
+        super().delete_adapter(adapter_name)
+        # PEFT asks the first adapted layer, which need not have all adapters; the mixture has.
+        norm = find_mixture_norm(self.model)
+        if isinstance(norm, MoDELayer) and norm.active_adapters:
+            self.set_adapter(norm.active_adapters)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -374,6 +245,55 @@ class MoDEModel(LoraModel):
             "`add_weighted_adapter` cannot combine mixtures; combine plain LoRA adapters before "
             "a mixture is trained on top."
         )
+
+
+def _belongs_to(parameter_name: str, adapter_name: str) -> bool:
+    """Tell whether a parameter of the model is part of an adapter."""
+    return f".lora_mode.{adapter_name}." in parameter_name or (
+        ".lora_" in parameter_name and adapter_name in parameter_name.split(".")[-2:]
+    )
+
+
+def _is_target(name: str, targets: Iterable[str]) -> bool:
+    """Tell whether a module or parameter is named by its end, as PEFT names targets."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _check_targets(argument: str, targets: Any, names: list[str]) -> None:
+    """Refuse targets that match nothing; PEFT would not notice, since the final norm matches."""
+    if not targets:
+        return
+    if isinstance(targets, str):
+        shorthand = targets.lower() == "all-linear"
+        unmatched = [] if shorthand or any(re.fullmatch(targets, n) for n in names) else [targets]
+    else:
+        unmatched = sorted(t for t in targets if not any(_is_target(n, [t]) for n in names))
+    if unmatched:
+        raise ValueError(
+            f"`{argument}` must name parts of the model, and it has none called "
+            f"{', '.join(unmatched)}; `print(model)` shows the names."
+        )
+
+
+def to_lora(config: MoDEConfig, model: PreTrainedModel) -> LoraConfig:
+    """Configure the same adapters in the same layers without the mixture, as a baseline.
+
+    Args:
+        config: Adapters and mixture.
+        model: The model to adapt; only its configuration is read.
+
+    Returns:
+        A plain LoRA configuration that names its targets in full.
+    """
+    with torch.device("meta"):
+        shape = type(model)(model.config)
+    tuner = MoDEModel(shape, config, "default")
+    resolved: Any = tuner.peft_config["default"]
+    names = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
+    fields: dict[str, Any] = {name: getattr(config, name) for name in names - {"peft_type"}}
+    targets = [name for name in tuner.targeted_module_names if name != resolved.final_norm]
+    fields |= {"target_modules": targets, "target_parameters": resolved.target_parameters}
+    return LoraConfig(**fields)
 
 
 def register() -> None:

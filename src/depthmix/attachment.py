@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.config import MixtureConfig
-from depthmix.mixture import Mixture, MixtureNorm, MoDENorm
+from depthmix.mixture import Mixture
+from depthmix.mixture_norm import MixtureNorm, MoDENorm
 from depthmix.objective import Objective
 
 
@@ -18,7 +19,9 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
     """Put a new mixture in the place of the model's final norm, for example to tune all weights.
 
     The model is changed in place and goes on working as before, with the ensemble's predictions;
-    its other parameters stay trainable or frozen as they were.
+    its other parameters stay trainable or frozen as they were. Save it with `depthmix.save`. For
+    LoRA under the mixture use `MoDEConfig` instead: a plain LoRA adapter over an attached mixture
+    would freeze it, and its file would not bring it back.
 
     Args:
         model: A decoder-only language model.
@@ -54,7 +57,7 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
         late_layers=late_layers,
         hidden_size=backbone.hidden_size,
     )
-    mixture.to(backbone.head_weight.device, torch.float32)
+    mixture.to(next(backbone.final_norm.parameters(), backbone.head_weight).device, torch.float32)
     return install(backbone, mixture)
 
 

@@ -124,7 +124,8 @@ def find_backbone(
         model: A decoder-only language model with its head.
         final_norm: Full name of the final norm, where the search fails.
         decoder_layers: Full name of the `ModuleList` of layers, where the search fails.
-        probe: Verify what was found on three tokens. Models on the meta device are not probed.
+        probe: Verify what was found on three tokens, where the weights are there to do it: not on
+            the meta device, and not while DeepSpeed has them partitioned.
 
     Returns:
         The parts, all verified.
@@ -174,7 +175,8 @@ def find_backbone(
         soft_cap=getattr(config, "final_logit_softcapping", None),
         model=model,
     )
-    if probe and not any(parameter.is_meta for parameter in model.parameters()):
+    absent = any(p.is_meta or not p.numel() for p in model.parameters())  # meta, or ZeRO-3
+    if probe and not absent:
         _probe(backbone)
     return backbone
 
@@ -233,7 +235,8 @@ def _logit_scale(config: PretrainedConfig) -> float:
     for name, factor in LOGIT_FACTORS.items():
         value = getattr(config, name, None)
         if value is not None:
-            scale *= factor(value)
+            inverted = name == "logits_scaling" and config.model_type == "hyperclovax"
+            scale *= value if inverted else factor(value)
     return scale
 
 
@@ -268,7 +271,7 @@ def _probe(backbone: Backbone) -> None:
             f"next and then to `{backbone.final_norm_name}`, so its depths cannot be mixed; if "
             "another module is the final norm, pass its name as `final_norm`."
         )
-    predicted = backbone.unembed(left[-1])
+    predicted = backbone.unembed(left[-1]).to(logits.device)
     if not torch.allclose(predicted.float(), logits.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"The logits of {kind} are not its head applied to the output of "

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthmix.attachment import attach, find_mixture_norm
 from depthmix.config import MixtureConfig
-from depthmix.mixture import MoDENorm
+from depthmix.mixture_norm import MoDENorm
 
 MIXTURE_CONFIG_NAME = "mixture_config.json"
 """File of the mixture's options, beside the model's own `config.json`."""

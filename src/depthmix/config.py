@@ -131,7 +131,11 @@ class MixtureConfig:
                     f"got {self.late_layers}."
                 )
             return
-        layers = self.late_layers = [int(layer) for layer in self.late_layers]
+        if not all(isinstance(layer, int) for layer in self.late_layers):
+            raise TypeError(
+                f"`late_layers` must be a list of whole layer numbers, got {self.late_layers}."
+            )
+        layers = self.late_layers = list(self.late_layers)
         increasing = all(a < b for a, b in pairwise(layers))
         if not layers or layers[0] < 1 or not increasing:
             raise ValueError(

@@ -85,7 +85,7 @@ def check_label_tokens(dataset: datasets.Dataset, num_records: int) -> None:
 
     TRL silently drops records whose prompt alone fills `max_length`. The column `record` of
     `to_training_dataset` passes through its preparation and tells which are missing. Packed data
-    has no such column; there nothing is cut off.
+    has no such column; nothing is checked there.
 
     Args:
         dataset: `train_dataset` of an `SFTTrainer`, tokenised.

@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import get_peft_model
 
-from depthmix.adapter import MoDEConfig
+from depthmix.adapter_config import MoDEConfig
 from depthmix.backbone import find_backbone
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model

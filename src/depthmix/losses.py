@@ -12,13 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from depthmix.backbone import Backbone
-from depthmix.config import IGNORE_INDEX, MixtureConfig
+from depthmix.config import IGNORE_INDEX
 from depthmix.mixture import Routes, mix
 
 
 @dataclass(frozen=True)
 class MixtureLoss:
-    """The two terms of the objective for one batch, in nats."""
+    """The two terms of the objective for one batch, in nats.
+
+    Under gradient accumulation each is this micro-batch's share of the accumulated batch's value.
+    """
 
     task: Float[Tensor, ""]
     """Cross-entropy of the mixture, `L_task`."""
@@ -29,11 +32,14 @@ class MixtureLoss:
     total: Float[Tensor, ""]
     """`L_task + λ L_distill`, what the optimiser sees."""
 
+    num_tokens: int
+    """Label tokens of this batch."""
+
+    num_items: float
+    """Label tokens of the whole accumulated batch."""
+
     weight_per_token: float
     """What one nat of divergence at a token weighs against one nat of its cross-entropy."""
-
-    whole_over_part: Float[Tensor, ""]
-    """Label tokens of the whole accumulated batch over those of this one."""
 
 
 def divergence(
@@ -83,29 +89,13 @@ def label_positions(
     return mask, labels[mask]
 
 
-def distillation_weight_per_token(
-    config: MixtureConfig, *, num_tokens: int, num_sequences: int
-) -> float:
-    """Weigh one token's divergence against the same token's cross-entropy, which has 1 / tokens.
-
-    Args:
-        config: The mixture's options; λ and its reduction count here.
-        num_tokens: Label tokens of the batch.
-        num_sequences: Sequences of the batch.
-
-    Returns:
-        λ for `mean`, λ times the tokens per sequence for `batchmean`, λ times the tokens for `sum`.
-    """
-    share = {"mean": 1.0, "batchmean": num_tokens / num_sequences, "sum": float(num_tokens)}
-    return config.distillation_weight * share[config.reduction]
-
-
 def mixture_loss(
     routes: Routes,
     backbone: Backbone,
     labels: Int[Tensor, "batch seq"],
     *,
     num_items_in_batch: Tensor | int | None = None,
+    num_sequences_in_batch: int | None = None,
     shifted: bool = False,
 ) -> MixtureLoss:
     r"""Compute the objective of a batch, plainly.
@@ -121,39 +111,43 @@ def mixture_loss(
         labels: Token ids, `IGNORE_INDEX` where a token does not count.
         num_items_in_batch: Label tokens of the whole accumulated batch, over which the task loss
             is averaged; `None` averages over this batch's own.
+        num_sequences_in_batch: Sequences of the whole accumulated batch, for `batchmean`; `None`
+            takes this batch's sequences, scaled by its share of the label tokens.
         shifted: Whether the labels are already shifted by one.
 
     Returns:
-        Both terms and their weighted sum, in nats. Under gradient accumulation each is this
-        micro-batch's share. Without a label token all are zero, and still differentiable.
+        Both terms and their weighted sum, in nats. Without a label token all are zero, and still
+        differentiable.
     """
     config = routes.mixture.config
+    device, dtype = backbone.head_weight.device, backbone.head_weight.dtype
     mask, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
-    weights = routes.weights[mask]  # (N, k)
-    dtype = backbone.head_weight.dtype
-    projected = tuple(backbone.project(state[mask].to(dtype)).float() for state in routes.states)
-    logits = mix(projected, weights)  # (N, V)
-    num_tokens = max(len(targets), 1)
-    num_items = num_tokens if num_items_in_batch is None else num_items_in_batch
-    whole_over_part = torch.as_tensor(num_items / num_tokens, device=weights.device)
-    task = F.cross_entropy(backbone.cap(logits), targets.to(logits.device), reduction="sum")
-    task = task / num_items
+    weights = routes.weights[mask].to(device)  # (N, k)
+    states = tuple(state[mask].to(device, dtype) for state in routes.states)  # k × (N, d)
+    num_tokens = len(targets)
+    num_items = float(num_items_in_batch) if num_items_in_batch is not None else float(num_tokens)
+    num_items = max(num_items, 1.0)
+    num_sequences = num_sequences_in_batch or len(labels) * num_items / max(num_tokens, 1)
+    denominator = {"mean": num_items, "batchmean": num_sequences, "sum": 1.0}[config.reduction]
 
-    weight_per_token = distillation_weight_per_token(
-        config, num_tokens=num_tokens, num_sequences=len(labels)
+    distilled = config.distillation_weight > 0
+    # Without distillation one head product is enough: the head of the mixture.
+    mixed = (mix(states, weights).to(dtype),)
+    projected = tuple(backbone.project(x).float() for x in (states if distilled else mixed))
+    logits = mix(projected, weights) if distilled else projected[0]  # (N, V)
+    targets = targets.to(logits.device)
+    task = F.cross_entropy(backbone.cap(logits), targets, reduction="sum") / num_items
+    distillation = torch.zeros_like(task)
+    if distilled:
+        *late, final = [backbone.cap(part).log_softmax(-1) for part in projected]
+        for log_probs in late:
+            per_token = divergence(log_probs, final.detach(), config.divergence)  # (N,)
+            distillation = distillation + per_token.sum() / denominator
+    return MixtureLoss(
+        task=task,
+        distillation=distillation,
+        total=task + config.distillation_weight * distillation,
+        num_tokens=num_tokens,
+        num_items=num_items,
+        weight_per_token=config.distillation_weight * num_items / denominator,
     )
-    if config.distillation_weight == 0:
-        return MixtureLoss(task, torch.zeros_like(task), task, weight_per_token, whole_over_part)
-    *late, final = [backbone.cap(part).log_softmax(-1) for part in projected]
-    summed = sum(
-        (divergence(log_probs, final.detach(), config.divergence).sum() for log_probs in late),
-        start=torch.zeros_like(task),
-    )
-    # A micro-batch counts by its share of the accumulated batch's tokens, as in the task loss.
-    distillation = summed / num_items
-    if config.reduction == "batchmean":
-        distillation = distillation * (num_tokens / len(labels))
-    elif config.reduction == "sum":
-        distillation = summed
-    total = task + config.distillation_weight * distillation
-    return MixtureLoss(task, distillation, total, weight_per_token, whole_over_part)

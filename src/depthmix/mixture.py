@@ -1,23 +1,20 @@
-"""The mixture of depths: late norms, router, and the module that stands for the final norm."""
+"""The mixture of depths: a router, late norms, and how they predict together."""
 
 from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import align_module_device
 from jaxtyping import Float
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 
-from depthmix.backbone import Backbone
-from depthmix.capture import HiddenStateCapture
 from depthmix.config import MixtureConfig
 
 ROUTER_STD = 0.02
@@ -85,6 +82,19 @@ def mix(
     return mixed
 
 
+class Router(nn.Linear):
+    """The router's product `x W_g`, in float32 whatever its weight's dtype or autocast.
+
+    It is a module of its own so that sharded weights are gathered when it is called.
+    """
+
+    def forward(self, input: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch routes"]:
+        """Give one logit per route, float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(input.float(), self.weight.float(), bias)
+
+
 class Mixture(nn.Module):
     """The trainable part of MoDE: one norm per late layer and a router.
 
@@ -96,7 +106,7 @@ class Mixture(nn.Module):
     """
 
     norms: nn.ModuleDict
-    router: nn.Linear
+    router: Router
 
     def __init__(
         self,
@@ -113,7 +123,7 @@ class Mixture(nn.Module):
         own += [late_layers[-1]] if config.train_final_norm else []
         self.norms = nn.ModuleDict({str(layer): _copy_norm(final_norm) for layer in own})
         num_routes, identity = len(late_layers), config.router_init == "identity"
-        self.router = nn.Linear(hidden_size, num_routes, bias=identity)
+        self.router = Router(hidden_size, num_routes, bias=identity)
         with torch.no_grad():
             if identity:
                 rest = (1 - IDENTITY_SHARE) / max(num_routes - 1, 1)
@@ -139,15 +149,11 @@ class Mixture(nn.Module):
         Returns:
             Routing weights, float32, summing to one over the routes.
         """
-        with torch.autocast(router_input.device.type, enabled=False):
-            x = router_input.float()
-            if self.config.router_input == "normed":
-                x = F.rms_norm(x, x.shape[-1:])
-            bias = None if self.router.bias is None else self.router.bias.float()
-            logits = F.linear(x, self.router.weight.float(), bias)
-            return route(
-                logits, top_k=self.config.top_k, temperature=self.config.router_temperature
-            )
+        x = router_input.float()
+        if self.config.router_input == "normed":
+            x = F.rms_norm(x, x.shape[-1:])
+        logits = self.router(x)
+        return route(logits, top_k=self.config.top_k, temperature=self.config.router_temperature)
 
     def norm(
         self,
@@ -181,125 +187,8 @@ class Mixture(nn.Module):
         return Routes(states, self.weigh(hidden_states[self.late_layers[0] - 1]), self)
 
 
-class MixtureNorm(nn.Module, ABC):
-    """Stands where the model's final norm stood, and returns the mixture `Σ G_i N_i(h_i)`.
-
-    Everything behind the final norm (head, loss, `generate`, cache) stays as it is. Subclasses
-    say which mixtures there are and which one is active.
-
-    Args:
-        backbone: The model's parts; its final norm `N_p` is kept as `base_layer`.
-    """
-
-    base_layer: nn.Module
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.base_layer = backbone.final_norm
-        self.backbone = backbone
-        self.capture = HiddenStateCapture()
-        self.listener: Callable[[Routes], None] | None = None
-        self.objective: Any = None
-
-    @property
-    @abstractmethod
-    def active_mixture(self) -> Mixture | None:
-        """The mixture that predicts now, or None for the base model."""
-
-    def watch(self, mixtures: Iterable[Mixture]) -> None:
-        """Capture the hidden states that these mixtures read, and no others from now on."""
-        depths = {depth for mixture in mixtures for depth in mixture.depths}
-        self.capture.watch(self.backbone.layers, depths)
-
-    @property
-    def forward(self) -> Callable[..., Tensor]:
-        """The forward pass, as a property.
-
-        Liger-Kernel patches whatever stands at the final norm's place by writing `forward` into
-        its `__dict__`. A property wins over that; a plain method would be bypassed in silence.
-        """
-        return self.__dict__.get("_replaced_forward", self._mix)
-
-    @forward.setter
-    def forward(self, function: Callable[..., Tensor]) -> None:
-        """Let accelerate wrap the forward pass, which it does by assignment."""
-        self.__dict__["_replaced_forward"] = function
-
-    @forward.deleter
-    def forward(self) -> None:
-        self.__dict__.pop("_replaced_forward", None)
-
-    def _mix(
-        self, hidden_states: Float[Tensor, "batch seq hidden"]
-    ) -> Float[Tensor, "batch seq hidden"]:
-        captured = self.capture.take()
-        mixture = self.active_mixture
-        if mixture is None:
-            return self.base_layer(hidden_states)
-        # Layers may sit on several devices; the mixture lives beside the final norm.
-        captured = {
-            depth: captured[depth].to(hidden_states.device)
-            for depth in mixture.depths
-            if depth in captured
-        }
-        if len(captured) < len(mixture.depths):
-            return self._exit_early(mixture, hidden_states, num_captured=len(captured))
-        routes = mixture({**captured, mixture.late_layers[-1]: hidden_states}, self.base_layer)
-        if self.listener is not None:
-            self.listener(routes)
-        final_is_pretrained = str(mixture.late_layers[-1]) not in mixture.norms
-        dtype = routes.states[-1].dtype if final_is_pretrained else self._dtype(hidden_states)
-        return mix(routes.states, routes.weights).to(dtype)
-
-    def _exit_early(
-        self,
-        mixture: Mixture,
-        hidden_states: Float[Tensor, "batch seq hidden"],
-        *,
-        num_captured: int,
-    ) -> Float[Tensor, "batch seq hidden"]:
-        """Answer for a pass that stopped early with the norm of the layer it stopped at.
-
-        `generate(assistant_early_exit=…)` drafts by truncating the layer loop. The depths seen
-        tell where it stopped: the residual stream that arrives is the next late layer's.
-        """
-        if self.training:
-            raise RuntimeError(
-                f"Only {num_captured} of the {len(mixture.depths)} hidden states of the mixture "
-                "were seen; all layers must run in training, in one process and thread."
-            )
-        if num_captured == 0:
-            return self.base_layer(hidden_states)
-        layer = mixture.late_layers[num_captured - 1]
-        normed = mixture.norm(layer, hidden_states, self.base_layer)
-        return normed.to(self._dtype(hidden_states))
-
-    def _dtype(self, hidden_states: Tensor) -> torch.dtype:
-        """Dtype that the base norm would return, found on no tokens at all."""
-        return self.base_layer(hidden_states[:, :0]).dtype
-
-
-class MoDENorm(MixtureNorm):
-    """A mixture in place of the final norm, without PEFT.
-
-    Args:
-        backbone: The model's parts.
-        mixture: The mixture that predicts.
-    """
-
-    def __init__(self, backbone: Backbone, mixture: Mixture) -> None:
-        super().__init__(backbone)
-        self.mixture = mixture
-        self.watch([mixture])
-
-    @property
-    def active_mixture(self) -> Mixture:
-        """The one mixture."""
-        return self.mixture
-
-
 def _copy_norm(final_norm: nn.Module) -> nn.Module:
     """Copy a pretrained norm: its values as the start, none of its hooks, ready to train."""
-    with gather_params_ctx(list(final_norm.parameters())):
+    with gather_params_ctx(list(final_norm.parameters())), align_module_device(final_norm):
         norm = copy.deepcopy(final_norm)
     return remove_hook_from_module(norm, recurse=True).requires_grad_(True)

@@ -12,24 +12,31 @@ from torch import Tensor, nn
 
 from depthmix.capture import PassState
 from depthmix.losses import MixtureLoss, label_positions, mixture_loss
-from depthmix.mixture import MixtureNorm, Routes
+from depthmix.mixture import Routes
+from depthmix.mixture_norm import MixtureNorm
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one training forward pass measured."""
+    """What one training forward pass measured, over this pass's own label tokens."""
 
-    loss: MixtureLoss
-    """Both terms of the objective, this pass's share of an accumulated batch."""
+    missing: Float[Tensor, ""] | None
+    """Weighted distillation term that the model's returned loss lacks, with its graph, or None."""
+
+    num_tokens: int
+    """Label tokens."""
 
     task_loss: Float[Tensor, ""]
-    """Cross-entropy of the ensemble in nats, mean over this pass's label tokens."""
+    """Cross-entropy of the ensemble in nats, mean over label tokens."""
 
     distillation_loss: Float[Tensor, ""]
-    """Divergence of the late layers in nats, reduced over this pass as the mixture says."""
+    """Divergence of the late layers in nats, reduced as the mixture says."""
 
     distillation_weight: float
     """λ."""
+
+    weight_per_token: float
+    """What one nat of divergence at a token weighs against one nat of its cross-entropy."""
 
     routing_weights: Float[Tensor, " routes"]
     """Routing weight of each route, mean over label tokens."""
@@ -39,9 +46,6 @@ class Step:
 
     late_layers: tuple[int, ...]
     """Layers of the routes."""
-
-    distilled: bool
-    """Whether the loss that the model returned holds the distillation term already."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Request:
 
     num_items_in_batch: Tensor | int | None
     """Label tokens of the whole accumulated batch."""
+
+    num_sequences_in_batch: int | None
+    """Sequences of the whole accumulated batch."""
 
     shifted: bool
     """Whether the labels are already shifted by one."""
@@ -110,8 +117,10 @@ class Objective:
         self._requests.here["request"] = Request(
             labels=shift_labels if shifted else labels,
             num_items_in_batch=kwargs.pop("num_items_in_batch", None),
+            num_sequences_in_batch=kwargs.pop("num_sequences_in_batch", None),
             shifted=shifted,
         )
+        kwargs["return_dict"] = True
         return args, kwargs if self._keeps_logits else {**kwargs, "logits_to_keep": 1}
 
     def _keep(self, routes: Routes) -> None:
@@ -123,11 +132,17 @@ class Objective:
         routes: Routes | None = self._routes.take().get("routes")
         request: Request | None = self._requests.take().get("request")
         asked = request is not None
+        if asked and (routes is None or request.labels is None):
+            raise RuntimeError(
+                "`mixture_loss=True` needs `labels`, a mixture that is active, training mode and "
+                "gradients; leave it out of any other pass."
+            )
         if request is None:
             shifted = kwargs.get("shift_labels") is not None
             request = Request(
                 labels=kwargs["shift_labels"] if shifted else kwargs.get("labels"),
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
+                num_sequences_in_batch=None,
                 shifted=shifted,
             )
         if routes is None or request.labels is None:
@@ -137,16 +152,17 @@ class Objective:
             self.norm.backbone,
             request.labels,
             num_items_in_batch=request.num_items_in_batch,
+            num_sequences_in_batch=request.num_sequences_in_batch,
             shifted=request.shifted,
         )
+        term = loss.total - loss.task
         fused = bool(kwargs.get("fused_lm_head"))
-        self._steps.here["step"] = self._measure(routes, loss, request, distilled=not fused)
+        self._steps.here["step"] = self._measure(routes, loss, request, term if fused else None)
         if fused:
             return output
         if asked:
             output["loss"] = loss.total
             return output
-        term = routes.mixture.config.distillation_weight * loss.distillation
         if isinstance(output, tuple):
             return (output[0] + term, *output[1:])
         output["loss"] = output["loss"] + term
@@ -154,20 +170,22 @@ class Objective:
 
     @staticmethod
     @torch.no_grad()
-    def _measure(routes: Routes, loss: MixtureLoss, request: Request, *, distilled: bool) -> Step:
+    def _measure(
+        routes: Routes, loss: MixtureLoss, request: Request, missing: Tensor | None
+    ) -> Step:
         assert request.labels is not None
         labels = request.labels.to(routes.weights.device)
         mask, _ = label_positions(labels, shifted=request.shifted)
-        weights = routes.weights[mask]  # (N, k)
-        config = routes.mixture.config
-        scale = 1 if config.reduction == "sum" else loss.whole_over_part
+        weights = routes.weights.detach()[mask].to(loss.task.device)  # (N, k)
+        whole_over_part = loss.num_items / max(loss.num_tokens, 1)
         return Step(
-            loss=loss,
-            task_loss=loss.task.detach() * loss.whole_over_part,
-            distillation_loss=loss.distillation.detach() * scale,
-            distillation_weight=config.distillation_weight,
+            missing=missing,
+            num_tokens=loss.num_tokens,
+            task_loss=loss.task.detach() * whole_over_part,
+            distillation_loss=loss.distillation.detach() * whole_over_part,
+            distillation_weight=routes.mixture.config.distillation_weight,
+            weight_per_token=loss.weight_per_token,
             routing_weights=weights.mean(0),
             routing_entropy=torch.special.entr(weights).sum(-1).mean(),
             late_layers=routes.mixture.late_layers,
-            distilled=distilled,
         )

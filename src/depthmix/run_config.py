@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic_core import to_jsonable_python
 
-from depthmix.adapter import PRESETS, MoDEConfig
+from depthmix.adapter_config import PRESETS, MoDEConfig
 from depthmix.options import build_section, read_options, suggest, underscored
 
 Template = Literal["auto", "plain", "alpaca", "chat"]
@@ -123,7 +123,7 @@ class RunConfig:
     """`lora` trains the same adapters without the mixture: the baseline."""
 
     preset: Literal["paper"] | None = None
-    """`paper` takes the paper's settings where neither file nor command line says otherwise."""
+    """`paper`: `load_run_config` takes the paper's settings where nothing says otherwise."""
 
     mode: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `depthmix.MoDEConfig`, which has all of PEFT's `LoraConfig`."""
@@ -132,6 +132,13 @@ class RunConfig:
     """Keyword arguments of `trl.SFTConfig`."""
 
     evaluation: EvaluationSection | None = None
+
+    def __post_init__(self) -> None:
+        if "output_dir" not in self.training:
+            raise ValueError(
+                "`training` must hold `output_dir`, the folder of the run; `load_run_config` "
+                "fills it in."
+            )
 
 
 def load_run_config(

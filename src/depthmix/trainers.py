@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,17 +30,36 @@ class MoDETrainerMixin(MixinBase):
     mixture trains as it would without the mixin. A loss or gradient that is not finite stops the
     run before it can reach the weights, so the last checkpoint is a good one.
 
-    Logged beside the trainer's own values, per logging interval: `task_loss` (nats per label
-    token), `distillation_loss` (nats, reduced as the mixture's `reduction` says),
-    `distillation_share` (its weighted part of the loss, 0 to 1), `distillation_weight_per_token`
-    (what a nat of divergence at a token weighs against a nat of its cross-entropy),
-    `routing_entropy` (nats) and `routing_weight/layer_<i>` (mean over label tokens).
+    Logged, per logging interval: `task_loss` (nats per label token), `distillation_loss` (nats,
+    reduced as the mixture's `reduction` says), `distillation_share` (its weighted part of the loss,
+    0 to 1), `distillation_weight_per_token` (what a nat of divergence at a token weighs against a
+    nat of its cross-entropy), `routing_entropy` (nats) and `routing_weight/layer_<i>` (mean over
+    label tokens). `SFTTrainer`'s own entropy and token accuracy are made by the pass that the
+    objective replaces; they appear in evaluation only.
+
+    Raises:
+        RuntimeError: If one process is to drive several GPUs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._steps: list[Step] = []
         self.add_callback(FiniteGradients())
+        norm = find_mixture_norm(self.model) if self.model is not None else None
+        mixture = norm.active_mixture if norm is not None else None
+        if mixture is None:
+            return
+        if self.args.n_gpu > 1:
+            raise RuntimeError(
+                f"A mixture cannot be trained on {self.args.n_gpu} GPUs by one process; start "
+                "one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
+            )
+        if mixture.config.top_k == 1 and mixture.config.num_routes > 1:
+            warnings.warn(
+                "`top_k=1` gives the router no gradient, since its only weight is one; train with "
+                "more routes and set `top_k=1` afterwards, unless a fixed random router is meant.",
+                stacklevel=2,
+            )
 
     def compute_loss(
         self,
@@ -62,15 +84,13 @@ class MoDETrainerMixin(MixinBase):
         else:
             if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
                 inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-            if self._is_cross_entropy(self.model):
-                outputs = model(**{**inputs, "mixture_loss": True, "use_cache": False})
-                loss = outputs["loss"] * self._num_ranks(num_items_in_batch)
-                self._steps.append(norm.objective.take())
+            if self._is_cross_entropy(super().compute_loss):
+                loss, outputs = self._mixture_loss(model, inputs)
             else:
                 result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
                 loss, outputs = result if isinstance(result, tuple) else (result, None)
-                term = self._missing_distillation(norm.objective.take(), mixture)
-                loss = loss + term * self._num_ranks(num_items_in_batch)
+            scale = self._num_ranks() if num_items_in_batch is not None else 1
+            loss = loss + scale * self._missing_distillation(norm.objective.take(), mixture)
         if training and not torch.isfinite(loss):
             raise FloatingPointError(_diverged(f"loss became {float(loss)}", self.args))
         return (loss, outputs) if return_outputs else loss
@@ -81,35 +101,50 @@ class MoDETrainerMixin(MixinBase):
             logs = {**logs, **self._measurements()}
         super().log(logs, start_time)
 
-    def _is_cross_entropy(self, model: Any) -> bool:
+    def _is_cross_entropy(self, compute_loss: Callable[..., Any]) -> bool:
         """Tell whether the host trainer's loss is the cross-entropy of the labels and no more."""
+        model: Any = self.model
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
         return (
-            self.label_smoother is None
+            getattr(compute_loss, "__func__", None)
+            in (Trainer.compute_loss, SFTTrainer.compute_loss)
+            and not getattr(parallelism, "sp_enabled", False)
+            and self.label_smoother is None
             and self.compute_loss_func is None
             and getattr(self.args, "loss_type", "nll") == "nll"
             and not getattr(self, "aux_loss_enabled", False)
             and not getattr(model.config.get_text_config(), "output_router_logits", False)
         )
 
-    def _num_ranks(self, num_items_in_batch: Tensor | int | None) -> int:
-        """Undo the averaging of gradients over ranks for a loss that counts all ranks' tokens."""
-        if num_items_in_batch is None or not self.args.average_tokens_across_devices:
+    def _mixture_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Let the mixture's objective stand for the model's loss."""
+        accumulated = "num_items_in_batch" in inputs
+        if accumulated:
+            num_batches = self.current_gradient_accumulation_steps * self._num_ranks()
+            num_sequences = num_batches * len(next(iter(inputs.values())))
+            inputs = {**inputs, "num_sequences_in_batch": num_sequences}
+        outputs = model(**{**inputs, "mixture_loss": True, "use_cache": False})
+        return outputs["loss"] * (self._num_ranks() if accumulated else 1), outputs
+
+    def _num_ranks(self) -> int:
+        """Ranks whose tokens the loss counts, whose averaging of gradients must be undone."""
+        if not self.args.average_tokens_across_devices:
             return 1
-        return max(self.accelerator.num_processes // self.get_tp_size(), self.args.n_gpu, 1)
+        return self.accelerator.num_processes // self.get_tp_size()
 
     def _missing_distillation(self, step: Step | None, mixture: Mixture) -> Tensor | float:
-        """Give the weighted distillation term, unless the host trainer's loss holds it already."""
-        weight = mixture.config.distillation_weight
+        """Give the weighted distillation term where the host trainer's loss lacks it."""
         if step is None:
-            if weight == 0:
+            if mixture.config.distillation_weight == 0:
                 return 0.0
             raise RuntimeError(
                 "The distillation loss needs `labels` in the model's forward pass, and this "
                 "trainer keeps them back; drop `label_smoothing_factor` and `compute_loss_func`, "
                 "or set `distillation_weight=0`."
             )
-        self._steps.append(step)
-        return 0.0 if step.distilled else weight * step.loss.distillation
+        if step.num_tokens:
+            self._steps.append(replace(step, missing=None))  # its graph must not outlive the step
+        return 0.0 if step.missing is None else step.missing
 
     def _measurements(self) -> dict[str, float]:
         """Average the steps since the last log, over all processes, and forget them."""
@@ -128,7 +163,7 @@ class MoDETrainerMixin(MixinBase):
         values = self.accelerator.reduce(torch.stack(rows).mean(0), reduction="mean").tolist()
         task, distillation, entropy, *weights = values
         weighted = steps[-1].distillation_weight * distillation
-        per_token = sum(step.loss.weight_per_token for step in steps) / len(steps)
+        per_token = sum(step.weight_per_token for step in steps) / len(steps)
         return {
             "task_loss": task,
             "distillation_loss": distillation,
@@ -149,8 +184,11 @@ class FiniteGradients(TrainerCallback):
         """Check every gradient; loss scaling for float16 handles infinities by itself."""
         if args.fp16:
             return
-        for name, parameter in kwargs["model"].named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+        gradients = {n: p.grad for n, p in kwargs["model"].named_parameters() if p.grad is not None}
+        if torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
+            return
+        for name, gradient in gradients.items():
+            if not torch.isfinite(gradient).all():
                 raise FloatingPointError(_diverged(f"gradient of {name} is not finite", args))
 
 

@@ -19,13 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
-from depthmix.adapter import MoDEConfig
+from depthmix.adapter import to_lora
+from depthmix.adapter_config import MoDEConfig
 from depthmix.data import check_label_tokens, load_evaluation_records, to_training_dataset
 from depthmix.evaluation import Evaluation, choice_likelihood, exact_match
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model, load_tokenizer
 from depthmix.records import load_records
-from depthmix.run_config import EvaluationSection, RunConfig, save_run_config
+from depthmix.run_config import RUN_CONFIG_NAME, EvaluationSection, RunConfig, save_run_config
 from depthmix.trainers import MoDESFTTrainer
 
 RESULTS_NAME = "results.json"
@@ -118,9 +119,12 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
     tuned = trainer.model
     assert isinstance(tuned, PeftModel)
     ledger = parameter_ledger(tuned, first_late_layer=first_late_layer)
-    if overwrite and output_dir.exists():
-        shutil.rmtree(output_dir)
-    save_run_config(config, output_dir)
+    is_main = trainer.is_world_process_zero()
+    if is_main:
+        if overwrite and output_dir.exists():
+            shutil.rmtree(output_dir)
+        save_run_config(config, output_dir)
+    trainer.accelerator.wait_for_everyone()
 
     before = None
     if config.evaluation is not None and config.evaluation.before and items is not None:
@@ -142,7 +146,8 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         before=before,
         after=after,
     )
-    _save_results(result)
+    if is_main:
+        _save_results(result)
     return result
 
 
@@ -179,7 +184,7 @@ def _adapters(config: RunConfig, model: PreTrainedModel) -> tuple[LoraConfig, in
     mode = MoDEConfig(**config.mode)
     num_hidden_layers = model.config.get_text_config().num_hidden_layers
     first_late_layer = mode.resolve_late_layers(num_hidden_layers)[0]
-    return (mode if config.method == "mode" else mode.to_lora(model)), first_late_layer
+    return (mode if config.method == "mode" else to_lora(mode, model)), first_late_layer
 
 
 def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
@@ -209,7 +214,13 @@ def _find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str 
                 "it, and set `training.save_steps` to have some."
             )
         return checkpoint
-    if not overwrite and output_dir.exists() and any(output_dir.iterdir()):
+    holds_files = output_dir.exists() and any(output_dir.iterdir())
+    if overwrite and holds_files and not (output_dir / RUN_CONFIG_NAME).is_file():
+        raise FileExistsError(
+            f"`overwrite` only replaces an earlier run, and {output_dir} holds other files; choose "
+            "another `training.output_dir`, or empty it yourself."
+        )
+    if not overwrite and holds_files:
         raise FileExistsError(
             f"`training.output_dir` must be a new folder, and {output_dir} already holds files; "
             "pass `--resume` to go on, `--overwrite` to start again, or choose another folder."

@@ -1,0 +1,159 @@
+"""The adapter's configuration: LoRA's options, the mixture's, and where the adapters go."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peft import LoraConfig
+from peft.utils import PeftType
+from transformers import PreTrainedModel
+
+from depthmix.backbone import Backbone
+from depthmix.config import MixtureConfig
+
+PAPER_MODE: dict[str, Any] = {
+    "r": 32,
+    "lora_alpha": 64,
+    "lora_dropout": 0.05,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
+    "adapt": "below",
+    "late_layers": 3,
+    "router_init": "gaussian",
+    "router_input": "raw",
+    "distillation_weight": 1e-4,
+    "divergence": "reverse_kl",
+    "reduction": "mean",
+}
+"""The paper's settings (section 4.1), with LLM-Adapters' LoRA underneath."""
+
+PRESETS = {"paper": PAPER_MODE}
+"""Settings by name."""
+
+
+def _peft_type(name: str) -> PeftType:
+    """Add a member to PEFT's enumeration of methods, which is how other packages join it.
+
+    The name must not be part of "model" in lower case, or transformers takes every base weight
+    for an adapter's: "MODE" would be, "MODE_LORA" is not.
+    """
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member.__dict__["_value_"] = name
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)
+    return member
+
+
+MODE_LORA = _peft_type("MODE_LORA")
+"""PEFT's name of the method."""
+
+
+@dataclass(kw_only=True)
+class MoDEConfig(MixtureConfig, LoraConfig):
+    """A `LoraConfig` with a mixture of depths on top.
+
+    All of `LoraConfig` is there (rank, targets, DoRA, rsLoRA, …) beside the mixture's options.
+    `target_modules=[]` trains the mixture alone.
+    """
+
+    adapt: Literal["all", "below"] = "below"
+    """Layers that get LoRA adapters: all of them (LoRA_all), or those below the first late layer
+    (the paper's LoRA_¬K, in which MoDE replaces the last layers' adapters)."""
+
+    base_num_hidden_layers: int | None = None
+    """Decoder layers of the model that the adapter was made for; filled in by PEFT."""
+
+    base_hidden_size: int | None = None
+    """Width of the model that the adapter was made for; filled in by PEFT."""
+
+    def __post_init__(self) -> None:
+        LoraConfig.__post_init__(self)
+        MixtureConfig.__post_init__(self)
+        if self.adapt not in ("all", "below"):
+            raise ValueError(f"`adapt` must be one of all, below, got {self.adapt!r}.")
+        if self.layer_replication:
+            raise ValueError(
+                "`layer_replication` changes the number of layers after the mixture has chosen its "
+                "own; replicate the layers first, save that model, and tune it."
+            )
+        self.peft_type = MODE_LORA
+        self.task_type = self.task_type or "CAUSAL_LM"
+
+    @classmethod
+    def from_lora(cls, lora_config: LoraConfig, **options: Any) -> MoDEConfig:
+        """Put a mixture on top of a LoRA configuration.
+
+        Args:
+            lora_config: Any LoRA configuration; it is not changed.
+            options: Fields of `MixtureConfig`, and `adapt`.
+
+        Returns:
+            The same adapters with a mixture.
+        """
+        fields = {
+            field.name: getattr(lora_config, field.name)
+            for field in dataclasses.fields(lora_config)
+            if field.init and field.name != "peft_type"
+        }
+        return cls(**{**fields, **options})
+
+    @classmethod
+    def from_preset(cls, preset: str, **options: Any) -> MoDEConfig:
+        """Start from named settings.
+
+        Args:
+            preset: `paper` for the paper's settings.
+            options: Fields that differ.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
+        return cls(**{**PRESETS[preset], **options})
+
+    def check_base(self, model: PreTrainedModel) -> None:
+        """Check that the model has the shape that the adapter was made for.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        base = model.config.get_text_config()
+        shape = (base.num_hidden_layers, base.hidden_size)
+        made_for = (self.base_num_hidden_layers, self.base_hidden_size)
+        if made_for != (None, None) and made_for != shape:
+            raise ValueError(
+                f"The adapter was made for a model of {made_for[0]} layers and width "
+                f"{made_for[1]}, and this one has {shape[0]} and {shape[1]}; load it on the model "
+                f"it was made for ({self.base_model_name_or_path or 'unnamed'})."
+            )
+
+    def resolve(self, backbone: Backbone) -> None:
+        """Fill in what only the model tells."""
+        self.base_num_hidden_layers = backbone.num_hidden_layers
+        self.base_hidden_size = backbone.hidden_size
+        self.final_norm, self.decoder_layers = backbone.final_norm_name, backbone.layers_name
+        first_late_layer = self.resolve_late_layers(backbone.num_hidden_layers)[0]
+        if self.adapt == "below" and first_late_layer == 1 and self.target_modules != set():
+            raise ValueError(
+                "`adapt='below'` leaves no layer to adapt when all layers are in `late_layers`; "
+                "use `adapt='all'` or fewer late layers, or `target_modules=[]` for the mixture alone."
+            )
+
+    def adapts(self, name: str) -> bool:
+        """Tell whether the layer that holds the module or parameter `name` gets adapters."""
+        prefix = f"{self.decoder_layers}."
+        if self.adapt == "all" or not name.startswith(prefix):
+            return True
+        layer = int(name.removeprefix(prefix).partition(".")[0]) + 1
+        assert self.base_num_hidden_layers is not None
+        return layer < self.resolve_late_layers(self.base_num_hidden_layers)[0]

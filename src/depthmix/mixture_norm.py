@@ -1,0 +1,132 @@
+"""What stands where the model's final norm stood."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from depthmix.backbone import Backbone
+from depthmix.capture import HiddenStateCapture
+from depthmix.mixture import Mixture, Routes, mix
+
+
+class MixtureNorm(nn.Module, ABC):
+    """Stands where the model's final norm stood, and returns the mixture `Σ G_i N_i(h_i)`.
+
+    Everything behind the final norm (head, loss, `generate`, cache) stays as it is. Subclasses
+    say which mixtures there are and which one is active.
+
+    Args:
+        backbone: The model's parts; its final norm `N_p` is kept as `base_layer`.
+    """
+
+    base_layer: nn.Module
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.base_layer = backbone.final_norm
+        self.backbone = backbone
+        self.capture = HiddenStateCapture()
+        self.listener: Callable[[Routes], None] | None = None
+        self.objective: Any = None
+
+    @property
+    @abstractmethod
+    def active_mixture(self) -> Mixture | None:
+        """The mixture that predicts now, or None for the base model."""
+
+    def watch(self, mixtures: Iterable[Mixture]) -> None:
+        """Capture the hidden states that these mixtures read, and no others from now on."""
+        depths = {depth for mixture in mixtures for depth in mixture.depths}
+        self.capture.watch(self.backbone.layers, depths)
+
+    @property
+    def forward(self) -> Callable[..., Tensor]:
+        """The forward pass, as a property.
+
+        Liger-Kernel patches whatever stands at the final norm's place by writing `forward` into
+        its `__dict__`. A property wins over that; a plain method would be bypassed in silence.
+        """
+        return self.__dict__.get("_replaced_forward", self._mix)
+
+    @forward.setter
+    def forward(self, function: Callable[..., Tensor]) -> None:
+        """Let accelerate wrap the forward pass, which it does by assignment."""
+        self.__dict__["_replaced_forward"] = function
+
+    @forward.deleter
+    def forward(self) -> None:
+        self.__dict__.pop("_replaced_forward", None)
+
+    def _mix(
+        self, hidden_states: Float[Tensor, "batch seq hidden"]
+    ) -> Float[Tensor, "batch seq hidden"]:
+        captured = self.capture.take()
+        mixture = self.active_mixture
+        if mixture is None:
+            return self.base_layer(hidden_states)
+        # Layers may sit on several devices; the mixture lives on one.
+        device = mixture.router.weight.device
+        hidden_states = hidden_states.to(device)
+        captured = {
+            depth: captured[depth].to(device) for depth in mixture.depths if depth in captured
+        }
+        if len(captured) < len(mixture.depths):
+            return self._exit_early(mixture, hidden_states, num_captured=len(captured))
+        routes = mixture({**captured, mixture.late_layers[-1]: hidden_states}, self.base_layer)
+        if self.listener is not None:
+            self.listener(routes)
+        final_is_pretrained = str(mixture.late_layers[-1]) not in mixture.norms
+        dtype = routes.states[-1].dtype if final_is_pretrained else self._dtype(hidden_states)
+        return mix(routes.states, routes.weights).to(dtype)
+
+    def _exit_early(
+        self,
+        mixture: Mixture,
+        hidden_states: Float[Tensor, "batch seq hidden"],
+        *,
+        num_captured: int,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Answer for a pass that stopped early with the norm of the layer it stopped at.
+
+        `generate(assistant_early_exit=…)` drafts by truncating the layer loop. The depths seen
+        tell where it stopped: the residual stream that arrives is the next late layer's.
+        """
+        if self.training:
+            raise RuntimeError(
+                f"Only {num_captured} of the {len(mixture.depths)} hidden states of the mixture "
+                "were seen; all layers must run in training, in one process and thread."
+            )
+        if num_captured == 0:
+            return self.base_layer(hidden_states)
+        layer = mixture.late_layers[num_captured - 1]
+        normed = mixture.norm(layer, hidden_states, self.base_layer)
+        return normed.to(self._dtype(hidden_states))
+
+    def _dtype(self, hidden_states: Tensor) -> torch.dtype:
+        """Dtype that the base norm would return, found on no tokens at all."""
+        return self.base_layer(hidden_states[:, :0]).dtype
+
+
+class MoDENorm(MixtureNorm):
+    """A mixture in place of the final norm, without PEFT.
+
+    Args:
+        backbone: The model's parts.
+        mixture: The mixture that predicts.
+    """
+
+    def __init__(self, backbone: Backbone, mixture: Mixture) -> None:
+        super().__init__(backbone)
+        self.mixture = mixture
+        self.watch([mixture])
+
+    @property
+    def active_mixture(self) -> Mixture:
+        """The one mixture."""
+        return self.mixture
