@@ -1,4 +1,4 @@
-"""The method written down naively: every layer's logits in full, in float64, one token at a time."""
+"""The method written down naively: every layer's logits in full, in float64, token by token."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def reference_step(
     head = bare.lm_head.weight.double()
     parts = []
     for layer in mixture.late_layers:
-        own = mixture.norms[str(layer)] if str(layer) in mixture.norms else norm.base_layer
+        own = dict(mixture.norms).get(str(layer), norm.base_layer)
         parts.append(copy.deepcopy(own).double()(states[layer].double()).double() @ head.T)
     weights = states[mixture.late_layers[0] - 1].double() @ mixture.router.weight.double().T
     weights = weights.softmax(-1)

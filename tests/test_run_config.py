@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from depthmix.adapter import MoDEConfig
+from depthmix.adapter_config import MoDEConfig
 from depthmix.options import read_value
 from depthmix.run_config import load_run_config, save_run_config
 

@@ -176,8 +176,18 @@ def test_logged_measurements(trainer_cls, reduction, tmp_path):
     assert logs["distillation_weight_per_token"] == pytest.approx(float(per_token), rel=1e-6)
 
 
-@pytest.mark.parametrize("trainer_cls", TRAINERS)
-@pytest.mark.parametrize(("reduction", "equal"), [("mean", False), ("batchmean", True)])
+@pytest.mark.parametrize(
+    ("trainer_cls", "reduction", "equal"),
+    [
+        (Trainer, "mean", False),
+        (Trainer, "batchmean", True),
+        *(
+            (trainer_cls, reduction, False)
+            for trainer_cls in (MoDETrainer, MoDESFTTrainer)
+            for reduction in ("mean", "batchmean", "sum")
+        ),
+    ],
+)
 def test_accumulated_batches_equal_one_batch(trainer_cls, reduction, equal, tmp_path):
     options = {"distillation_weight": 3.0, "reduction": reduction}
     dataset = make_dataset(equal=equal)
@@ -190,8 +200,8 @@ def test_accumulated_batches_equal_one_batch(trainer_cls, reduction, equal, tmp_
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
     )
-    assert logs["loss"] == pytest.approx(whole_logs["loss"], rel=1e-4)
-    assert_same_gradients(gradients, whole, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients, whole, rtol=1e-4, atol=1e-3)
+    assert logs == pytest.approx(whole_logs, rel=1e-4)
 
 
 @pytest.mark.parametrize("trainer_cls", TRAINERS)

@@ -7,21 +7,29 @@ from depthmix.backbone import Backbone, find_backbone
 from depthmix.checkpoint import load, save
 from depthmix.config import MixtureConfig
 from depthmix.ledger import Ledger, parameter_ledger
-from depthmix.mixture import Mixture
+from depthmix.run_config import RunConfig, load_run_config
+from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
+from depthmix.training import TrainResult, train
 
 register()
 
 __all__ = [
     "Backbone",
     "Ledger",
-    "Mixture",
     "MixtureConfig",
     "MoDEConfig",
+    "MoDESFTTrainer",
+    "MoDETrainer",
+    "MoDETrainerMixin",
+    "RunConfig",
+    "TrainResult",
     "attach",
     "detach",
     "find_backbone",
     "load",
+    "load_run_config",
     "parameter_ledger",
     "save",
     "to_lora",
+    "train",
 ]

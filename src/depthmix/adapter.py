@@ -67,11 +67,7 @@ class MoDELayer(MixtureNorm, BaseTunerLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapter; mixtures of several adapters do not add up."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if sum(name in self.lora_mode for name in names) > 1:
-            raise ValueError(
-                f"`adapter_names` must name one MoDE adapter at a time, got {', '.join(names)}; "
-                "routing weights of several adapters do not add up."
-            )
+        _check_one_adapter([name for name in names if name in self.lora_mode])
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -206,6 +202,11 @@ class MoDEModel(LoraModel):
             )
         return remapped
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapter; refuse several before the first layer has changed."""
+        _check_one_adapter([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and activate another where it was the active one."""
         super().delete_adapter(adapter_name)
@@ -247,11 +248,20 @@ class MoDEModel(LoraModel):
         )
 
 
+def _check_one_adapter(names: list[str]) -> None:
+    """Refuse to make several mixtures active at once."""
+    if len(names) > 1:
+        raise ValueError(
+            f"`adapter_names` must name one MoDE adapter at a time, got {', '.join(names)}; "
+            "routing weights of several adapters do not add up."
+        )
+
+
 def _belongs_to(parameter_name: str, adapter_name: str) -> bool:
     """Tell whether a parameter of the model is part of an adapter."""
-    return f".lora_mode.{adapter_name}." in parameter_name or (
-        ".lora_" in parameter_name and adapter_name in parameter_name.split(".")[-2:]
-    )
+    if ".lora_mode." in parameter_name:
+        return f".lora_mode.{adapter_name}." in parameter_name
+    return ".lora_" in parameter_name and adapter_name in parameter_name.split(".")[-2:]
 
 
 def _is_target(name: str, targets: Iterable[str]) -> bool:

@@ -146,7 +146,7 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         if self.adapt == "below" and first_late_layer == 1 and self.target_modules != set():
             raise ValueError(
                 "`adapt='below'` leaves no layer to adapt when all layers are in `late_layers`; "
-                "use `adapt='all'` or fewer late layers, or `target_modules=[]` for the mixture alone."
+                "use `adapt='all'`, or `target_modules=[]` for the mixture alone."
             )
 
     def adapts(self, name: str) -> bool:

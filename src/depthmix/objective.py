@@ -185,7 +185,7 @@ class Objective:
             distillation_loss=loss.distillation.detach() * whole_over_part,
             distillation_weight=routes.mixture.config.distillation_weight,
             weight_per_token=loss.weight_per_token,
-            routing_weights=weights.mean(0),
-            routing_entropy=torch.special.entr(weights).sum(-1).mean(),
+            routing_weights=weights.sum(0) / max(loss.num_tokens, 1),
+            routing_entropy=torch.special.entr(weights).sum() / max(loss.num_tokens, 1),
             late_layers=routes.mixture.late_layers,
         )

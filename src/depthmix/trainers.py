@@ -142,28 +142,33 @@ class MoDETrainerMixin(MixinBase):
                 "trainer keeps them back; drop `label_smoothing_factor` and `compute_loss_func`, "
                 "or set `distillation_weight=0`."
             )
-        if step.num_tokens:
-            self._steps.append(replace(step, missing=None))  # its graph must not outlive the step
+        self._steps.append(replace(step, missing=None))  # its graph must not outlive the step
         return 0.0 if step.missing is None else step.missing
 
     def _measurements(self) -> dict[str, float]:
-        """Average the steps since the last log, over all processes, and forget them."""
+        """Average over the label tokens since the last log, of all processes, and forget them.
+
+        A process without any takes part with zeros, for the others wait for it.
+        """
         steps, self._steps = self._steps, []
         rows = [
-            torch.stack(
+            step.num_tokens
+            * torch.stack(
                 [
+                    torch.ones_like(step.task_loss),
                     step.task_loss,
                     step.distillation_loss,
+                    torch.full_like(step.task_loss, step.weight_per_token),
                     step.routing_entropy,
                     *step.routing_weights,
                 ]
             )
             for step in steps
         ]
-        values = self.accelerator.reduce(torch.stack(rows).mean(0), reduction="mean").tolist()
-        task, distillation, entropy, *weights = values
+        summed = self.accelerator.reduce(torch.stack(rows).sum(0), reduction="sum").tolist()
+        num_tokens = max(summed[0], 1)
+        task, distillation, per_token, entropy, *weights = (x / num_tokens for x in summed[1:])
         weighted = steps[-1].distillation_weight * distillation
-        per_token = sum(step.weight_per_token for step in steps) / len(steps)
         return {
             "task_loss": task,
             "distillation_loss": distillation,
@@ -184,12 +189,10 @@ class FiniteGradients(TrainerCallback):
         """Check every gradient; loss scaling for float16 handles infinities by itself."""
         if args.fp16:
             return
-        gradients = {n: p.grad for n, p in kwargs["model"].named_parameters() if p.grad is not None}
-        if torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
-            return
-        for name, gradient in gradients.items():
-            if not torch.isfinite(gradient).all():
-                raise FloatingPointError(_diverged(f"gradient of {name} is not finite", args))
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        # Clipping has spread an infinite norm over all of them: which one was first is lost.
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise FloatingPointError(_diverged("gradients are not finite", args))
 
 
 class MoDETrainer(MoDETrainerMixin, Trainer):

@@ -195,7 +195,7 @@ def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
         defaults |= {
             "use_cpu": not torch.backends.mps.is_available(),
             "bf16": config.model.dtype == "bfloat16",
-            "gradient_checkpointing": False,
+            "activation_checkpointing": config.training.get("gradient_checkpointing", False),
             "dataloader_pin_memory": False,
         }
     arguments: dict[str, Any] = {**defaults, **config.training, "output_dir": str(output_dir)}
