@@ -133,13 +133,6 @@ class RunConfig:
 
     evaluation: EvaluationSection | None = None
 
-    def __post_init__(self) -> None:
-        if "output_dir" not in self.training:
-            raise ValueError(
-                "`training` must hold `output_dir`, the folder of the run; `load_run_config` "
-                "fills it in."
-            )
-
 
 def load_run_config(
     path: Path | None = None,

@@ -82,6 +82,10 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
             "`model.adapter` must be left out in training, which makes a new adapter; go on with "
             "an unfinished run by `--resume`, or merge the adapter into its model first."
         )
+    if "output_dir" not in config.training:
+        raise ValueError(
+            "`training` must hold `output_dir`, the folder of the run; `load_run_config` fills it."
+        )
     output_dir = Path(config.training["output_dir"])
     checkpoint = _find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model)
