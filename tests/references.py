@@ -61,6 +61,14 @@ def reduce_divergence(
     return total / {"mean": tokens, "batchmean": len(labels), "sum": 1}[reduction]
 
 
+def route(router_input: Tensor, mixture: nn.Module) -> Tensor:
+    """Route each token in float64."""
+    x = router_input.double()
+    if mixture.config.router_input == "normed":
+        x = x / x.square().mean(-1, keepdim=True).sqrt()
+    return (x @ mixture.router.weight.double().T).softmax(-1)
+
+
 @torch.no_grad()
 def reference_step(
     model: nn.Module,
@@ -84,8 +92,7 @@ def reference_step(
     for layer in mixture.late_layers:
         own = dict(mixture.norms).get(str(layer), norm.base_layer)
         parts.append(copy.deepcopy(own).double()(states[layer].double()).double() @ head.T)
-    weights = states[mixture.late_layers[0] - 1].double() @ mixture.router.weight.double().T
-    weights = weights.softmax(-1)
+    weights = route(states[mixture.late_layers[0] - 1], mixture)
     logits = sum(weights[..., i, None] * part for i, part in enumerate(parts))
     labels = batch["labels"]
     log_probs = logits[:, :-1].log_softmax(-1)

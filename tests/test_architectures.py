@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from depthmix import MoDEConfig, attach, detach, find_backbone
 from depthmix.attachment import find_mixture_norm
 from models import ARCHITECTURES, random_ids, randomise, tiny_model
+from references import route
 
 INPUT_IDS = random_ids(2, 7)
 
@@ -26,39 +27,29 @@ def hidden_states_before_norm(model, input_ids):
     return states, logits
 
 
-def naive_logits(model, states, *, norms, router, late_layers):
+def naive_logits(model, states, *, norms, mixture):
     """Compute the paper's ensemble: k head products, each with its own norm, then the cap."""
     backbone = find_backbone(model, probe=False)
-    weights = (states[late_layers[0] - 1] @ router.weight.T).softmax(-1)
-    raw = [backbone.project(norms[i](states[i])) for i in late_layers]
+    weights = route(states[mixture.late_layers[0] - 1], mixture).float()
+    raw = [backbone.project(norms[i](states[i])) for i in mixture.late_layers]
     return backbone.cap(sum(weights[..., i, None] * part for i, part in enumerate(raw)))
 
 
+@pytest.mark.parametrize("router_input", ["raw", "normed"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_mixture_is_the_sum_of_the_layers_logits(model_type):
+def test_mixture_is_the_sum_of_the_layers_logits(model_type, router_input):
     model = tiny_model(model_type)
     states, logits = hidden_states_before_norm(model, INPUT_IDS)
-    norm = attach(model, late_layers=3)
+    norm = attach(model, late_layers=3, router_input=router_input)
     randomise(norm.mixture, seed=3)
     norms = {**{int(i): m for i, m in norm.mixture.norms.items()}, 4: norm.base_layer}
     with torch.no_grad():
         mixed = model(INPUT_IDS).logits
-        expected = naive_logits(
-            detached := detach_copy(model, norm),
-            states,
-            norms=norms,
-            router=norm.mixture.router,
-            late_layers=(2, 3, 4),
-        )
+        mixture = detach(model)
+        expected = naive_logits(model, states, norms=norms, mixture=mixture)
     assert (mixed - logits).abs().max() > 1e-2
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
-    assert find_mixture_norm(detached) is None
-
-
-def detach_copy(model, norm):
-    """Take the mixture out, so that the naive path runs on the model's own modules."""
-    detach(model)
-    return model
+    assert find_mixture_norm(model) is None
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

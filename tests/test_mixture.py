@@ -121,7 +121,7 @@ def test_gaussian_start_follows_the_paper():
 
 
 def test_router_reads_the_stream_below_the_first_late_layer():
-    model, norm = attached(late_layers=[2, 4], router_temperature=2.0)
+    model, norm = attached(late_layers=[2, 4], router_temperature=2.0, router_input="raw")
     states = hidden_states(model)
     seen = []
     weigh = norm.mixture.weigh

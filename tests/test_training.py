@@ -385,7 +385,7 @@ def test_batch_without_label_tokens_moves_nothing(trainer_cls, num_micro_batches
 
 def test_golden_run(tmp_path):
     model = tiny_model(vocab_size=len(TOKENIZER), initializer_range=0.3)
-    model = tuned_model(model, distillation_weight=0.3)
+    model = tuned_model(model, distillation_weight=0.3, router_input="raw")
     trainer, _ = make_trainer(
         MoDESFTTrainer, model, tmp_path, dataset=make_dataset(16), max_steps=10
     )

@@ -63,8 +63,6 @@ def main() -> None:
                 "r": 16,
                 "lora_alpha": 32,
                 "target_modules": LINEAR,
-                "router_input": "normed",
-                "distillation_weight": 0.1,
             },
             "training": {
                 "output_dir": str(output / "adapter"),

@@ -28,9 +28,10 @@ class MixtureConfig:
     """`gaussian`: weights from N(0, 0.02²), no bias (paper). `identity`: weights 0 and a trained
     bias that gives the final layer a share of 0.99, so that step 0 nearly equals the base model."""
 
-    router_input: Literal["raw", "normed"] = "raw"
+    router_input: Literal["raw", "normed"] = "normed"
     """`raw`: the residual stream below the first late layer (paper). `normed`: the same divided by
-    its root mean square, which massive activations cannot saturate."""
+    its root mean square. A raw stream is so large that each optimiser step moves the router's
+    logits by whole units, and the routing collapses onto one layer (docs/results.md)."""
 
     router_temperature: float = 1.0
     """Divides the router's logits; below 1 sharpens, above 1 flattens the mixture."""
@@ -42,8 +43,9 @@ class MixtureConfig:
     train_final_norm: bool = False
     """Also give the final layer a trained copy (the paper keeps the pretrained norm frozen)."""
 
-    distillation_weight: float = 1e-4
-    """λ in `L_task + λ L_distill`; 0 switches distillation off, and its cost with it."""
+    distillation_weight: float = 0.1
+    """λ in `L_task + λ L_distill`; 0 switches distillation off, and its cost with it. The paper's
+    1e-4 has no effect under `mean`."""
 
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     """`reverse_kl`: KL(P_i ‖ P_n), student first (paper). `forward_kl`: KL(P_n ‖ P_i). `jsd`:
