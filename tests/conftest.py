@@ -15,3 +15,25 @@ install_import_hook("depthmix", "beartype.beartype")
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+import pytest  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from adapters import logits, tuned_model  # noqa: E402
+from models import tiny_model  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter(base_dir, tmp_path_factory):
+    """Save a tuned model's adapter; give its folder and the logits."""
+    tuned = tuned_model(AutoModelForCausalLM.from_pretrained(base_dir))
+    folder = tmp_path_factory.mktemp("adapter")
+    tuned.save_pretrained(folder)
+    return folder, logits(tuned)
