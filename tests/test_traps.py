@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import peft.mapping
@@ -129,6 +130,15 @@ def test_plain_sft_trainer_leaves_the_distillation_out(tmp_path):
     whole, _ = train_once(MoDESFTTrainer, trainable_model(distillation_weight=0.5), tmp_path)
     assert plain["loss"] == pytest.approx(truth.task, rel=1e-4)
     assert whole["loss"] == pytest.approx(truth.task + 0.5 * truth.distillation, rel=1e-4)
+
+
+def test_plain_sft_trainer_is_warned_about(tmp_path):
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    with pytest.warns(UserWarning, match="leaves the distillation loss out"):
+        train_once(SFTTrainer, trainable_model(distillation_weight=0.5), tmp_path, **batches)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*leaves the distillation loss out")
+        train_once(MoDESFTTrainer, trainable_model(distillation_weight=0.5), tmp_path, **batches)
 
 
 def test_two_threads_share_a_model():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -157,6 +158,13 @@ class Objective:
         )
         term = loss.total - loss.task
         fused = bool(kwargs.get("fused_lm_head"))
+        last: Step | None = self._steps.here.get("step")
+        if fused and last is not None and last.missing is not None:
+            warnings.warn(
+                "This trainer leaves the distillation loss out, because it makes its own loss from "
+                "log-probabilities; use `MoDESFTTrainer`, or put `MoDETrainerMixin` before it.",
+                stacklevel=2,
+            )
         self._steps.here["step"] = self._measure(routes, loss, request, term if fused else None)
         if fused:
             return output
