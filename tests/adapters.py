@@ -10,7 +10,12 @@ from depthmix import MoDEConfig
 from models import random_ids, randomise, tiny_model
 
 INPUT_IDS = random_ids(3, 7)
-OPTIONS = {"target_modules": ["q_proj", "up_proj"], "r": 2, "late_layers": 3}
+OPTIONS = {
+    "target_modules": ["q_proj", "up_proj"],
+    "r": 2,
+    "late_layers": 3,
+    "router_init": "gaussian",
+}
 
 
 def tuned_model(model=None, *, seed=5, **options):

@@ -66,7 +66,9 @@ def route(router_input: Tensor, mixture: nn.Module) -> Tensor:
     x = router_input.double()
     if mixture.config.router_input == "normed":
         x = x / x.square().mean(-1, keepdim=True).sqrt()
-    return (x @ mixture.router.weight.double().T).softmax(-1)
+    bias = mixture.router.bias
+    logits = x @ mixture.router.weight.double().T
+    return (logits if bias is None else logits + bias.double()).softmax(-1)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def logits(model):
 def attached(model_type="llama", **options):
     """Attach a mixture with random weights; give the model and the module in the norm's place."""
     model = tiny_model(model_type)
-    norm = attach(model, **options)
+    norm = attach(model, **{"router_init": "gaussian", **options})
     randomise(norm.mixture, seed=3)
     return model, norm
 
@@ -114,7 +114,8 @@ def test_identity_start_is_nearly_the_base_model(temperature, train_final_norm):
 
 def test_gaussian_start_follows_the_paper():
     torch.manual_seed(0)
-    router = attach(tiny_model(hidden_size=512, head_dim=256), late_layers=4).mixture.router
+    model = tiny_model(hidden_size=512, head_dim=256)
+    router = attach(model, late_layers=4, router_init="gaussian").mixture.router
     assert router.bias is None
     assert float(router.weight.std()) == pytest.approx(0.02, rel=0.05)
     assert float(router.weight.mean()) == pytest.approx(0, abs=0.002)

@@ -37,8 +37,9 @@ GOLDEN_LOSSES = [
 
 def tuned_model(model=None, **options):
     """Put LoRA and a mixture with random weights on a tiny Llama."""
-    options = {"target_modules": ["q_proj", "up_proj"], "r": 2, "late_layers": 3, **options}
-    tuned = get_peft_model(model or make_model(TOKENIZER), MoDEConfig(**options))
+    options = {"router_init": "gaussian", "late_layers": 3, **options}
+    config = MoDEConfig(**{"target_modules": ["q_proj", "up_proj"], "r": 2, **options})
+    tuned = get_peft_model(model or make_model(TOKENIZER), config)
     randomise(tuned, seed=5, only_trainable=True)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

@@ -63,6 +63,7 @@ def main() -> None:
                 "r": 16,
                 "lora_alpha": 32,
                 "target_modules": LINEAR,
+                "router_init": "gaussian",  # all layers take part from the first step
             },
             "training": {
                 "output_dir": str(output / "adapter"),

@@ -24,9 +24,9 @@ class MixtureConfig:
     top_k: int | None = None
     """Routes kept per token, their weights renormalised; `None` keeps all (dense routing)."""
 
-    router_init: Literal["gaussian", "identity"] = "gaussian"
-    """`gaussian`: weights from N(0, 0.02²), no bias (paper). `identity`: weights 0 and a trained
-    bias that gives the final layer a share of 0.99, so that step 0 nearly equals the base model."""
+    router_init: Literal["gaussian", "identity"] = "identity"
+    """`identity`: weights 0 and a trained bias that gives the final layer a share of 0.99, so that
+    step 0 nearly equals the base model. `gaussian`: weights from N(0, 0.02²), no bias (paper)."""
 
     router_input: Literal["raw", "normed"] = "normed"
     """`raw`: the residual stream below the first late layer (paper). `normed`: the same divided by
