@@ -1,4 +1,4 @@
-"""Print the table of finished runs: `python examples/arc_easy/table.py runs/arc/*`.
+"""Print the table of finished runs: `python examples/arc_easy/table.py runs/arc/{lora-below,*}`.
 
 Each run is compared with the first one on the same items.
 """
