@@ -74,6 +74,13 @@ def test_train_generate_and_continue(run_file, tmp_path, capsys):
     assert json.loads((out / "run_config.json").read_text())["mode"]["late_layers"] == 3
     assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--generation.top-k=3"]) == 0
     capsys.readouterr()
+    assert depthmix_cli.main(["info", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "default (MODE_LORA, r = " in shown
+    assert "2, 3, 4" in shown
+    assert "router" in shown
+    assert depthmix_cli.main(["info", str(out), "--mode.r", "2"]) == 1
+    assert "has its own options" in capsys.readouterr().err
     assert depthmix_cli.main(["train", str(run_file)]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert depthmix_cli.main(["train", str(out / "run_config.json"), "--overwrite"]) == 0

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peft import get_peft_model
+from peft import PeftModel, PeftType, get_peft_model
 
 from depthmix.adapter_config import MoDEConfig
+from depthmix.attachment import find_mixture_norm
 from depthmix.backbone import find_backbone
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model
@@ -33,38 +34,59 @@ class Inspection:
 
 
 def inspect_model(section: ModelSection, mode: Mapping[str, Any] | None = None) -> Inspection:
-    """Find a model's layers, final norm and head, and count the parameters of a mixture on it.
+    """Find a model's layers, final norm and head, its tuners, and count what they train.
 
     Args:
-        section: The model; it is loaded, since what is found is verified by a forward pass.
+        section: The model; it is loaded, since what is found is verified by a forward pass. If it
+            is or has an adapter, that is inspected; otherwise the mixture that `mode` would give.
         mode: Keyword arguments of `MoDEConfig`, as text or in their types.
 
     Returns:
         The parts and the parameters.
 
     Raises:
-        ValueError: If the model computes something else than `head(final_norm(last layer))`, or
-            an option is wrong.
+        ValueError: If the model computes something else than `head(final_norm(last layer))`, an
+            option is wrong, or options are given for an adapter that has its own.
         TypeError: If it is no decoder-only language model.
         OSError: If it cannot be found.
     """
-    config = MoDEConfig(**read_options("mode", mode or {}, MoDEConfig))
-    model = load_model(section)
-    backbone = find_backbone(
-        model, final_norm=config.final_norm, decoder_layers=config.decoder_layers
-    )
-    late_layers = config.resolve_late_layers(backbone.num_hidden_layers)
-    head = model.get_output_embeddings()
-    assert head is not None  # or `find_backbone` had refused the model
-    head_name = next(name for name, module in model.named_modules() if module is head)
+    model = load_model(section, is_trainable=True)
+    if isinstance(model, PeftModel):
+        if mode:
+            raise ValueError(
+                f"`mode` must be left out for {section.name}, whose adapter has its own options; "
+                "name the pretrained model to see what others would give."
+            )
+        tuned, tuners = model, _describe_tuners(model)
+        backbone = find_backbone(model.get_base_model())
+    else:
+        config = MoDEConfig(**read_options("mode", mode or {}, MoDEConfig))
+        backbone = find_backbone(
+            model, final_norm=config.final_norm, decoder_layers=config.decoder_layers
+        )
+        tuned, tuners = get_peft_model(model, config), "none yet; the numbers are a new mixture's"
+    norm = find_mixture_norm(tuned)
+    mixture = norm.active_mixture if norm is not None else None
+    final_norm = norm.base_layer if norm is not None else backbone.final_norm
+    head_name = next(n for n, module in backbone.model.named_modules() if module is backbone.head)
     parts = {
-        "model": f"{type(model).__name__} ({section.name})",
+        "model": f"{type(backbone.model).__name__} ({section.name})",
         "decoder layers": f"{backbone.layers_name} ({backbone.num_hidden_layers})",
-        "final norm": f"{backbone.final_norm_name} ({type(backbone.final_norm).__name__})",
-        "head": f"{head_name} ({head.weight.size(0)} tokens)",
+        "final norm": f"{backbone.final_norm_name} ({type(final_norm).__name__})",
+        "head": f"{head_name} ({backbone.head_weight.size(0)} tokens)",
         "hidden size": str(backbone.hidden_size),
         "logit scale": f"{backbone.logit_scale:g}",
         "soft cap": "none" if backbone.soft_cap is None else f"{backbone.soft_cap:g}",
-        "late layers": ", ".join(map(str, late_layers)),
+        "tuners": tuners,
+        "late layers": ", ".join(map(str, mixture.late_layers)) if mixture else "none",
     }
-    return Inspection(parts=parts, ledger=parameter_ledger(get_peft_model(model, config)))
+    return Inspection(parts=parts, ledger=parameter_ledger(tuned))
+
+
+def _describe_tuners(model: PeftModel) -> str:
+    """Name each adapter with its method and, where it has one, its rank."""
+    return "; ".join(
+        f"{name} ({PeftType(config.peft_type).value}{f', r = {rank}' if rank else ''})"
+        for name, config in model.peft_config.items()
+        for rank in [getattr(config, "r", None)]
+    )
