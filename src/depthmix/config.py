@@ -45,7 +45,7 @@ class MixtureConfig:
 
     distillation_weight: float = 0.1
     """λ in `L_task + λ L_distill`; 0 switches distillation off, and its cost with it. The paper's
-    1e-4 has no effect under `mean`."""
+    1e-4 carries next to no weight under `mean`."""
 
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     """`reverse_kl`: KL(P_i ‖ P_n), student first (paper). `forward_kl`: KL(P_n ‖ P_i). `jsd`:
