@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthmix import attach
-from depthmix.losses import divergence, label_positions, mixture_loss
+from depthmix.losses import divergence, label_positions
 from depthmix.mixture import Routes
+from depthmix.mixture_loss import mixture_loss
 from models import random_ids, tiny_model
 from references import divergence as naive_divergence
 from references import reduce_divergence
@@ -162,6 +163,29 @@ def test_gradients_follow_the_formulas(model_type):
         torch.testing.assert_close(ours, tensor.grad, rtol=1e-3, atol=1e-5)
         assert (ours[~mask] == 0).all()
         assert ours[mask].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_kept", [2, 9, 61, 1000])
+def test_top_m_renormalises_on_the_ensembles_likeliest_entries(num_kept, kind):
+    routes, backbone = make_routes(
+        divergence=kind, distillation_weight=0.3, distillation_top_m=num_kept
+    )
+    (*late, final), mixed = naive_logits(routes, backbone)
+    total, tokens = 0.0, 0
+    for row, t in label_positions(LABELS)[0].nonzero().tolist():
+        kept = mixed[row, t].argsort(descending=True)[:num_kept]
+        teacher = final[row, t, kept].softmax(-1)
+        total += sum(
+            naive_divergence(part[row, t, kept].softmax(-1), teacher, kind) for part in late
+        )
+        tokens += 1
+    for plain in (True, False):
+        loss = mixture_loss(routes, backbone, LABELS, plain=plain)
+        assert float(loss.distillation) == pytest.approx(total / tokens, rel=1e-4)
+        assert float(loss.task) == pytest.approx(
+            float(naive_cross_entropy(mixed, LABELS)), rel=1e-5
+        )
 
 
 def test_distillation_alone_moves_no_teacher_and_no_router():

@@ -93,12 +93,14 @@ class Backbone:
         Returns:
             Logits before the soft cap, in the head's dtype.
         """
+        logits = self.head(self.head_input(normed_states))
+        return logits if self.logit_scale == 1 else logits * self.logit_scale
+
+    def head_input(self, normed_states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... width"]:
+        """Apply what stands between final norm and head: OPT's `project_out`, or nothing."""
         decoder = self.model.get_submodule(self.layers_name.rpartition(".")[0])
         projection = getattr(decoder, "project_out", None)
-        if isinstance(projection, nn.Module):
-            normed_states = projection(normed_states)
-        logits = self.head(normed_states)
-        return logits if self.logit_scale == 1 else logits * self.logit_scale
+        return projection(normed_states) if isinstance(projection, nn.Module) else normed_states
 
     def cap(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
         """Apply the model's soft cap, `c tanh(ℓ / c)`, where it has one."""

@@ -55,6 +55,14 @@ class MixtureConfig:
     """How the divergence is reduced over label tokens: their mean, the sum over each sequence
     averaged over the batch, or the plain sum."""
 
+    distillation_top_m: int | None = None
+    """Distil on the ensemble's M likeliest vocabulary entries, renormalised, which spares k - 1
+    head products each way; `None` distils on all entries (exact). See docs/performance.md."""
+
+    distillation_token_share: float = 1.0
+    """Distil on this share of the label tokens, drawn anew at each step and scaled to stand for
+    all (unbiased); 1 distils on all (exact). See docs/performance.md."""
+
     final_norm: str | None = None
     """Name of the module that is the final norm, where it cannot be found by itself."""
 
@@ -76,6 +84,17 @@ class MixtureConfig:
             raise ValueError(
                 f"`distillation_weight` must not be negative, got {self.distillation_weight}; "
                 "0 switches distillation off."
+            )
+        if self.distillation_top_m is not None and self.distillation_top_m < 2:
+            raise ValueError(
+                "`distillation_top_m` must be at least 2 (one entry alone, renormalised, is always "
+                f"certain), got {self.distillation_top_m}; leave it out to distil on all entries."
+            )
+        if not 0 < self.distillation_token_share <= 1:
+            raise ValueError(
+                "`distillation_token_share` must be above 0 and at most 1, got "
+                f"{self.distillation_token_share}; `distillation_weight=0` switches "
+                "distillation off."
             )
         self._check_late_layers()
         if self.top_k is not None and not 1 <= self.top_k <= self.num_routes:

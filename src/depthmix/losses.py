@@ -1,4 +1,4 @@
-"""The training objective, as pure functions: `L = L_task + λ L_distill`."""
+"""The training objective, as pure functions: `L = L_task + λ L_distill`, written plainly."""
 
 from __future__ import annotations
 
@@ -12,40 +12,58 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from depthmix.backbone import Backbone
-from depthmix.config import IGNORE_INDEX
+from depthmix.config import IGNORE_INDEX, MixtureConfig
 from depthmix.mixture import Routes, mix
+
+Divergence = Literal["reverse_kl", "forward_kl", "jsd"]
+"""Names of the divergences."""
 
 
 @dataclass(frozen=True)
-class MixtureLoss:
-    """The two terms of the objective for one batch, in nats.
+class LabelTokens:
+    """The tokens of a pass that predict a label, one row each, and nothing of the others."""
 
-    Under gradient accumulation each is this micro-batch's share of the accumulated batch's value.
-    """
+    states: tuple[Float[Tensor, "tokens hidden"], ...]
+    """Normed states `N_i(h_i)`, one per late layer, earliest first."""
+
+    weights: Float[Tensor, "tokens routes"]
+    """Routing weights `G`."""
+
+    targets: Int[Tensor, " tokens"]
+    """Label of each token."""
+
+    num_distilled: int
+    """The first this many tokens are distilled, the others are not."""
+
+    def split(self, num_tokens: int) -> list[LabelTokens]:
+        """Cut into pieces of at most `num_tokens` tokens; one empty piece where there are none."""
+        starts = range(0, max(len(self.targets), 1), num_tokens)
+        return [
+            LabelTokens(
+                tuple(state[start : start + num_tokens] for state in self.states),
+                self.weights[start : start + num_tokens],
+                self.targets[start : start + num_tokens],
+                min(max(self.num_distilled - start, 0), num_tokens),
+            )
+            for start in starts
+        ]
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Both terms of the objective, summed over label tokens."""
 
     task: Float[Tensor, ""]
-    """Cross-entropy of the mixture, `L_task`."""
+    """Cross-entropy of the ensemble in nats."""
 
     distillation: Float[Tensor, ""]
-    """Divergence of the late layers from the final one, `L_distill`, before its weight λ."""
-
-    total: Float[Tensor, ""]
-    """`L_task + λ L_distill`, what the optimiser sees."""
-
-    num_tokens: int
-    """Label tokens of this batch."""
-
-    num_items: float
-    """Label tokens of the whole accumulated batch."""
-
-    weight_per_token: float
-    """What one nat of divergence at a token weighs against one nat of its cross-entropy."""
+    """Divergence of the late layers from the final one in nats, over the distilled tokens."""
 
 
 def divergence(
     log_probs: Float[Tensor, "*batch vocab"],
     teacher_log_probs: Float[Tensor, "*batch vocab"],
-    kind: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl",
+    kind: Divergence = "reverse_kl",
 ) -> Float[Tensor, "*batch"]:
     r"""Measure how far a late layer's prediction is from the final layer's.
 
@@ -89,65 +107,75 @@ def label_positions(
     return mask, labels[mask]
 
 
-def mixture_loss(
+def select_tokens(
     routes: Routes,
-    backbone: Backbone,
     labels: Int[Tensor, "batch seq"],
     *,
-    num_items_in_batch: Tensor | int | None = None,
-    num_sequences_in_batch: int | None = None,
+    device: torch.device,
     shifted: bool = False,
-) -> MixtureLoss:
-    r"""Compute the objective of a batch, plainly.
+) -> LabelTokens:
+    """Take the tokens that predict a label, and draw those that are distilled.
 
-    Computes $L_\text{task} + \lambda L_\text{distill}$ with $L_\text{task}$ the cross-entropy of
-    the ensemble's logits $\ell = \sum_i G_i \ell_i$ and
-    $L_\text{distill} = \sum_{i<n} \mathrm{KL}(P_i \,\|\, P_n)$ (paper, section 3), the teacher
-    $P_n$ detached, on label positions only, in float32.
+    With `distillation_token_share` below 1 the distilled ones are drawn without replacement from
+    torch's default generator.
 
     Args:
         routes: Normed states and routing weights of the forward pass.
-        backbone: The model's head, scale and soft cap.
         labels: Token ids, `IGNORE_INDEX` where a token does not count.
-        num_items_in_batch: Label tokens of the whole accumulated batch, over which the task loss
-            is averaged; `None` averages over this batch's own.
-        num_sequences_in_batch: Sequences of the whole accumulated batch, for `batchmean`; `None`
-            takes this batch's sequences, scaled by its share of the label tokens.
+        device: Where the model's head is.
         shifted: Whether the labels are already shifted by one.
 
     Returns:
-        Both terms and their weighted sum, in nats. Without a label token all are zero, and still
-        differentiable.
+        The tokens on `device`, the distilled ones first.
     """
     config = routes.mixture.config
-    device, dtype = backbone.head_weight.device, backbone.head_weight.dtype
     mask, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
-    weights = routes.weights[mask].to(device)  # (N, k)
-    states = tuple(state[mask].to(device, dtype) for state in routes.states)  # k × (N, d)
-    num_tokens = len(targets)
-    num_items = float(num_items_in_batch) if num_items_in_batch is not None else float(num_tokens)
-    num_items = max(num_items, 1.0)
-    num_sequences = num_sequences_in_batch or len(labels) * num_items / max(num_tokens, 1)
-    denominator = {"mean": num_items, "batchmean": num_sequences, "sum": 1.0}[config.reduction]
-
-    distilled = config.distillation_weight > 0
-    # Without distillation one head product is enough: the head of the mixture.
-    mixed = (mix(states, weights).to(dtype),)
-    projected = tuple(backbone.project(x).float() for x in (states if distilled else mixed))
-    logits = mix(projected, weights) if distilled else projected[0]  # (N, V)
-    targets = targets.to(logits.device)
-    task = F.cross_entropy(backbone.cap(logits), targets, reduction="sum") / num_items
-    distillation = torch.zeros_like(task)
-    if distilled:
-        *late, final = [backbone.cap(part).log_softmax(-1) for part in projected]
-        for log_probs in late:
-            per_token = divergence(log_probs, final.detach(), config.divergence)  # (N,)
-            distillation = distillation + per_token.sum() / denominator
-    return MixtureLoss(
-        task=task,
-        distillation=distillation,
-        total=task + config.distillation_weight * distillation,
-        num_tokens=num_tokens,
-        num_items=num_items,
-        weight_per_token=config.distillation_weight * num_items / denominator,
+    places = mask.flatten().nonzero()[:, 0]  # the only wait for the device
+    num_tokens, num_distilled = len(places), 0
+    if config.distillation_weight > 0 and config.num_routes > 1:
+        num_distilled = math.ceil(config.distillation_token_share * num_tokens)
+    if 0 < num_distilled < num_tokens:
+        order = torch.randperm(num_tokens, device=places.device)
+        places, targets = places[order], targets[order]
+    return LabelTokens(
+        tuple(state.flatten(0, 1)[places].to(device) for state in routes.states),
+        routes.weights.flatten(0, 1)[places].to(device),
+        targets.to(device),
+        num_distilled,
     )
+
+
+def plain_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -> LossSums:
+    r"""Sum both terms plainly, with every logit in memory at once.
+
+    The task loss is the cross-entropy of the ensemble $\ell = \sum_i G_i \ell_i$, the distillation
+    loss $\sum_{i<n} D(P_i, P_n)$ (paper, section 3) with the teacher $P_n$ detached. Tokens that
+    are not distilled take one head product, $\phi(\sum_i G_i N_i(h_i))$, which is the same logits.
+    With `distillation_top_m`, $P_i$ and $P_n$ are renormalised on the ensemble's M likeliest
+    entries. `fused_sums` is the fast version of this reference.
+
+    Args:
+        tokens: The label tokens.
+        backbone: The model's head, scale and soft cap.
+        config: The mixture's options.
+
+    Returns:
+        Sums over tokens in nats, float32 or wider.
+    """
+    distilled = slice(tokens.num_distilled)
+    rest = slice(tokens.num_distilled, None)
+    wide = torch.promote_types(tokens.weights.dtype, torch.float32)
+    dtype = backbone.head_weight.dtype
+    states = tuple(state.to(dtype) for state in tokens.states)
+    parts = tuple(backbone.project(state[distilled]).to(wide) for state in states)
+    ensemble = mix(parts, tokens.weights[distilled])  # (n, V)
+    mixed = mix(tuple(state[rest] for state in states), tokens.weights[rest])
+    logits = torch.cat([ensemble, backbone.project(mixed.to(dtype)).to(wide)])  # (N, V)
+    task = F.cross_entropy(backbone.cap(logits), tokens.targets, reduction="sum")
+    if config.distillation_top_m is not None:
+        num_kept = min(config.distillation_top_m, logits.shape[-1])
+        kept = ensemble.detach().topk(num_kept).indices  # (n, M)
+        parts = tuple(part.gather(-1, kept) for part in parts)
+    *late, final = [backbone.cap(part).log_softmax(-1) for part in parts]
+    distances = [divergence(student, final.detach(), config.divergence).sum() for student in late]
+    return LossSums(task, sum(distances, torch.zeros_like(task)))

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from depthmix.capture import PassState
-from depthmix.losses import MixtureLoss, label_positions, mixture_loss
 from depthmix.mixture import Routes
+from depthmix.mixture_loss import MixtureLoss, mixture_loss
 from depthmix.mixture_norm import MixtureNorm
 
 
@@ -36,7 +37,7 @@ class Step:
     distillation_weight: float
     """λ."""
 
-    weight_per_token: float
+    weight_per_token: Float[Tensor, ""]
     """What one nat of divergence at a token weighs against one nat of its cross-entropy."""
 
     routing_weights: Float[Tensor, " routes"]
@@ -65,6 +66,9 @@ class Request:
     shifted: bool
     """Whether the labels are already shifted by one."""
 
+    as_tuple: bool
+    """Whether the caller wants a tuple."""
+
 
 class Objective:
     """Makes `L_task + λ L_distill` the loss of the model's own forward pass.
@@ -73,10 +77,12 @@ class Objective:
     plain loop, PEFT with or without a task type. They act in training mode only, so an evaluation
     loss is the cross-entropy of the ensemble.
 
-    There are two ways. A pass with `mixture_loss=True` leaves the whole loss to `mixture_loss`, on
-    label positions alone: the model builds no logits, and `MoDETrainerMixin` asks for that. Any
-    other pass with labels keeps the model's own loss and gets the distillation term on top; only
-    TRL's fused head hides its loss from the model, and there the mixin adds the term.
+    There are two ways. Where the model's own loss would be the cross-entropy of the labels, the
+    whole loss is left to `mixture_loss`, on label positions alone: no logits are built, and the
+    output has none. `mixture_loss=True` in the model's call asks for that, `mixture_loss=False` or
+    `logits_to_keep` for the other way: the model's own loss and logits, with the distillation term
+    on top. That is also what models with a loss of their own get. Only TRL's fused head hides its
+    loss from the model, and there the mixin adds the term.
 
     Args:
         norm: The mixture, in its place.
@@ -89,7 +95,10 @@ class Objective:
         self._steps = PassState()
         norm.listener = self._keep
         model = norm.backbone.model
-        self._keeps_logits = "logits_to_keep" not in signature(type(model).forward).parameters
+        self._config = model.config.get_text_config()
+        self._returns_dict = getattr(model.config, "return_dict", True)
+        self._parameters = [name for name in signature(type(model).forward).parameters][1:]
+        self._keeps_logits = "logits_to_keep" not in self._parameters
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._join, with_kwargs=True),
@@ -105,24 +114,42 @@ class Objective:
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, _model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
-        """Take the labels of a pass that asks for the mixture's loss, and spare it the logits."""
+    def _enter(self, _model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        """Take the labels of a pass whose loss is the mixture's, and spare it the logits."""
         self._requests.take()
-        if "mixture_loss" not in kwargs:
-            return None
-        kwargs = dict(kwargs)
-        if not kwargs.pop("mixture_loss"):
-            return args, kwargs
+        kwargs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        asked = kwargs.pop("mixture_loss", None)
+        if not (self._may_replace_loss(kwargs) if asked is None else asked):
+            return (), kwargs
         shift_labels, labels = kwargs.pop("shift_labels", None), kwargs.pop("labels", None)
         shifted = shift_labels is not None
+        return_dict = kwargs.get("return_dict")  # PEFT passes None on
         self._requests.here["request"] = Request(
             labels=shift_labels if shifted else labels,
             num_items_in_batch=kwargs.pop("num_items_in_batch", None),
             num_sequences_in_batch=kwargs.pop("num_sequences_in_batch", None),
             shifted=shifted,
+            as_tuple=not (self._returns_dict if return_dict is None else return_dict),
         )
         kwargs["return_dict"] = True
-        return args, kwargs if self._keeps_logits else {**kwargs, "logits_to_keep": 1}
+        return (), kwargs if self._keeps_logits else {**kwargs, "logits_to_keep": 1}
+
+    def _may_replace_loss(self, kwargs: dict[str, Any]) -> bool:
+        """Tell whether this pass's loss would be the labels' cross-entropy, and logits unasked."""
+        labelled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
+        routers = kwargs.get("output_router_logits")
+        if routers is None:
+            routers = getattr(self._config, "output_router_logits", False)
+        return (
+            labelled
+            and self.norm.training
+            and torch.is_grad_enabled()
+            and self.norm.active_mixture is not None
+            and self.norm.backbone.model.loss_function is ForCausalLMLoss
+            and not routers
+            and not kwargs.get("fused_lm_head")
+            and "logits_to_keep" not in kwargs
+        )
 
     def _keep(self, routes: Routes) -> None:
         if self.norm.training and torch.is_grad_enabled():
@@ -145,6 +172,7 @@ class Objective:
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
                 num_sequences_in_batch=None,
                 shifted=shifted,
+                as_tuple=isinstance(output, tuple),
             )
         if routes is None or request.labels is None:
             return output
@@ -165,27 +193,22 @@ class Objective:
                 "log-probabilities; use `MoDESFTTrainer`, or put `MoDETrainerMixin` before it.",
                 stacklevel=2,
             )
-        self._steps.here["step"] = self._measure(routes, loss, request, term if fused else None)
+        self._steps.here["step"] = self._measure(routes, loss, term if fused else None)
         if fused:
             return output
         if asked:
-            output["loss"] = loss.total
-            return output
-        if isinstance(output, tuple):
+            output = type(output)(**{**output, "loss": loss.total, "logits": None})
+            return output.to_tuple() if request.as_tuple else output
+        if request.as_tuple:
             return (output[0] + term, *output[1:])
         output["loss"] = output["loss"] + term
         return output
 
     @staticmethod
     @torch.no_grad()
-    def _measure(
-        routes: Routes, loss: MixtureLoss, request: Request, missing: Tensor | None
-    ) -> Step:
-        assert request.labels is not None
-        labels = request.labels.to(routes.weights.device)
-        mask, _ = label_positions(labels, shifted=request.shifted)
-        weights = routes.weights.detach()[mask].to(loss.task.device)  # (N, k)
-        whole_over_part = loss.num_items / max(loss.num_tokens, 1)
+    def _measure(routes: Routes, loss: MixtureLoss, missing: Tensor | None) -> Step:
+        num_tokens = max(loss.num_tokens, 1)
+        whole_over_part = loss.num_items / num_tokens
         return Step(
             missing=missing,
             num_tokens=loss.num_tokens,
@@ -193,7 +216,7 @@ class Objective:
             distillation_loss=loss.distillation.detach() * whole_over_part,
             distillation_weight=routes.mixture.config.distillation_weight,
             weight_per_token=loss.weight_per_token,
-            routing_weights=weights.sum(0) / max(loss.num_tokens, 1),
-            routing_entropy=torch.special.entr(weights).sum() / max(loss.num_tokens, 1),
+            routing_weights=loss.routing_weights.sum(0) / num_tokens,
+            routing_entropy=torch.special.entr(loss.routing_weights).sum() / num_tokens,
             late_layers=routes.mixture.late_layers,
         )

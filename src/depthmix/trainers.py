@@ -158,7 +158,7 @@ class MoDETrainerMixin(MixinBase):
                     torch.ones_like(step.task_loss),
                     step.task_loss,
                     step.distillation_loss,
-                    torch.full_like(step.task_loss, step.weight_per_token),
+                    step.weight_per_token,
                     step.routing_entropy,
                     *step.routing_weights,
                 ]
