@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install check fix test quickstart clean
+.PHONY: install check fix test quickstart bench clean
 
 install: .venv/installed  ## Make the environment.
 
@@ -28,6 +28,9 @@ test: install  ## Run the tests; ARGS are pytest's.
 
 quickstart: install  ## Tune, evaluate, save, reload, generate, and write quickstart/report.html.
 	$(BIN)/python -m examples.quickstart $(ARGS)
+
+bench: install  ## One benchmark, by NAME; ARGS=--quick or --toy.
+	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 clean:  ## Remove what was made.
 	rm -rf .venv quickstart runs
