@@ -13,7 +13,8 @@ from functools import partial
 
 import baselines
 import torch
-from measure import Build, measure, parse_arguments, ratio, rounded, write_results
+from measure import Build, measure, ratio
+from results import parse_arguments, rounded, write_results
 from torch import Tensor, nn
 
 from depthmix.config import MixtureConfig
@@ -189,7 +190,7 @@ def main() -> None:
         versions = {name: versions[name] for name in QUICK}
         found = run(versions, rounds=2, limits={"mode_naive": 1}, cold=("mode_naive",))
     else:
-        found = run(versions, rounds=rounds, limits=dict.fromkeys(SLOW, 3))
+        found = run(versions, rounds=rounds, limits=dict.fromkeys(SLOW, 3), warm_ups=2)
     ratios = rounded(ratios_of(found).items())
     cases, growth = [{**asdict(main_case), "versions": summaries(found)}], []
     for case in [] if arguments.quick else grid(main_case):
@@ -226,11 +227,11 @@ def grid(main_case: Case) -> list[Case]:
 
 def curves(main_case: Case) -> list[Case]:
     """List the sizes of the growth curve: tokens, vocabulary and k, one at a time."""
-    factors = (0.125, 0.25, 0.5, 1, 2, 4)
+    factors = (0.125, 0.25, 0.5, 1, 2)
     return [
         *(replace(main_case, num_tokens=int(f * main_case.num_tokens)) for f in factors),
         *(replace(main_case, vocab_size=int(f * main_case.vocab_size)) for f in factors),
-        *(replace(main_case, k=k) for k in (1, 2, 3, 4, 6, 8)),
+        *(replace(main_case, k=k) for k in (1, 2, 3, 4, 6)),
     ]
 
 

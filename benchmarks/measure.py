@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
-import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +21,6 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 import torch
 import torch._inductor.compile_fx  # once, for all processes: what compiling imports takes seconds
 
-RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
 
 Build = Callable[[], Callable[[], None]]
@@ -44,7 +39,7 @@ class Measurement:
 
     def summary(self) -> dict[str, float]:
         """Give median and 20/80 percentiles of time, and the median peak."""
-        low, *_, high = quantiles(self.seconds, n=5) if len(self.seconds) > 1 else self.seconds * 2
+        low, *_, high = quantiles([*self.seconds] * 2, n=5, method="inclusive")
         return {
             "seconds": median(self.seconds),
             "seconds_p20": low,
@@ -59,9 +54,10 @@ def measure(
     rounds: int,
     threads: int,
     limits: dict[str, int] | None = None,
+    warm_ups: int = 1,
     cold: tuple[str, ...] = (),
 ) -> dict[str, Measurement]:
-    """Run every version in turn, round after round, after one turn that does not count.
+    """Run every version in turn, round after round, after turns that do not count.
 
     The processes are forked, so this one must not have computed anything with torch.
 
@@ -70,6 +66,7 @@ def measure(
         rounds: Turns of each version.
         threads: Threads of each process.
         limits: Versions that get fewer turns, because they are slow.
+        warm_ups: Turns that do not count.
         cold: Versions whose first turn counts, because they have nothing to warm up.
 
     Returns:
@@ -78,23 +75,35 @@ def measure(
     context = multiprocessing.get_context("fork")
     gc.freeze()  # what was imported is never garbage, and looking at it in every process is slow
     pipes: dict[str, Connection] = {}
+    processes = {}
     for name, build in versions.items():
         pipes[name], theirs = context.Pipe()
-        context.Process(target=_work, args=(theirs, build, threads), daemon=True).start()
-    for name in list(pipes):  # built and warmed up one after the other, undisturbed
-        answer = _ask(pipes[name], "build")
-        if "error" not in answer and name not in cold:
-            answer = _ask(pipes[name], "run")
+        processes[name] = context.Process(target=_work, args=(theirs, build, threads), daemon=True)
+        processes[name].start()
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in pipes}
+
+    def ask(name: str, what: str) -> None:
+        """Have a version take its turn, and drop it if it cannot."""
+        if name not in turns:
+            return
+        pipes[name].send(what)
+        answer = pipes[name].recv()
         if "error" in answer:
             print(f"{name} cannot run here: {answer['error']}", file=sys.stderr)
-            pipes.pop(name).send(None)
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in pipes}
+            del turns[name]
+        elif what == "count":
+            turns[name].append(answer)
+
+    for name in pipes:  # one after the other, undisturbed
+        for what in ("build", *["warm"] * (0 if name in cold else warm_ups)):
+            ask(name, what)
     for turn in range(rounds):
-        for name, pipe in pipes.items():
+        for name in pipes:
             if turn < (limits or {}).get(name, rounds):
-                turns[name].append(_ask(pipe, "run"))
-    for pipe in pipes.values():
+                ask(name, "count")
+    for name, pipe in pipes.items():
         pipe.send(None)
+        processes[name].join()
     return {
         name: Measurement([turn["seconds"] for turn in own], [turn["peak_mib"] for turn in own])
         for name, own in turns.items()
@@ -109,11 +118,6 @@ def ratio(measured: dict[str, Measurement], version: str, baseline: str) -> dict
         "time": median(times),
         "memory": median(ours.peak_mib) / max(median(theirs.peak_mib), 1e-9),
     }
-
-
-def _ask(pipe: Connection, what: str) -> dict[str, Any]:
-    pipe.send(what)
-    return pipe.recv()
 
 
 def _work(pipe: Connection, build: Build, threads: int) -> None:
@@ -154,53 +158,3 @@ def _memory(name: str) -> float:
     """Read this process's memory in MiB."""
     status = Path("/proc/self/status").read_text("ascii")
     return int(status.partition(f"{name}:")[2].split()[0]) / 1024
-
-
-def parse_arguments(description: str, name: str) -> argparse.Namespace:
-    """Read the command line that all benchmarks share."""
-    parser = argparse.ArgumentParser(description=description)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="the ratios alone, in under 50 seconds")
-    size.add_argument("--toy", action="store_true", help="every part, at a size for tests")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
-    return parser.parse_args()
-
-
-def write_results(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Write results with what made them, and print the ratios."""
-    size = "quick" if arguments.quick else "toy" if arguments.toy else "full"
-    run = {
-        "command": " ".join(["python", *sys.argv]),
-        "size": size,
-        "device": _device(),
-        "threads": arguments.threads,
-        "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**run, **results}, indent=1) + "\n"
-    arguments.output.write_text(text, "utf-8")
-    for key, value in results["ratios"].items():
-        print(f"{key:50} {value:.3f}")
-    print(f"Written to {arguments.output}.")
-
-
-def rounded(values: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Keep four significant digits."""
-    return {name: float(f"{value:.4g}") for name, value in values}
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    described = Path("/proc/cpuinfo").read_text("utf-8")
-    model = described.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
-    fast = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in described]
-    return f"{model or platform.machine()}, {fast[0] if fast else 'no'} matrix instructions"
-
-
-def _git(*arguments: str) -> str:
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return answer.stdout.strip()

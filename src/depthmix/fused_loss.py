@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from depthmix.backbone import Backbone
-from depthmix.block_scores import block_tokens, score_tokens
+from depthmix.block_gradients import block_tokens, differentiate_tokens
 from depthmix.config import MixtureConfig
-from depthmix.losses import Divergence, LabelTokens, LossSums, divergence
+from depthmix.losses import LabelTokens, LossSums, divergence
 from depthmix.mixture import mix
 
 CPU_PRODUCT_ROWS = 512
@@ -29,8 +30,11 @@ GPU_PRODUCT_ROWS = 2048
 BUCKET_SIZE = 16
 """Vocabulary entries of which `top_entries` looks at the maximum first."""
 
-GATHERED_TOKENS = 64
+CPU_GATHERED_TOKENS = 64
 """Tokens whose own rows of the head are gathered at once, for `distillation_top_m`."""
+
+GPU_GATHERED_TOKENS = 1024
+"""The same on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,17 @@ class LinearHead:
 
 
 def is_fusable(head: nn.Module) -> bool:
-    """Tell whether a head is a plain linear map that is not trained."""
+    """Tell whether a head is a plain linear map that is not trained, and whose weight is here."""
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return False
+    # Accelerate replaces `forward` where a model is spread over devices, which changes nothing
+    # here, and where it is offloaded, so that its weight is elsewhere.
+    dispatched = not getattr(getattr(head, "_hf_hook", None), "offload", True)
+    whole = type(head.weight) in (Tensor, nn.Parameter) or isinstance(head.weight, DTensor)
     return (
-        isinstance(head, nn.Linear)
-        and type(head).forward is nn.Linear.forward
-        and "forward" not in vars(head)  # offloaded by accelerate, or patched
+        ("forward" not in vars(head) or dispatched)
+        and whole
+        and head.weight.is_floating_point()
         and not any(parameter.requires_grad for parameter in head.parameters())
     )
 
@@ -119,18 +129,17 @@ class _FusedSums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         grad_mixed, grad_states = torch.empty_like(mixed), torch.empty_like(states)
         num_distilled, num_routes = states.shape[:2]
-        top_m = config.distillation_top_m or 0
-        num_exact = 0 if top_m else num_distilled
+        num_exact = num_distilled if config.distillation_top_m is None else 0
         task, distillation = weights.new_zeros(()), weights.new_zeros(())
-        score = partial(
-            score_tokens, kind=config.divergence, scale=head.scale, soft_cap=head.soft_cap
+        differentiate = partial(
+            differentiate_tokens, kind=config.divergence, scale=head.scale, soft_cap=head.soft_cap
         )
         with torch.autocast(mixed.device.type, enabled=False):
             for rows, buffer in _chunks(head, range(num_exact), num_routes=num_routes):
                 logits = buffer[: len(rows)].flatten(0, 1)  # (m k, V)
                 chosen = slice(rows.start, rows.stop)
                 head.project(states[chosen].flatten(0, 1), out=logits)
-                nll, distances = score(buffer, weights[chosen], targets[chosen])
+                nll, distances = differentiate(buffer, weights[chosen], targets[chosen])
                 task, distillation = task + nll.sum(), distillation + distances.sum()
                 torch.mm(logits, head.weight, out=grad_states[chosen].flatten(0, 1))
                 grad_mixed[chosen] = grad_states[chosen, -1]
@@ -138,20 +147,20 @@ class _FusedSums(torch.autograd.Function):
                 logits = buffer[: len(rows), 0]  # (m, V)
                 chosen = slice(rows.start, rows.stop)
                 head.project(mixed[chosen], out=logits)
-                for start in range(rows.start, min(rows.stop, num_distilled), GATHERED_TOKENS):
-                    few = slice(start, min(start + GATHERED_TOKENS, rows.stop, num_distilled))
-                    local = logits[few.start - rows.start : few.stop - rows.start]
-                    distance, grad_states[few] = _distil_on(
-                        top_entries(local, top_m), states[few], head, config.divergence
+                distilled = slice(rows.start, min(rows.stop, num_distilled))
+                if distilled.start < distilled.stop:
+                    distance, grad_states[distilled] = _distil_on_top(
+                        logits[: distilled.stop - distilled.start], states[distilled], head, config
                     )
                     distillation = distillation + distance
-                nll, _ = score(buffer, weights.new_ones(len(rows), 1), targets[chosen])
+                nll, _ = differentiate(buffer, weights.new_ones(len(rows), 1), targets[chosen])
                 task = task + nll.sum()
                 torch.mm(logits, head.weight, out=grad_mixed[chosen])
         ctx.save_for_backward(grad_mixed.mul_(head.scale), grad_states.mul_(head.scale))
         return task, distillation
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:
         grad_task, grad_distillation = grad_outputs
         grad_mixed, grad_states = ctx.saved_tensors
@@ -184,24 +193,32 @@ def top_entries(
     return torch.where(rank < BUCKET_SIZE, rank * num_buckets + bucket, left_over)
 
 
-def _distil_on(
-    kept: Int[Tensor, "tokens entries"],
+def _distil_on_top(
+    ensemble: Float[Tensor, "tokens vocab"],
     states: Float[Tensor, "tokens routes hidden"],
     head: LinearHead,
-    kind: Divergence,
+    config: MixtureConfig,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "tokens routes hidden"]]:
-    """Distil on a few entries of the vocabulary, renormalised; give sum and gradient."""
-    weight = F.embedding(kept, head.weight)  # (m, M, d)
-    logits = torch.bmm(states, weight.transpose(1, 2))  # (m, k, M)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    logits = logits.to(wide) if head.bias is None else logits.to(wide) + head.bias[kept][:, None]
-    with torch.enable_grad():
-        logits = (logits * head.scale).requires_grad_()
-        log_probs = head.cap(logits).log_softmax(-1)
-        teacher = log_probs[:, -1:].detach()
-        distance = divergence(log_probs[:, :-1], teacher.expand_as(log_probs[:, :-1]), kind).sum()
-    (gradient,) = torch.autograd.grad(distance, logits)
-    return distance.detach(), torch.bmm(gradient.to(states.dtype), weight)
+    """Distil on the ensemble's likeliest entries, renormalised; give the sum and its gradient."""
+    assert config.distillation_top_m is not None
+    num_gathered = CPU_GATHERED_TOKENS if states.device.type == "cpu" else GPU_GATHERED_TOKENS
+    total, gradients = states.new_zeros((), dtype=torch.float32), []
+    for logits, own in zip(ensemble.split(num_gathered), states.split(num_gathered), strict=True):
+        kept = top_entries(logits, config.distillation_top_m)
+        weight = F.embedding(kept, head.weight)  # (m, M, d)
+        parts = torch.bmm(own, weight.transpose(1, 2))  # (m, k, M)
+        parts = parts.to(torch.promote_types(parts.dtype, torch.float32))
+        if head.bias is not None:
+            parts = parts + head.bias[kept][:, None]
+        with torch.enable_grad():
+            parts = (parts * head.scale).requires_grad_()
+            log_probs = head.cap(parts).log_softmax(-1)
+            late, teacher = log_probs[:, :-1], log_probs[:, -1:].detach()
+            distance = divergence(late, teacher.expand_as(late), config.divergence).sum()
+        (gradient,) = torch.autograd.grad(distance, parts)
+        total = total + distance.detach()
+        gradients.append(torch.bmm(gradient.to(own.dtype), weight))
+    return total, torch.cat(gradients)
 
 
 def _linear_head(backbone: Backbone) -> LinearHead:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthmix.backbone import Backbone
@@ -91,7 +91,7 @@ def divergence(
 
 def label_positions(
     labels: Int[Tensor, "batch seq"], *, shifted: bool = False
-) -> tuple[Bool[Tensor, "batch seq"], Int[Tensor, " tokens"]]:
+) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
     """Find the positions whose next token counts in the loss.
 
     Args:
@@ -99,12 +99,13 @@ def label_positions(
         shifted: Whether `labels[:, t]` is already the token after position t, as in `shift_labels`.
 
     Returns:
-        A mask of the positions that predict a label, and those labels in the mask's order.
+        Places of the positions that predict a label, in the flattened batch, and those labels.
     """
     if not shifted:
         labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    mask = labels != IGNORE_INDEX
-    return mask, labels[mask]
+    labels = labels.flatten()
+    places = (labels != IGNORE_INDEX).nonzero()[:, 0]  # waits for the device, once a pass
+    return places, labels[places]
 
 
 def select_tokens(
@@ -129,8 +130,7 @@ def select_tokens(
         The tokens on `device`, the distilled ones first.
     """
     config = routes.mixture.config
-    mask, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
-    places = mask.flatten().nonzero()[:, 0]  # the only wait for the device
+    places, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
     num_tokens, num_distilled = len(places), 0
     if config.distillation_weight > 0 and config.num_routes > 1:
         num_distilled = math.ceil(config.distillation_token_share * num_tokens)

@@ -83,13 +83,13 @@ def mixture_loss(
     config, head = routes.mixture.config, backbone.head
     device = backbone.head_weight.device
     tokens = select_tokens(routes, labels, device=device, shifted=shifted)
+    num_tokens = len(tokens.targets)
+    counted = num_tokens if num_items_in_batch is None else num_items_in_batch
+    num_items = torch.as_tensor(counted, dtype=torch.float32, device=device).clamp(min=1)
     thrifty_sums = fused_sums if is_fusable(head) else _checkpointed_sums
     with gather_params_ctx(list(head.parameters())):  # DeepSpeed may have them partitioned
         sums = (plain_sums if plain else thrifty_sums)(tokens, backbone, config)
 
-    num_tokens = len(tokens.targets)
-    counted = num_tokens if num_items_in_batch is None else num_items_in_batch
-    num_items = torch.as_tensor(counted, dtype=sums.task.dtype, device=device).clamp(min=1)
     if config.reduction == "mean":
         denominator = num_items
     elif config.reduction == "sum":

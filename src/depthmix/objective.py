@@ -17,6 +17,10 @@ from depthmix.mixture import Routes
 from depthmix.mixture_loss import MixtureLoss, mixture_loss
 from depthmix.mixture_norm import MixtureNorm
 
+NO_POSITION = slice(0, 0)
+"""Keeps no logits at all. The number 0 would keep all of them; 1 costs a CPU a copy of the head for
+each sequence, since the product with a strided slice is taken row by row."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -97,7 +101,8 @@ class Objective:
         model = norm.backbone.model
         self._config = model.config.get_text_config()
         self._returns_dict = getattr(model.config, "return_dict", True)
-        self._parameters = [name for name in signature(type(model).forward).parameters][1:]
+        parameters = signature(type(model).forward).parameters.values()
+        self._parameters = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
         self._keeps_logits = "logits_to_keep" not in self._parameters
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -117,10 +122,13 @@ class Objective:
     def _enter(self, _model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         """Take the labels of a pass whose loss is the mixture's, and spare it the logits."""
         self._requests.take()
-        kwargs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
-        asked = kwargs.pop("mixture_loss", None)
-        if not (self._may_replace_loss(kwargs) if asked is None else asked):
-            return (), kwargs
+        asked = kwargs.get("mixture_loss")
+        given = {name: value for name, value in kwargs.items() if name != "mixture_loss"}
+        named = {**dict(zip(self._parameters, args, strict=False)), **given}
+        nameless = len(args) > len(self._parameters)
+        if nameless or not (self._may_replace_loss(named) if asked is None else asked):
+            return args, given
+        kwargs = named
         shift_labels, labels = kwargs.pop("shift_labels", None), kwargs.pop("labels", None)
         shifted = shift_labels is not None
         return_dict = kwargs.get("return_dict")  # PEFT passes None on
@@ -132,7 +140,7 @@ class Objective:
             as_tuple=not (self._returns_dict if return_dict is None else return_dict),
         )
         kwargs["return_dict"] = True
-        return (), kwargs if self._keeps_logits else {**kwargs, "logits_to_keep": 1}
+        return (), kwargs if self._keeps_logits else {**kwargs, "logits_to_keep": NO_POSITION}
 
     def _may_replace_loss(self, kwargs: dict[str, Any]) -> bool:
         """Tell whether this pass's loss would be the labels' cross-entropy, and logits unasked."""

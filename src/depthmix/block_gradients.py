@@ -28,30 +28,31 @@ def block_tokens(device: torch.device) -> int:
     return CPU_BLOCK_TOKENS if device.type == "cpu" else GPU_BLOCK_TOKENS
 
 
-def score_tokens(
+def differentiate_tokens(
     buffer: Float[Tensor, "chunk routes vocab"],
     weights: Float[Tensor, "tokens routes"],
     targets: Int[Tensor, " tokens"],
     **options: Any,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Apply `score_block` to all tokens, in blocks of one shape, so that it is compiled once.
+    """Apply `differentiate_block` to all tokens, in blocks of one shape, so it is compiled once.
 
     Args:
         buffer: Head products of the tokens and, up to a full block, of anything else; overwritten.
         weights: Routing weights.
         targets: Label of each token.
-        options: As `score_block` takes them.
+        options: As `differentiate_block` takes them.
 
     Returns:
-        What `score_block` returns, for the tokens alone.
+        What `differentiate_block` returns, for the tokens alone.
     """
     num_tokens, block = len(targets), block_tokens(buffer.device)
     padding = -num_tokens % block
     weights = F.pad(weights, (0, 0, 0, padding))
     targets = F.pad(targets, (0, padding))
-    score = _compiled if buffer.shape[-1] >= COMPILED_VOCAB_SIZE else score_block
-    scores = [
-        score(
+    large = buffer.shape[-1] >= COMPILED_VOCAB_SIZE
+    differentiate = _differentiate_compiled if large else differentiate_block
+    losses = [
+        differentiate(
             buffer[start : start + block],
             weights[start : start + block],
             targets[start : start + block],
@@ -59,12 +60,12 @@ def score_tokens(
         )
         for start in range(0, num_tokens, block)
     ]
-    nll, distances = zip(*scores, strict=True)
+    nll, distances = zip(*losses, strict=True)
     return torch.cat(nll)[:num_tokens], torch.cat(distances)[:num_tokens]
 
 
 @no_type_check  # the tests' type checks would stand between the compiler and its function
-def score_block(
+def differentiate_block(
     logits: Float[Tensor, "block routes vocab"],
     weights: Float[Tensor, "block routes"],
     targets: Int[Tensor, " block"],
@@ -145,12 +146,12 @@ def _cap(logits: Tensor, soft_cap: float | None) -> tuple[Tensor, Tensor | float
 
 @functools.cache
 def _compiler() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Make the compiled `score_block`, one version per dtype, shape and option."""
-    return torch.compile(score_block, dynamic=False)
+    """Make the compiled `differentiate_block`, one version per dtype, shape and option."""
+    return torch.compile(differentiate_block, dynamic=False)
 
 
-def _compiled(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """Apply the compiled `score_block`, or the plain one where nothing compiles."""
+def _differentiate_compiled(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Apply the compiled `differentiate_block`, or the plain one where nothing compiles."""
     global _can_compile
     if _can_compile:
         try:
@@ -165,7 +166,7 @@ def _compiled(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
                 f"C++ compiler, on a GPU Triton ({reason}).",
                 stacklevel=2,
             )
-    return score_block(*tensors, **options)
+    return differentiate_block(*tensors, **options)
 
 
 _can_compile = True

@@ -1,0 +1,72 @@
+"""The command line that all benchmarks share, and their results as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse_arguments(description: str, name: str, **paths: str) -> argparse.Namespace:
+    """Read the command line that all benchmarks share; `paths` are more options and their help."""
+    parser = argparse.ArgumentParser(description=description)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="the ratios alone, in under 50 seconds")
+    size.add_argument("--toy", action="store_true", help="every part, at a size for tests")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
+    for option, described in paths.items():
+        parser.add_argument(f"--{option}", type=Path, help=described)
+    return parser.parse_args()
+
+
+def write_results(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write results with what made them, and print the ratios."""
+    size = "quick" if arguments.quick else "toy" if arguments.toy else "full"
+    changed = "+" if _git("status", "--porcelain") else ""
+    run = {
+        "command": " ".join(["python", *sys.argv]),
+        "size": size,
+        "device": _device(),
+        "threads": arguments.threads,
+        "commit": _git("rev-parse", "--short=9", "HEAD") + changed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**run, **results}, indent=1) + "\n"
+    arguments.output.write_text(text, "utf-8")
+    for key, value in results["ratios"].items():
+        print(f"{key:50} {value:.3f}")
+    print(f"Written to {arguments.output}.")
+
+
+def rounded(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Keep four significant digits."""
+    return {name: float(f"{value:.4g}") for name, value in values}
+
+
+def _device() -> str:
+    """Name the machine, as far as it matters to the numbers."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    described = Path("/proc/cpuinfo").read_text("utf-8")
+    model = described.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
+    fast = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in described]
+    return f"{model or platform.machine()}, {fast[0] if fast else 'no'} matrix instructions"
+
+
+def _git(*arguments: str) -> str:
+    """Ask git; empty where there is no repository."""
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
