@@ -87,6 +87,9 @@ def measure(
         if name not in turns:
             return
         pipes[name].send(what)
+        while not pipes[name].poll(1):  # a process that is killed for its memory says nothing
+            if not processes[name].is_alive():
+                raise RuntimeError(f"The process of {name} has died; is there too little memory?")
         answer = pipes[name].recv()
         if "error" in answer:
             print(f"{name} cannot run here: {answer['error']}", file=sys.stderr)
@@ -129,13 +132,13 @@ def _work(pipe: Connection, build: Build, threads: int) -> None:
             if what == "build":
                 step = build()
             pipe.send({} if what == "build" else _take_turn(step))
+            _trim()
         except Exception as error:  # the version is reported as one that cannot run
             pipe.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
 
 
 def _take_turn(step: Callable[[], None]) -> dict[str, float]:
     """Run once; give seconds, and the peak of memory above what was held before."""
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -145,13 +148,18 @@ def _take_turn(step: Callable[[], None]) -> dict[str, float]:
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "peak_mib": (torch.cuda.max_memory_allocated() - held) / MIB}
-    ctypes.CDLL(None).malloc_trim(0)  # or what earlier turns left would hide what this one takes
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # forgets the peak of earlier turns
     held = _memory("VmRSS")
     start = time.perf_counter()
     step()
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_mib": _memory("VmHWM") - held}
+
+
+def _trim() -> None:
+    """Give freed memory back: others need it, and it would hide what the next turn takes."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _memory(name: str) -> float:
