@@ -2,7 +2,8 @@
 
 One forward pass of SmolLM2-135M over 64 ARC-Easy sequences, untuned, with labels on every token;
 then the gradient of the distillation loss with respect to everything that is trained, exact and
-approximated, from the same states. `--data` as in train_step.py.
+approximated, from the same states. Both starts of the router, since the ensemble's likeliest
+entries depend on it. `--data` as in train_step.py.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from depthmix.run_config import ModelSection
 WEIGHT = 0.1
 """λ of the total gradient, the library's default."""
 
+STARTS = ("identity", "gaussian")
+
 APPROXIMATIONS: dict[str, dict[str, Any]] = {
     **{f"top {m}": {"distillation_top_m": m} for m in (32, 128, 512)},
     **{f"{share:.0%} of tokens": {"distillation_token_share": share} for share in (0.5, 0.25, 0.1)},
@@ -34,79 +37,79 @@ APPROXIMATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
-    """Measure, compare, write."""
-    arguments = parse_arguments(__doc__ or "", "distillation", data="file of prepared records")
-    torch.set_num_threads(arguments.threads)
-    num_draws = 4 if arguments.toy or arguments.quick else 10
+def compare(model: Any, batch: dict[str, Tensor], start: str, num_draws: int) -> dict[str, Any]:
+    """Compare every approximation with the exact distillation, for one start of the router."""
     torch.manual_seed(SEED)
-    model = tiny_llama() if arguments.toy else load_model(ModelSection(name=MODEL, dtype="float32"))
     config = MoDEConfig.from_preset(
-        "paper", router_init="identity", router_input="normed", lora_dropout=0.0
+        "paper", router_init=start, router_input="normed", lora_dropout=0.0
     )
     tuned = get_peft_model(model, config).train()
     norm = find_mixture_norm(tuned)
     assert norm is not None
     kept: list[Routes] = []
     norm.listener = kept.append
-    data = find_data(arguments.data, toy=arguments.toy)
-    sequences = read_sequences(data, toy=arguments.toy)
-    if arguments.quick:
-        sequences = sequences[:16]
-    batch = make_batches(sequences, completion_only=False, batch_size=len(sequences))[0]
-    labels = batch.pop("labels")
-    tuned(**batch, logits_to_keep=1, use_cache=False)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    tuned(**inputs, logits_to_keep=1, use_cache=False)
     (routes,) = kept
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-
-    def gradients(**options: Any) -> tuple[float, Tensor, Tensor]:
-        """Give the distillation loss, its gradient and the task's, each as one vector."""
-        routes.mixture.config = replace(exact_config, **options)
-        loss = mixture_loss(routes, norm.backbone, labels)
-        return (
-            float(loss.distillation.detach()),
-            _vector(loss.distillation, trained),
-            _vector(loss.task, trained),
-        )
-
     exact_config = replace(routes.mixture.config, distillation_weight=WEIGHT)
-    value, exact, task = gradients()
+
+    def distil(**options: Any) -> tuple[float, Tensor]:
+        """Give the distillation loss and its gradient."""
+        routes.mixture.config = replace(exact_config, **options)
+        loss = mixture_loss(routes, norm.backbone, batch["labels"])
+        return float(loss.distillation.detach()), _gradient(loss.distillation, trained)
+
+    value, exact = distil()
+    task = _gradient(mixture_loss(routes, norm.backbone, batch["labels"]).task, trained)
     total = task + WEIGHT * exact
     rows = {}
     for name, options in APPROXIMATIONS.items():
         draws = num_draws if "distillation_token_share" in options else 1
-        values, vectors = [], []
-        for _ in range(draws):
-            found, vector, _ = gradients(**options)
-            values.append(found)
-            vectors.append(vector)
-        average = torch.stack(vectors).mean(0)
-        errors = [_error(vector, exact) for vector in vectors]
+        found = [distil(**options) for _ in range(draws)]
+        values, vectors = [one for one, _ in found], [vector for _, vector in found]
         rows[name] = rounded(
             {
                 "value_over_exact": mean(values) / value,
                 "value_spread": stdev(values) / value if draws > 1 else 0.0,
-                "error": mean(errors),
+                "error": mean(_error(vector, exact) for vector in vectors),
                 "cosine": mean(_cosine(vector, exact) for vector in vectors),
-                "error_of_average": _error(average, exact),
-                "error_if_unbiased": mean(errors) / draws**0.5,
-                "error_of_total": mean(_error(task + WEIGHT * vector, total) for vector in vectors),
+                "error_of_average": _error(torch.stack(vectors).mean(0), exact),
+                "error_of_total": mean(_error(task + WEIGHT * one, total) for one in vectors),
             }.items()
         )
-        print(name, rows[name], flush=True)
-    ratios = {"top_128_cosine": rows["top 128"]["cosine"]}
+        print(start, name, rows[name], flush=True)
+    norms = {"task": float(task.norm()), "distillation": float(exact.norm())}
+    return {"distillation_loss": value, "gradient_norms": norms, "approximations": rows}
+
+
+def main() -> None:
+    """Measure, compare, write."""
+    arguments = parse_arguments(__doc__ or "", "distillation", data="file of prepared records")
+    torch.set_num_threads(arguments.threads)
+    num_draws = 2 if arguments.toy or arguments.quick else 4
+    data = find_data(arguments.data, toy=arguments.toy)
+    sequences = read_sequences(data, toy=arguments.toy)[: 16 if arguments.quick else None]
+    (batch,) = make_batches(sequences, completion_only=False, batch_size=len(sequences))
+    starts = {}
+    for start in STARTS:
+        section = ModelSection(name=MODEL, dtype="float32")
+        model = tiny_llama() if arguments.toy else load_model(section)
+        starts[start] = compare(model, batch, start, num_draws)
+    ratios = {
+        f"top_128_cosine_{start}": found["approximations"]["top 128"]["cosine"]
+        for start, found in starts.items()
+    }
     results = {
         "data": "ARC-Easy" if data else "random tokens of ARC-Easy's lengths",
-        "num_tokens": int((labels[:, 1:] != -100).sum()),
-        "distillation_loss": value,
+        "num_tokens": int((batch["labels"][:, 1:] != -100).sum()),
         "draws": num_draws,
-        "norms": {"task": float(task.norm()), "distillation": float(exact.norm())},
-        "approximations": rows,
+        "starts": starts,
     }
     write_results(arguments, {"ratios": ratios, **results})
 
 
-def _vector(loss: Tensor, trained: list[Tensor]) -> Tensor:
+def _gradient(loss: Tensor, trained: list[Tensor]) -> Tensor:
     """Give a loss's gradient with respect to all that is trained, end to end."""
     gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
     pairs = zip(gradients, trained, strict=True)

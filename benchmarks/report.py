@@ -151,25 +151,26 @@ def step_table(results: dict[str, Any]) -> str:
 
 def distillation_table(results: dict[str, Any]) -> str:
     """Say how far each approximation is from exact distillation."""
-    header = ["distilled on", "loss / exact", "gradient's error", "cosine"]
+    header = ["router's start, distilled on", "loss / exact", "gradient's error", "cosine"]
     header += ["error of the mean of draws", "error in the total gradient"]
     rows = []
-    for name, row in results["approximations"].items():
-        spread = f" ± {row['value_spread']:.2f}" if row["value_spread"] else ""
-        average = number(row["error_of_average"]) if spread else "the same"
-        rows.append(
-            [
-                name,
-                f"{row['value_over_exact']:.2f}{spread}",
-                number(row["error"]),
-                f"{row['cosine']:.3f}",
-                average,
-                number(row["error_of_total"]),
-            ]
-        )
+    for start, found in results["starts"].items():
+        for name, row in found["approximations"].items():
+            drawn = "tokens" in name
+            spread = f" ± {row['value_spread']:.2f}" if drawn else ""
+            rows.append(
+                [
+                    f"{start}, {name}",
+                    f"{row['value_over_exact']:.2f}{spread}",
+                    number(row["error"]),
+                    f"{row['cosine']:.3f}",
+                    number(row["error_of_average"]) if drawn else "the same",
+                    number(row["error_of_total"]),
+                ]
+            )
     tokens = (
         f"{results['num_tokens']:,} label tokens of {results['data']}, k = 3, "
-        f"{results['draws']} draws. "
+        f"{results['draws']} draws, λ = 0.1 in the total. "
     )
     return f"{tokens}{made_by(results)}\n\n{table(header, rows)}"
 
