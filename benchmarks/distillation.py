@@ -1,6 +1,6 @@
 """How far cheaper distillation is from the exact one: bias and variance of its gradient.
 
-One forward pass of SmolLM2-135M over 64 ARC-Easy sequences, untuned, with labels on every token;
+One forward pass of SmolLM2-135M over 24 ARC-Easy sequences, untuned, with labels on every token;
 then the gradient of the distillation loss with respect to everything that is trained, exact and
 approximated, from the same states. Both starts of the router, since the ensemble's likeliest
 entries depend on it. `--data` as in train_step.py.
@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     num_draws = 2 if arguments.toy or arguments.quick else 4
     data = find_data(arguments.data, toy=arguments.toy)
-    sequences = read_sequences(data, toy=arguments.toy)[: 16 if arguments.quick else None]
+    sequences = read_sequences(data, toy=arguments.toy)[: 8 if arguments.quick else 24]
     (batch,) = make_batches(sequences, completion_only=False, batch_size=len(sequences))
     starts = {}
     for start in STARTS:
