@@ -57,7 +57,8 @@ class MixtureConfig:
 
     distillation_top_m: int | None = None
     """Distil on the ensemble's M likeliest vocabulary entries, renormalised, which spares k - 1
-    head products each way; `None` distils on all entries (exact). See docs/performance.md."""
+    head products each way; `None` distils on all entries (exact). A good stand-in only while
+    several layers have a say in the ensemble (docs/performance.md)."""
 
     distillation_token_share: float = 1.0
     """Distil on this share of the label tokens, drawn anew at each step and scaled to stand for
