@@ -203,12 +203,11 @@ def growth_figure(results: dict[str, Any]) -> Figure:
                         x, y, line, color=colour, marker=".", label=text, linewidth=1.6
                     )
             axes[1][column].set_xlabel(label)
-            for row in (0, 1):
-                axes[row][column].set_xlim(left=0)
-                axes[row][column].set_ylim(bottom=0)
-        axes[0][0].set_ylabel("time (s)")
-        axes[1][0].set_ylabel("peak memory (MiB)")
-        axes[0][0].legend()
+            axes[1][column].set_xlim(left=0)
+        for row, label in enumerate(("time (s)", "peak memory (MiB)")):
+            axes[row][0].set_ylabel(label)
+            axes[row][0].set_ylim(bottom=0)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -161,7 +161,7 @@ class _FusedSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple:  # pyrefly: ignore[bad-override]
         grad_task, grad_distillation = grad_outputs
         grad_mixed, grad_states = ctx.saved_tensors
         return (
