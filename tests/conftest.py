@@ -17,10 +17,15 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from adapters import logits, tuned_model  # noqa: E402
 from models import tiny_model  # noqa: E402
+
+# The same examples at each run; `--hypothesis-profile default` draws new ones.
+settings.register_profile("steady", derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

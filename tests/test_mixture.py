@@ -58,12 +58,13 @@ def test_weights_sum_to_one_over_the_kept_routes(router_logits, top_k, temperatu
     weights = route(router_logits, top_k=top_k, temperature=temperature)
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
-    for given_row, row in zip(router_logits.double().tolist(), weights.tolist(), strict=True):
+    scaled = router_logits / temperature  # may make equal what was not
+    for given_row, row in zip(scaled.double().tolist(), weights.tolist(), strict=True):
         kept = sorted(range(4), key=lambda i, given_row=given_row: -given_row[i])[: top_k or 4]
         if len({given_row[i] for i in range(4)}) < 4:
             continue  # among equal logits any choice is right
         top = max(given_row)
-        scores = {i: math.exp((given_row[i] - top) / temperature) for i in kept}
+        scores = {i: math.exp(given_row[i] - top) for i in kept}
         expected = [scores.get(i, 0.0) / sum(scores.values()) for i in range(4)]
         assert row == pytest.approx(expected, abs=1e-5)
         assert all(row[i] == 0 for i in set(range(4)) - set(kept))
