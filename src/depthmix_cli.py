@@ -84,6 +84,8 @@ def generate(
     adapter: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     template: Literal["plain", "alpaca", "chat"] = "plain",
+    top_k: int | None = None,
+    lazy: bool = False,
     generation: Options | None = None,
 ) -> None:
     """Print a model's answers to prompts.
@@ -94,6 +96,8 @@ def generate(
         adapter: Folder of an adapter, where `model` is not one itself.
         dtype: Type of the weights in memory.
         template: What stands around a prompt; take the one used in training.
+        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
+        lazy: Run late layers only when a token needs them: the same text, sooner.
         generation: All options of transformers' `GenerationConfig`, with a dot:
             `--generation.max-new-tokens 64`, `--generation.temperature 0.7`.
     """
@@ -101,7 +105,10 @@ def generate(
     from depthmix.run_config import ModelSection
 
     section = ModelSection(name=model, adapter=adapter, dtype=dtype)
-    print(*generate(section, prompts, template=template, options=generation), sep="\n\n")
+    answers = generate(
+        section, prompts, template=template, options=generation, top_k=top_k, lazy=lazy
+    )
+    print(*answers, sep="\n\n")
 
 
 @app.command

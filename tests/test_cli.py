@@ -74,6 +74,12 @@ def test_train_generate_and_continue(run_file, tmp_path, capsys):
     assert json.loads((out / "run_config.json").read_text())["mode"]["late_layers"] == 3
     assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--generation.top-k=3"]) == 0
     capsys.readouterr()
+    answers = []
+    for lazy in ("--no-lazy", "--lazy"):
+        assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--top-k", "1", lazy]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    capsys.readouterr()
     assert depthmix_cli.main(["info", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "default (MODE_LORA, r = " in shown

@@ -2,10 +2,11 @@
 
 from depthmix.adapter import register, to_lora
 from depthmix.adapter_config import MoDEConfig
-from depthmix.attachment import attach, detach
+from depthmix.attachment import attach, detach, set_top_k
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.checkpoint import load, save
 from depthmix.config import MixtureConfig
+from depthmix.lazy_depth import LazyDepth
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.run_config import RunConfig, load_run_config
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
@@ -15,6 +16,7 @@ register()
 
 __all__ = [
     "Backbone",
+    "LazyDepth",
     "Ledger",
     "MixtureConfig",
     "MoDEConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "load_run_config",
     "parameter_ledger",
     "save",
+    "set_top_k",
     "to_lora",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,6 +92,24 @@ def detach(model: PreTrainedModel) -> Mixture:
     norm.objective.remove()
     norm.backbone.model.set_submodule(norm.backbone.final_norm_name, norm.base_layer)
     return norm.mixture
+
+
+def set_top_k(model: nn.Module, top_k: int | None) -> None:
+    """Set how many routes each token keeps, whatever number the mixture was trained with.
+
+    Args:
+        model: A model with a mixture, wrapped or not.
+        top_k: Routes kept per token; `None` keeps all.
+
+    Raises:
+        ValueError: If there is no active mixture, or it has fewer routes.
+    """
+    norm = find_mixture_norm(model)
+    mixture = norm.active_mixture if norm is not None else None
+    if mixture is None:
+        raise ValueError("`model` has no active mixture of depths; load an adapter first.")
+    replace(mixture.config, top_k=top_k)  # checks it
+    mixture.config.top_k = top_k
 
 
 def find_mixture_norm(model: nn.Module) -> MixtureNorm | None:

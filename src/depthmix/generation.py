@@ -14,7 +14,9 @@ from transformers import (
     TextStreamer,
 )
 
+from depthmix.attachment import set_top_k
 from depthmix.data import render_prompt
+from depthmix.lazy_depth import LazyDepth
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_value, suggest, underscored
 from depthmix.run_config import ModelSection, Template
@@ -30,6 +32,8 @@ def generate(
     template: Template = "plain",
     options: Mapping[str, Any] | None = None,
     batch_size: int = 16,
+    top_k: int | None = None,
+    lazy: bool = False,
 ) -> list[str]:
     """Let a model, with its adapter, answer prompts.
 
@@ -40,6 +44,8 @@ def generate(
         options: Keyword arguments of `transformers.GenerationConfig`, such as `max_new_tokens`,
             `do_sample` or `temperature`; text is read as numbers and switches.
         batch_size: Prompts that are run together.
+        top_k: Routes that the mixture keeps per token; `None` keeps what it was trained with.
+        lazy: Run late layers only when a token needs them (`LazyDepth`): the same text, sooner.
 
     Returns:
         The new text for each prompt, or each of `num_return_sequences` in turn.
@@ -52,6 +58,9 @@ def generate(
         raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
     settings = read_generation_options(options or {})
     tokenizer, model = load_tokenizer(section), _load(section)
+    if top_k is not None:
+        set_top_k(model, top_k)
+    generator = LazyDepth(model) if lazy else model
     texts = [render_prompt({"prompt": prompt}, template, tokenizer) for prompt in prompts]
     answers: list[str] = []
     for start in range(0, len(texts), batch_size):
@@ -62,7 +71,7 @@ def generate(
             padding_side="left",
             return_tensors="pt",
         ).to(model.device)
-        answers += _continue(model, tokenizer, inputs, settings)
+        answers += _continue(generator, tokenizer, inputs, settings)
     return answers
 
 
@@ -145,7 +154,7 @@ def _load(section: ModelSection) -> PreTrainedModel | PeftModel:
 
 
 def _continue(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | PeftModel | LazyDepth,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, torch.Tensor],
     settings: Mapping[str, Any],
