@@ -271,6 +271,9 @@ def test_adapters_and_their_top_k():
     ("options", "message"),
     [
         ({"num_beams": 2}, "was asked for beam search"),
+        ({"assistant_early_exit": 2}, "was asked for assisted generation"),
+        ({"prompt_lookup_num_tokens": 2}, "was asked for assisted generation"),
+        ({"assistant_model": tiny_model()}, "`assistant_model` cannot be combined"),
         ({"cache_implementation": "static"}, "plain `DynamicCache`.*got StaticCache"),
         ({"use_cache": False}, "plain `DynamicCache`"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "no hidden states"),

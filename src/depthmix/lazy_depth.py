@@ -103,6 +103,11 @@ class LazyDepth:
         Raises:
             ValueError: If the way of decoding, the cache or the attention cannot be deferred.
         """
+        if kwargs.get("assistant_model") is not None:  # transformers would keep it from us
+            raise ValueError(
+                "`assistant_model` cannot be combined with lazy depth; leave it out, or call the "
+                "model's own `generate`."
+            )
         self._streamer = streamer
         try:
             return self.model.generate(*args, custom_generate=self, **kwargs)
