@@ -1,20 +1,23 @@
 """What generation costs: tokens per second of lazy depth, by how many tokens exit early.
 
 SmolLM2-135M, 32 prompt tokens and 48 new ones, routing forced from outside: a share of the tokens
-exits at the first late layer, the others need all of them. Compared with the dense mixture, the
-base model, and a model that is cut off at the first late layer (the bound).
+exits at the first late layer, the others need all of them, each row of a batch by itself. Compared
+with the dense mixture, the base model, and the bound: a model cut off at the first late layer, or
+for a mean number of executed layers in between, on the line from that model to the base model.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
+from statistics import median
 
 import torch
-from measure import Build, measure, ratio
-from results import parse_arguments, rounded, write_results
+from measure import Build, Measurement, measure, ratio
+from results import fast_dtype, parse_arguments, rounded, write_results
 from torch import Tensor
 from train_step import SEED, save_base
 from transformers import AutoModelForCausalLM
@@ -34,7 +37,7 @@ def build(
 ) -> Callable[[], None]:
     """Load the model in one version; give one call of `generate`."""
     torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=fast_dtype()).eval()
     num_layers = model.config.num_hidden_layers
     if version == "bound":
         model.model.layers = model.model.layers[: num_layers - k + 1]
@@ -42,7 +45,8 @@ def build(
     generator = model
     if version in ("dense", "lazy"):
         attach(model, late_layers=k)
-        force(model, k=k, batch_size=batch_size, rate=rate, num_tokens=num_tokens)
+        exits = draw_exits(batch_size=batch_size, rate=rate, num_tokens=num_tokens)
+        force(model, exits, k=k)
         generator = LazyDepth(model) if version == "lazy" else model
     input_ids = torch.randint(3, model.config.vocab_size, (batch_size, NUM_PROMPT_TOKENS))
     options = {"max_new_tokens": num_tokens, "do_sample": False, "eos_token_id": None}
@@ -55,15 +59,30 @@ def build(
             **options,
         )
 
+    if version == "lazy":
+        step()
+        expected = executed_layers(exits, k=k, num_layers=num_layers)
+        assert math.isclose(generator.layers_per_pass, expected, rel_tol=1e-6)
     return step
 
 
-def force(model: object, *, k: int, batch_size: int, rate: float, num_tokens: int) -> None:
-    """Let each position exit at the first late layer with a given chance, or else at the last."""
+def draw_exits(*, batch_size: int, rate: float, num_tokens: int) -> Tensor:
+    """Say which positions exit at the first late layer, each with the same chance."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.rand(batch_size, NUM_PROMPT_TOKENS + num_tokens, generator=generator) < rate
+
+
+def executed_layers(exits: Tensor, *, k: int, num_layers: int) -> float:
+    """Count the layers of the mean pass: all of them as soon as one row has to go on."""
+    looked_at = exits[:, NUM_PROMPT_TOKENS - 1 : -1]  # the last token generated has no pass
+    deep = (~looked_at).any(0).float().mean().item()
+    return num_layers - (k - 1) * (1 - deep)
+
+
+def force(model: object, exits: Tensor, *, k: int) -> None:
+    """Route by hand: all weight on the first late layer where a position exits, or on the last."""
     mixture = find_mixture_norm(model).active_mixture
-    length = NUM_PROMPT_TOKENS + num_tokens
-    exits = torch.rand(batch_size, length, generator=torch.Generator().manual_seed(SEED)) < rate
-    weights = torch.zeros(batch_size, length, k)
+    weights = torch.zeros(*exits.shape, k)
     weights[..., 0], weights[..., -1] = exits.float(), 1 - exits.float()
     end = 0
 
@@ -90,7 +109,37 @@ def versions_of(
     return {**others, **lazy}
 
 
-def ratios_of(found: dict[tuple[int, int], dict]) -> dict[str, float]:
+def describe(
+    measured: dict[str, Measurement],
+    *,
+    k: int,
+    batch_size: int,
+    rates: tuple[float, ...],
+    num_tokens: int,
+    num_layers: int,
+) -> dict[str, dict[str, float]]:
+    """Say of every version: tokens per second, layers per pass, speed-up against the others."""
+    fewest = num_layers - k + 1
+    layers = {"base": num_layers, "dense": num_layers, "bound": fewest}
+    for rate in rates:
+        exits = draw_exits(batch_size=batch_size, rate=rate, num_tokens=num_tokens)
+        layers[f"lazy_{rate:.0%}"] = executed_layers(exits, k=k, num_layers=num_layers)
+    seconds = {name: median(one.seconds) for name, one in measured.items()}
+    described = {}
+    for name in measured:
+        share = (layers[name] - fewest) / (k - 1)
+        bound = seconds["bound"] + share * (seconds["base"] - seconds["bound"])
+        described[name] = {
+            "tokens_per_second": batch_size * num_tokens / seconds[name],
+            "layers_per_pass": layers[name],
+            "speedup_over_dense": 1 / ratio(measured, name, "dense")["time"],
+            "speedup_over_base": 1 / ratio(measured, name, "base")["time"],
+            "time_over_bound": seconds[name] / bound,
+        }
+    return {name: rounded(values.items()) for name, values in described.items()}
+
+
+def ratios_of(found: dict[tuple[int, int], dict[str, Measurement]]) -> dict[str, float]:
     """Compute the published ratios."""
 
     def times(k: int, batch_size: int, version: str, base: str) -> float | None:
@@ -116,10 +165,10 @@ def main() -> None:
     """Measure, compare, write."""
     arguments = parse_arguments(__doc__ or "", "decode")
     disable_progress_bar()
-    num_tokens, rounds = 48, 5
+    num_tokens, rounds = 48, 7
     cases = [(k, batch_size, RATES) for k in ROUTES for batch_size in BATCHES]
     if arguments.quick:
-        rounds, num_tokens = 2, 32
+        rounds, num_tokens = 3, 32
         cases = [(3, 1, ()), (15, 1, (0.0, 1.0)), (15, 8, (0.9,))]
     if arguments.toy:
         rounds, num_tokens = 1, 6
@@ -133,18 +182,19 @@ def main() -> None:
         saving.join()
         for k, batch_size, rates in cases:
             print(f"k = {k}, batch size {batch_size}", flush=True)
-            versions = versions_of(
-                folder, k=k, batch_size=batch_size, rates=rates, num_tokens=num_tokens
-            )
+            size = {"k": k, "batch_size": batch_size, "rates": rates, "num_tokens": num_tokens}
+            versions = versions_of(folder, **size)
             measured = measure(versions, rounds=rounds, threads=arguments.threads)
             found[k, batch_size] = measured
-            speeds = {
-                name: batch_size * num_tokens / one.summary()["seconds"]
-                for name, one in measured.items()
-            }
-            speeds = rounded(speeds.items())
-            rows.append({"k": k, "batch_size": batch_size, "tokens_per_second": speeds})
-    write_results(arguments, {"ratios": rounded(ratios_of(found).items()), "cases": rows})
+            described = describe(measured, **size, num_layers=4 if arguments.toy else 30)
+            rows.append({"k": k, "batch_size": batch_size, "versions": described})
+    results = {
+        "dtype": fast_dtype(),
+        "num_tokens": num_tokens,
+        "ratios": rounded(ratios_of(found).items()),
+        "cases": rows,
+    }
+    write_results(arguments, results)
 
 
 if __name__ == "__main__":
