@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from string import ascii_letters, digits
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from adapters import tuned_model
 from depthmix import LazyDepth, attach, set_top_k
@@ -197,6 +206,24 @@ def test_stopping_criteria_and_streamer(capsys):
         assert found.shape == (1, 8)
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.parametrize("where", ["argument", "generation_config"])
+def test_stop_strings(where):
+    model, inputs = top_1(), prompts(1, 5, padded=False)
+    letters = {letter: i for i, letter in enumerate(ascii_letters + digits[:9])}
+    backend = Tokenizer(models.BPE(letters, merges=[]))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    unstopped = generate(model, inputs, lazy=False)
+    options = {"stop_strings": [tokenizer.decode(unstopped[0, 7])]}
+    if where == "generation_config":
+        options = {"generation_config": GenerationConfig(**options)}
+    found = generate(model, inputs, lazy=True, tokenizer=tokenizer, **options)
+    assert torch.equal(found, unstopped[:, :8])
+    assert torch.equal(found, generate(model, inputs, lazy=False, tokenizer=tokenizer, **options))
+    with pytest.raises(ValueError, match="`stop_strings` need the model's `tokenizer`"):
+        generate(model, inputs, lazy=True, **options)
 
 
 def test_a_conversation_goes_on_with_the_same_cache():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMode
 
@@ -110,7 +117,7 @@ class LazyDepth:
             )
         self._streamer = streamer
         try:
-            return self.model.generate(*args, custom_generate=self, **kwargs)
+            return self.model.generate(*args, custom_generate=self, **read_stop_strings(kwargs))
         finally:
             self._streamer = None
 
@@ -234,6 +241,36 @@ class LazyDepth:
             seen = seen & own[:, None]  # (B, missed, keys)
         lowest = torch.full_like(seen, torch.finfo(inputs.dtype).min, dtype=inputs.dtype)
         return lowest.masked_fill(seen, 0.0).view(-1, 1, num_queries, num_keys)
+
+
+def read_stop_strings(options: dict[str, Any]) -> dict[str, Any]:
+    """Turn `stop_strings` into a stopping criterion, as transformers keeps the tokenizer from us.
+
+    Args:
+        options: Keyword arguments of `generate`.
+
+    Returns:
+        The same with the criterion in their place, where there are stop strings.
+
+    Raises:
+        ValueError: If there are stop strings and no `tokenizer`.
+    """
+    options = dict(options)
+    tokenizer = options.pop("tokenizer", None)
+    config = options.get("generation_config")
+    strings = options.pop("stop_strings", None) or getattr(config, "stop_strings", None)
+    if not strings:
+        return options
+    if tokenizer is None:
+        raise ValueError(
+            "`stop_strings` need the model's `tokenizer` beside them, got none; pass it to "
+            "`generate`."
+        )
+    if config is not None:
+        options["generation_config"] = config = copy.deepcopy(config)
+        config.stop_strings = None
+    criteria = [*(options.get("stopping_criteria") or ()), StopStringCriteria(tokenizer, strings)]
+    return {**options, "stopping_criteria": StoppingCriteriaList(criteria)}
 
 
 def join_calls(calls: list[dict[str, Any]]) -> dict[str, Any]:
