@@ -33,6 +33,7 @@ class MixtureNorm(nn.Module, ABC):
         self.backbone = backbone
         self.capture = HiddenStateCapture()
         self.listener: Callable[[Routes], None] | None = None
+        self.readout: int | None = None  # a late layer that predicts alone (`reading_out`)
         self.objective: Any = None
 
     @property
@@ -78,7 +79,11 @@ class MixtureNorm(nn.Module, ABC):
         }
         if len(captured) < len(mixture.depths):
             return self._exit_early(mixture, hidden_states, num_captured=len(captured))
-        routes = mixture({**captured, mixture.late_layers[-1]: hidden_states}, self.base_layer)
+        late_states = {**captured, mixture.late_layers[-1]: hidden_states}
+        if self.readout is not None:
+            normed = mixture.norm(self.readout, late_states[self.readout], self.base_layer)
+            return normed.to(self._dtype(hidden_states))
+        routes = mixture(late_states, self.base_layer)
         if self.listener is not None:
             self.listener(routes)
         final_is_pretrained = str(mixture.late_layers[-1]) not in mixture.norms

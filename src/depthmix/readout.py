@@ -1,0 +1,70 @@
+"""Which depth of a model answers: the ensemble, the final layer, or one late layer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthmix.attachment import attach, detach, find_mixture_norm
+
+Readout = int | Literal["ensemble", "final"]
+"""A layer's number, `final` for the last one, or `ensemble` for the model as it predicts."""
+
+
+@contextmanager
+def reading_out(model: nn.Module, readout: Readout) -> Iterator[None]:
+    r"""Let one layer alone predict for a while, $\ell_i = \phi(N_i(h_i))$ (method, section 1).
+
+    A late layer of the mixture answers with its own norm $N_i$, the final layer with $N_p$ unless
+    it has one of its own. A model without a mixture answers with its pretrained norm at any layer
+    (the logit lens). All layers run.
+
+    Args:
+        model: A language model, with or without a mixture; put back as it was afterwards.
+        readout: Layer that predicts, from 1 to `num_hidden_layers`; `final` is the last one, and
+            `ensemble` changes nothing.
+
+    Raises:
+        ValueError: If the mixture does not hold that layer, or the model has no such layer.
+    """
+    if readout == "ensemble":
+        yield
+        return
+    norm = find_mixture_norm(model)
+    if norm is not None and norm.active_mixture is not None:
+        late_layers = norm.active_mixture.late_layers
+        layer = late_layers[-1] if readout == "final" else readout
+        if layer not in late_layers:
+            choices = ", ".join(map(str, late_layers))
+            raise ValueError(
+                f"`layer` must be one of the mixture's late layers {choices} (or `final` or "
+                f"`ensemble`), got {readout}."
+            )
+        norm.readout = layer
+        try:
+            yield
+        finally:
+            norm.readout = None
+        return
+    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(decoder, PreTrainedModel)
+    num_layers = decoder.config.get_text_config().num_hidden_layers
+    if readout in ("final", num_layers):
+        yield
+        return
+    if readout not in range(1, num_layers):
+        raise ValueError(
+            f"`layer` must be between 1 and {num_layers} (the model has {num_layers} layers), "
+            f"got {readout}."
+        )
+    lens = attach(decoder, late_layers=[readout, num_layers], train_late_norms=False)
+    lens.readout = readout
+    try:
+        yield
+    finally:
+        detach(decoder)
