@@ -11,10 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 RESULTS_NAME = "results.json"
+FACTS = ("method", "model", "protocol", "layer", "seed", "main_metric")
 
 Item = tuple[str, str, int]
 """Task, hash of the document, and which of several equal documents it is, by `doc_id`."""
@@ -113,22 +115,14 @@ def load_outcomes(
         OSError: If a file is missing.
     """
     folder = Path(folder).expanduser()
-    results = _read_json(folder / RESULTS_NAME)
-    facts = results.get("depthmix") if isinstance(results, Mapping) else None
-    if not isinstance(facts, Mapping) or not isinstance(facts.get("main_metric"), Mapping):
-        raise ValueError(
-            f"`runs` must be written by `depthmix evaluate`, and {folder / RESULTS_NAME} lacks "
-            "what that adds to lm-eval's results; evaluate the model again."
-        )
-    leaves = dict(facts["main_metric"])
-    groups = _poolable_groups(results.get("group_subtasks") or {}, leaves)
-    grouped = {leaf for members in groups.values() for leaf in members}
-    available = groups | {leaf: (leaf,) for leaf in leaves}
+    facts, available = _read_results(folder)
+    leaves = facts["main_metric"]
     if tasks is None:
-        tasks = [name for name in available if name in groups or name not in grouped]
+        inside = {leaf for name, inner in available.items() if name not in leaves for leaf in inner}
+        tasks = [name for name in available if name not in inside]
     if missing := [name for name in tasks if name not in available]:
         raise ValueError(
-            f"`tasks` must be tasks of every evaluation, and {folder} has no "
+            f"`tasks` must be tasks of the evaluation, and {folder} has no "
             f"{', '.join(missing)}; it has {', '.join(available)}."
         )
     return Outcomes(
@@ -145,9 +139,45 @@ def load_outcomes(
     )
 
 
+def list_tasks(folder: str | Path) -> tuple[str, ...]:
+    """List the tasks of an evaluation, and the groups of tasks that share a metric.
+
+    Args:
+        folder: Folder with `results.json`.
+
+    Returns:
+        The names that `load_outcomes` knows, groups first.
+
+    Raises:
+        ValueError: If the file is damaged.
+        OSError: If it is missing.
+    """
+    return tuple(_read_results(Path(folder).expanduser())[1])
+
+
 def printable(text: str) -> str:
     """Write a text on one line without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _read_results(folder: Path) -> tuple[Mapping[str, Any], dict[str, tuple[str, ...]]]:
+    """Read what `depthmix evaluate` says of an evaluation, and the tasks of each of its names."""
+    path = folder / RESULTS_NAME
+    try:
+        results = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Cannot read {path}: {error}.") from error
+    facts = results.get("depthmix") if isinstance(results, dict) else None
+    if not isinstance(facts, dict):
+        facts = {}
+    if missing := [name for name in FACTS if name not in facts]:
+        raise ValueError(
+            f"`runs` must be written by `depthmix evaluate`, and {path} does not say the "
+            f"{', '.join(missing)}; evaluate the model again."
+        )
+    leaves = facts["main_metric"]
+    groups = _poolable_groups(results.get("group_subtasks") or {}, leaves)
+    return facts, groups | {leaf: (leaf,) for leaf in leaves}
 
 
 def _poolable_groups(
@@ -207,7 +237,7 @@ def _score_items(
     name, _, filter_name = metric.rpartition(",")
     chosen = [sample for sample in samples if sample["filter"] == filter_name]
     chosen.sort(key=lambda sample: sample["doc_id"])
-    for earlier, later in zip(chosen, chosen[1:], strict=False):
+    for earlier, later in pairwise(chosen):
         if earlier["doc_id"] == later["doc_id"]:
             raise ValueError(
                 f"Each item must be judged once, and {task} in {folder} has item "
@@ -219,8 +249,8 @@ def _score_items(
         score = sample.get(name)
         if not isinstance(score, int | float) or not 0 <= score <= 1:
             raise ValueError(
-                f"`metric` must give every item a number from 0 to 1, and {metric} is {score!r:.40} "
-                f"for item {sample['doc_id']} of {task} in {folder}; choose another by `metric`."
+                f"`metric` must give every item a number from 0 to 1, and {metric} is "
+                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another by `metric`."
             )
         scores[task, sample["doc_hash"], seen[sample["doc_hash"]]] = float(score)
         seen[sample["doc_hash"]] += 1
@@ -251,11 +281,3 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
     if not samples:
         raise ValueError(f"{path} must hold at least one item, and is empty; evaluate again.")
     return samples
-
-
-def _read_json(path: Path) -> Any:
-    """Read a JSON file, and say which one is damaged."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"Cannot read {path}: {error}.") from error

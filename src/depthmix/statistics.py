@@ -1,9 +1,7 @@
 """How sure one may be of a mean score, and of a difference between two methods.
 
 Scores are arrays of one number from 0 to 1 per item (1 for a right answer), in one row per training
-seed. Items and seeds are crossed: every seed answers the same items. A resample therefore draws
-items once, for all seeds and both methods, which keeps the comparison paired; seeds it draws for
-each method by itself, because equal seed numbers of two methods have nothing in common.
+seed. Intervals are at 95 %, and tests are two-sided.
 """
 
 from __future__ import annotations
@@ -16,11 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-NUM_RESAMPLES = 9999
-"""Resamples of every bootstrap; one less than a round number, since p-values add one."""
-
-DRAWS_PER_BLOCK = 2**22
-"""Counts that a bootstrap holds at once (32 MiB)."""
+from depthmix.resampling import average_seeds, resample_items, resample_seeds
 
 TINY = 1e-12
 """Differences of means below this are rounding."""
@@ -123,11 +117,18 @@ def mean_interval(scores: Scores, *, seed: int = 0) -> Interval:
         ValueError: If there is no score, or one is not between 0 and 1.
     """
     table = _check_scores("scores", scores)
-    if len(table) == 1 and is_binary(table):
-        return wilson_interval(int(table.sum()), table.size)
     rng = np.random.default_rng(seed)
     means = average_seeds(resample_items(table, rng), resample_seeds(len(table), rng))
-    return bootstrap_interval(means, float(table.mean()), num_items=table.shape[1], lowest=0)
+    return summarise_mean(table, means)
+
+
+def summarise_mean(
+    scores: Float[np.ndarray, "seeds items"], resampled: Float[np.ndarray, " resamples"]
+) -> Interval:
+    """Turn scores and their resampled means into an interval, as `mean_interval` does."""
+    if len(scores) == 1 and is_binary(scores):
+        return wilson_interval(int(scores.sum()), scores.size)
+    return bootstrap_interval(resampled, float(scores.mean()), num_items=scores.shape[1], lowest=0)
 
 
 def paired_difference(before: Scores, after: Scores, *, seed: int = 0) -> PairedDifference:
@@ -193,59 +194,6 @@ def summarise_difference(
     )
 
 
-def resample_items(
-    scores: Float[np.ndarray, "rows items"], rng: np.random.Generator
-) -> Float[np.ndarray, "resamples rows"]:
-    """Draw as many items as there are, with replacement, and average every row over them.
-
-    In distribution equal to `scores[:, rng.integers(n, size=n)].mean(1)` once per resample. Items
-    with the same scores in all rows are interchangeable, so that only the number of items drawn
-    from each such group matters, and these numbers are multinomial.
-
-    Args:
-        scores: One row per method and seed.
-        rng: Source of the draws.
-
-    Returns:
-        The mean of each row in each of `NUM_RESAMPLES` resamples.
-    """
-    patterns, counts = np.unique(scores, axis=1, return_counts=True)
-    num_items, share = scores.shape[1], counts / scores.shape[1]
-    block = max(1, DRAWS_PER_BLOCK // len(counts))
-    sizes = [min(block, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, block)]
-    return np.concatenate(
-        [rng.multinomial(num_items, share, size=size) @ patterns.T / num_items for size in sizes]
-    )
-
-
-def resample_seeds(
-    num_seeds: int, rng: np.random.Generator
-) -> Float[np.ndarray, "resamples seeds"]:
-    """Draw seeds with replacement, one fewer than there are, and give each one's weight.
-
-    One fewer, because means of S draws from S seeds vary too little, by the factor (S - 1) / S;
-    means of S - 1 draws have the variance s² / S that a mean over S seeds has (Rao and Wu, 1988).
-    A single seed cannot be resampled and keeps its weight of one.
-
-    Args:
-        num_seeds: Seeds of one method.
-        rng: Source of the draws.
-
-    Returns:
-        The weights of the seeds in each of `NUM_RESAMPLES` resamples; each row sums to one.
-    """
-    num_draws = max(1, num_seeds - 1)
-    share = np.full(num_seeds, 1 / num_seeds)
-    return rng.multinomial(num_draws, share, size=NUM_RESAMPLES) / num_draws
-
-
-def average_seeds(
-    means: Float[np.ndarray, "resamples seeds"], weights: Float[np.ndarray, "resamples seeds"]
-) -> Float[np.ndarray, " resamples"]:
-    """Average one method's resampled means over its resampled seeds."""
-    return (means * weights).sum(axis=1)
-
-
 def bootstrap_interval(
     resampled: Float[np.ndarray, " resamples"], estimate: float, *, num_items: int, lowest: float
 ) -> Interval:
@@ -283,7 +231,7 @@ def bootstrap_p_value(resampled: Float[np.ndarray, " resamples"], *, num_items: 
         num_items: Items of the sample.
 
     Returns:
-        The p-value, at least 2 / (`NUM_RESAMPLES` + 1).
+        The p-value, at least 2 / (resamples + 1).
     """
     smaller = min((resampled <= TINY).sum(), (resampled >= -TINY).sum())
     p_value = 2 * (int(smaller) + 1) / (len(resampled) + 1)
