@@ -250,7 +250,8 @@ def _score_items(
         if not isinstance(score, int | float) or not 0 <= score <= 1:
             raise ValueError(
                 f"`metric` must give every item a number from 0 to 1, and {metric} is "
-                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another by `metric`."
+                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another "
+                "by `metric`."
             )
         scores[task, sample["doc_hash"], seen[sample["doc_hash"]]] = float(score)
         seen[sample["doc_hash"]] += 1

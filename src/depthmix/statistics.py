@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -19,7 +19,8 @@ from depthmix.resampling import average_seeds, resample_items, resample_seeds
 TINY = 1e-12
 """Differences of means below this are rounding."""
 
-Scores = np.ndarray | Sequence[float] | Sequence[Sequence[float]]
+Scores = np.ndarray | Sequence[Any]
+"""Numbers or truth values: one per item, or a row of them per seed."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,11 @@ def summarise_difference(
 
 
 def bootstrap_interval(
-    resampled: Float[np.ndarray, " resamples"], estimate: float, *, num_items: int, lowest: float
+    resampled: Float[np.ndarray, " resamples"],
+    estimate: float,
+    *,
+    num_items: int,
+    lowest: Literal[-1, 0],
 ) -> Interval:
     """Take the central 95 % of resampled values.
 
