@@ -92,7 +92,7 @@ def overlap_table(comparison: Comparison) -> Table | None:
                     row.task if overlap is row.overlaps[0] else "",
                     "; ".join(overlap.methods) or "none",
                     f"{overlap.num_items:,}",
-                    f"{100 * overlap.num_items / row.num_items:.1f}",
+                    _percent(overlap.num_items / row.num_items),
                 )
                 for overlap in row.overlaps
             )
@@ -107,8 +107,9 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
     single = list(dict.fromkeys(score.method for score in scores if score.num_seeds == 1))
     several = any(score.num_seeds > 1 for score in scores)
     sentences = [
+        f"Metrics: {'; '.join(f'{row.task} {row.metric}' for row in comparison.tasks)}.",
         "Intervals are at 95 %: Wilson's for the right and wrong answers of one seed, percentiles "
-        f"of {NUM_RESAMPLES:,} bootstrap resamples otherwise."
+        f"of {NUM_RESAMPLES:,} bootstrap resamples otherwise.",
     ]
     if comparison.num_tests:
         sentences += [
@@ -147,7 +148,7 @@ def to_text(comparison: Comparison) -> str:
                 for row in group:
                     shown.add_row(*map(Text, row))
                 shown.add_section()
-            console.print(shown)
+            console.print(shown, end="\n\n")
     lines = [line.rstrip() for line in capture.get().splitlines()]
     return "\n".join([*lines, *notes(comparison)])
 
@@ -186,14 +187,10 @@ def to_latex(comparison: Comparison) -> str:
 def to_csv(comparison: Comparison) -> str:
     """Write one line per task and method, with all digits; scores are from 0 to 1."""
     file = io.StringIO()
-    writer = None
-    for row in comparison.rows:
-        for score in row.scores:
-            line = _csv_line(row, score)
-            if writer is None:
-                writer = csv.DictWriter(file, list(line), lineterminator="\n")
-                writer.writeheader()
-            writer.writerow(line)
+    lines = [_csv_line(row, score) for row in comparison.rows for score in row.scores]
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
 
 
@@ -246,22 +243,27 @@ def _score_cells(score: MethodScore) -> tuple[str, ...]:
     cells = (
         score.method,
         str(score.num_seeds),
-        f"{100 * score.mean:.1f} ({_ends(score.interval, '.1f')})",
+        f"{_percent(score.mean)} ({_ends(score.interval)})",
     )
     if score.difference is None or score.adjusted_p_value is None:
         return (*cells, "-", "-", "-")
     difference = score.difference
     return (
         *cells,
-        f"{100 * difference.estimate:+.1f} ({_ends(difference.interval, '+.1f')})",
+        f"{_percent(difference.estimate, '+')} ({_ends(difference.interval, '+')})",
         _p_value(difference.p_value),
         _p_value(score.adjusted_p_value),
     )
 
 
-def _ends(interval: Interval, spec: str) -> str:
+def _percent(share: float, sign: str = "") -> str:
+    """Write a share in percent, and zero without a minus."""
+    return f"{round(100 * share, 1) + 0.0:{sign}.1f}"
+
+
+def _ends(interval: Interval, sign: str = "") -> str:
     """Write an interval in percent."""
-    return f"{format(100 * interval.low, spec)} to {format(100 * interval.high, spec)}"
+    return f"{_percent(interval.low, sign)} to {_percent(interval.high, sign)}"
 
 
 def _p_value(p_value: float) -> str:
@@ -281,8 +283,7 @@ def _latex_row(row: tuple[str, ...], align: tuple[str, ...]) -> str:
 
 def _csv_line(row: TaskComparison, score: MethodScore) -> dict[str, str | int | float | None]:
     """Name the numbers of one method on one task."""
-    difference = score.difference
-    return {
+    line = {
         "task": row.task,
         "metric": row.metric,
         "items": row.num_items,
@@ -291,10 +292,10 @@ def _csv_line(row: TaskComparison, score: MethodScore) -> dict[str, str | int | 
         "score": score.mean,
         "score_low": score.interval.low,
         "score_high": score.interval.high,
-        "difference": difference.estimate if difference else None,
-        "difference_low": difference.interval.low if difference else None,
-        "difference_high": difference.interval.high if difference else None,
-        "test": difference.test if difference else None,
-        "p": difference.p_value if difference else None,
-        "p_holm": score.adjusted_p_value,
     }
+    names = ("difference", "difference_low", "difference_high", "test", "p", "p_holm")
+    if score.difference is None:
+        return line | dict.fromkeys(names)
+    d = score.difference
+    values = (d.estimate, d.interval.low, d.interval.high, d.test, d.p_value)
+    return line | dict(zip(names, (*values, score.adjusted_p_value), strict=True))
