@@ -186,6 +186,42 @@ def audit(
         print(f"{write_rest(result, drop, data_dir=data_dir):,} records written to {drop}.")
 
 
+@app.command
+def compare(
+    runs: list[str],
+    *,
+    output: Path | None = None,
+    tasks: str | None = None,
+    metric: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Compare evaluated runs on the same items, with intervals and tests.
+
+    Runs of the same method are its training seeds; the first method is the baseline. For example:
+
+    `depthmix compare runs/lora runs/mode-seed-1 runs/mode-seed-2 --output results`
+
+    Args:
+        runs: Folders of evaluations, or of runs with one evaluation; or `NAME=RUN,RUN,…` to name a
+            method and its seeds.
+        output: Folder for the comparison as JSON, CSV, Markdown and LaTeX.
+        tasks: Tasks to compare, with commas between them; all if left out.
+        metric: Metric of all tasks, such as `acc` or `acc_norm,none`; each task's main one if left
+            out.
+        seed: Of the bootstraps' resamples.
+        overwrite: Replace an earlier comparison in the output folder.
+    """
+    from depthmix.comparison import compare
+    from depthmix.tables import to_text, write_tables
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",")]
+    comparison = compare(runs, tasks=names, metric=metric, seed=seed)
+    print(to_text(comparison))
+    if output is not None:
+        print("Written:", *write_tables(comparison, output, overwrite=overwrite))
+
+
 def _summarise(result: TrainResult) -> Iterator[str]:
     """Say what a run gave: parameters, metrics, the measurement before and after, the folder."""
     yield str(result.ledger)

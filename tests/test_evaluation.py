@@ -18,7 +18,6 @@ from depthmix.evaluation import (
     Evaluation,
     choice_likelihood,
     exact_match,
-    paired_difference,
 )
 
 
@@ -94,40 +93,6 @@ def test_accuracy_and_wilson_interval():
     assert result.accuracy == pytest.approx(p)
     assert result.interval.low == pytest.approx(centre - radius, abs=1e-6)
     assert result.interval.high == pytest.approx(centre + radius, abs=1e-6)
-
-
-def test_paired_difference_is_narrower_than_unpaired_and_reproducible():
-    rng = np.random.default_rng(0)
-    before = rng.random(200) < 0.5
-    after = before | (rng.random(200) < 0.2)
-    difference = paired_difference(evaluation(before), evaluation(after))
-    assert difference.estimate == pytest.approx(after.mean() - before.mean())
-    assert 0 < difference.interval.low < difference.estimate < difference.interval.high
-    spread = (after.astype(float) - before).std() / math.sqrt(200)
-    width = difference.interval.high - difference.interval.low
-    assert width == pytest.approx(2 * 1.96 * spread, rel=0.1)
-    assert difference == paired_difference(evaluation(before), evaluation(after))
-
-
-def test_mcnemar_counts_only_items_that_changed():
-    before = [False] * 6 + [True] * 10
-    after = [True] * 6 + [True] * 10
-    assert paired_difference(evaluation(before), evaluation(after)).p_value == 2 / 2**6
-
-
-@pytest.mark.parametrize("estimate", [-1, 0, 1])
-def test_all_alike_promises_no_certainty(estimate):
-    before, after = [estimate < 0] * 8, [estimate > 0] * 8
-    difference = paired_difference(evaluation(before), evaluation(after))
-    assert difference.estimate == estimate
-    assert -1 <= difference.interval.low <= estimate <= difference.interval.high <= 1
-    assert difference.interval.high - difference.interval.low > 0.5
-    assert difference.p_value == (1.0 if estimate == 0 else 2 / 2**8)
-
-
-def test_paired_difference_wants_the_same_items():
-    with pytest.raises(ValueError, match="`after` must judge the same 2 items"):
-        paired_difference(evaluation([True, False]), evaluation([True]))
 
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w13", "w3 w14"]

@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from depthmix.evaluation import Evaluation, paired_difference
+from depthmix.evaluation import Evaluation
+from depthmix.statistics import paired_difference
 
 
 def read_evaluation(results: dict, moment: str) -> Evaluation:
@@ -42,7 +43,7 @@ def main(folders: list[Path]) -> None:
         if name in runs:
             cells[1] = f"{runs[name]['ledger']['total']:,}"
         if name != first:
-            d = paired_difference(rows[first], evaluation)
+            d = paired_difference(rows[first].correct, evaluation.correct)
             low, high = 100 * d.interval.low, 100 * d.interval.high
             cells[3] = f"{100 * d.estimate:+.1f} ({low:+.1f} to {high:+.1f})"
             cells[4] = f"{d.p_value:.2f}"

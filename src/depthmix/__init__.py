@@ -5,6 +5,7 @@ from depthmix.adapter_config import MoDEConfig
 from depthmix.attachment import attach, detach, set_top_k
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.checkpoint import load, save
+from depthmix.comparison import Comparison, compare
 from depthmix.config import MixtureConfig
 from depthmix.lazy_depth import LazyDepth
 from depthmix.ledger import Ledger, parameter_ledger
@@ -16,6 +17,7 @@ register()
 
 __all__ = [
     "Backbone",
+    "Comparison",
     "LazyDepth",
     "Ledger",
     "MixtureConfig",
@@ -26,6 +28,7 @@ __all__ = [
     "RunConfig",
     "TrainResult",
     "attach",
+    "compare",
     "detach",
     "find_backbone",
     "load",

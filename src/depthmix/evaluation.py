@@ -1,4 +1,4 @@
-"""How good a model's answers are, and how sure one may be of a difference.
+"""How good a model's answers are.
 
 `exact_match` generates and compares the final number, `choice_likelihood` compares the
 probabilities of given choices. Both return an `Evaluation`, which keeps right or wrong for each
@@ -15,21 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from peft import PeftModel
-from scipy import stats
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from depthmix.answers import is_correct
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95 % confidence interval."""
-
-    low: float
-    """Lower end."""
-
-    high: float
-    """Upper end."""
+from depthmix.statistics import Interval, wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,59 +51,7 @@ class Evaluation:
     @property
     def interval(self) -> Interval:
         """Wilson's interval of the accuracy."""
-        return _wilson(sum(self.correct), self.num_items)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """How much one model's accuracy exceeds another's on the same items."""
-
-    estimate: float
-    """Accuracy after minus accuracy before, between -1 and 1."""
-
-    interval: Interval
-    """Of the estimate, over other items of the same kind."""
-
-    p_value: float
-    """McNemar's exact test, two-sided: chance of so uneven a split if neither model were better."""
-
-
-def paired_difference(before: Evaluation, after: Evaluation, *, seed: int = 0) -> PairedDifference:
-    """Compare two evaluations of the same items.
-
-    The interval is the percentile bootstrap over items. Where every item changed alike, resampling
-    has no spread and would promise certainty; then the interval grants the rest that Wilson's
-    interval allows for unseen items to change in any way.
-
-    Args:
-        before: Evaluation of the first model.
-        after: Evaluation of the second model on the same records in the same order.
-        seed: Of the 9999 resamples.
-
-    Returns:
-        Estimate, 95 % interval and p-value.
-
-    Raises:
-        ValueError: If the two have different numbers of items.
-    """
-    if before.num_items != after.num_items:
-        raise ValueError(
-            f"`after` must judge the same {before.num_items} items as `before`, "
-            f"got {after.num_items}; evaluate both on the same records."
-        )
-    changes = np.array(after.correct, dtype=int) - np.array(before.correct, dtype=int)
-    estimate = float(changes.mean())
-    gains, losses = int((changes > 0).sum()), int((changes < 0).sum())
-    if np.all(changes == changes[0]):
-        rest = 1 - _wilson(len(changes), len(changes)).low
-        interval = Interval((1 - rest) * estimate - rest, (1 - rest) * estimate + rest)
-    else:
-        ends = stats.bootstrap(
-            (changes,), np.mean, batch=256, method="percentile", rng=seed
-        ).confidence_interval
-        interval = Interval(float(ends.low), float(ends.high))
-    p_value = float(stats.binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
-    return PairedDifference(estimate=estimate, interval=interval, p_value=p_value)
+        return wilson_interval(sum(self.correct), self.num_items)
 
 
 def exact_match(
@@ -292,9 +229,3 @@ def _check_records(records: Sequence[Mapping[str, Any]], *keys: str) -> None:
                 f"`records` must have the keys {', '.join(keys)} for this metric, but record "
                 f"{number} lacks {', '.join(missing)}; it has {', '.join(record)}."
             )
-
-
-def _wilson(num_correct: int, num_items: int) -> Interval:
-    """Wilson's 95 % interval of a share."""
-    ends = stats.binomtest(num_correct, num_items).proportion_ci(method="wilson")
-    return Interval(float(ends.low), float(ends.high))

@@ -20,8 +20,9 @@ from depthmix.analysis.figures import (
     to_svg,
     training_loss,
 )
-from depthmix.evaluation import Evaluation, Interval, paired_difference
+from depthmix.evaluation import Evaluation
 from depthmix.run_config import RunConfig
+from depthmix.statistics import Interval, paired_difference
 
 if TYPE_CHECKING:
     from depthmix.training import TrainResult
@@ -205,7 +206,7 @@ def _describe_difference(report: Report) -> dict[str, str] | None:
     """Put the gain in accuracy into words, in percentage points."""
     if report.before is None or report.after is None:
         return None
-    difference = paired_difference(report.before, report.after)
+    difference = paired_difference(report.before.correct, report.after.correct)
     low, high = difference.interval.low, difference.interval.high
     p_value = difference.p_value
     return {

@@ -1,0 +1,449 @@
+"""Comparing evaluations on disk: reading, alignment, grouping, numbers and tables."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+import depthmix_cli
+from depthmix.comparison import compare
+from depthmix.outcomes import find_evaluation, load_outcomes
+from depthmix.overlaps import count_overlaps
+from depthmix.statistics import (
+    Interval,
+    PairedDifference,
+    holm,
+    mean_interval,
+    paired_difference,
+    wilson_interval,
+)
+from depthmix.tables import notes, to_csv, to_json, to_latex, to_markdown, to_text, write_tables
+
+HOSTILE = "LoRA_¬K & 50 % | $x^2$ {a}\\b~#\n<b>[red]`*"
+
+
+def write_evaluation(folder, tasks, *, order=None, groups=None, **facts):
+    """Write scores, a dict of arrays by task, as `depthmix evaluate` would."""
+    folder.mkdir(parents=True)
+    metrics = {task: "acc,none" for task in tasks} | facts.pop("main_metric", {})
+    about = {"method": folder.name, "model": "base", "protocol": "default", "layer": "ensemble"}
+    about |= {"seed": 0, "main_metric": metrics} | facts
+    results = {"results": {}, "group_subtasks": groups or {}, "depthmix": about}
+    (folder / "results.json").write_text(json.dumps(results))
+    for task, scores in tasks.items():
+        name = metrics[task].split(",")[0]
+        lines = [
+            json.dumps(
+                {
+                    "doc_id": item,
+                    "doc": {"question": f"{task} {item}"},
+                    "filter": filter_name,
+                    "metrics": [name],
+                    "doc_hash": f"{task}-{item}",
+                    name: score if filter_name in metrics[task] else 1,
+                }
+            )
+            for filter_name in ("none", "flexible")
+            for item, score in enumerate(np.asarray(scores).tolist())
+        ]
+        order_of = order or (lambda n: range(n))
+        chosen = [lines[item] for item in order_of(len(lines))]
+        (folder / f"samples_{task}.jsonl").write_text("\n".join(chosen) + "\n")
+    return folder
+
+
+def draw(share, *, num_items=80, seed=0):
+    return (np.random.default_rng(seed).random(num_items) < share).astype(int)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Write one run of a baseline, and three seeds of another method, on two tasks."""
+    folders = [
+        write_evaluation(
+            tmp_path / "lora",
+            {"arc": draw(0.4), "gsm8k": draw(0.2, num_items=50)},
+            method="LoRA_¬K",
+        )
+    ]
+    for seed in range(3):
+        tasks = {
+            "arc": draw(0.4) | draw(0.2, seed=seed + 1),
+            "gsm8k": draw(0.2, num_items=50) | draw(0.1, num_items=50, seed=seed + 4),
+        }
+        folder = tmp_path / f"mode-{seed}" / "evaluation" / "default"
+        write_evaluation(folder, tasks, seed=seed, method="LoRA_¬K + MoDE")
+        folders.append(tmp_path / f"mode-{seed}")
+    return folders
+
+
+def test_single_runs_give_the_numbers_of_the_statistics(tmp_path):
+    first, second = draw(0.4), draw(0.6, seed=1)
+    runs = [
+        write_evaluation(tmp_path / "a", {"arc": first}),
+        write_evaluation(tmp_path / "b", {"arc": second}),
+    ]
+    comparison = compare(runs)
+    assert [method.label for method in comparison.methods] == ["a", "b"]
+    assert comparison.average is None
+    assert comparison.num_tests == 1
+    (task,) = comparison.tasks
+    assert (task.task, task.metric, task.num_items) == ("arc", "acc,none", 80)
+    baseline, other = task.scores
+    assert (baseline.mean, baseline.difference) == (first.mean(), None)
+    assert baseline.interval == wilson_interval(int(first.sum()), 80)
+    expected = paired_difference(first, second)
+    assert other.difference.test == "mcnemar"
+    assert other.difference.estimate == expected.estimate
+    assert other.difference.p_value == other.adjusted_p_value == expected.p_value
+    ends = (other.difference.interval.low, other.difference.interval.high)
+    assert ends == pytest.approx((expected.interval.low, expected.interval.high), abs=0.013)
+    assert comparison == compare(runs)
+
+
+def test_several_seeds_tasks_and_the_average(runs):
+    comparison = compare(runs)
+    assert [m.seeds for m in comparison.methods] == [(0,), (0, 1, 2)]
+    assert [row.task for row in comparison.rows] == ["arc", "gsm8k", "average"]
+    outcomes = [load_outcomes(find_evaluation(run)) for run in runs]
+    for row in comparison.tasks:
+        table = np.array([list(o.tasks[row.task].scores.values()) for o in outcomes])
+        ours, expected = row.scores[1], paired_difference(table[0], table[1:])
+        assert ours.mean == pytest.approx(table[1:].mean())
+        assert ours.seed_means == pytest.approx(tuple(table[1:].mean(axis=1)))
+        assert (ours.num_seeds, ours.difference.test) == (3, "bootstrap")
+        assert ours.difference.estimate == pytest.approx(expected.estimate)
+        assert ours.difference.p_value == pytest.approx(expected.p_value, abs=0.01)
+        for interval, other in (
+            (ours.difference.interval, expected.interval),
+            (ours.interval, mean_interval(table[1:])),
+        ):
+            assert (interval.low, interval.high) == pytest.approx(
+                (other.low, other.high), abs=0.013
+            )
+    average = comparison.average.scores[1]
+    parts = [row.scores[1] for row in comparison.tasks]
+    assert average.mean == pytest.approx(np.mean([part.mean for part in parts]))
+    assert average.seed_means == pytest.approx(np.mean([part.seed_means for part in parts], axis=0))
+    change = np.mean([part.difference.estimate for part in parts])
+    assert average.difference.estimate == pytest.approx(change)
+    assert average.difference.interval.low < change < average.difference.interval.high
+    widths = [p.difference.interval.high - p.difference.interval.low for p in parts]
+    width = average.difference.interval.high - average.difference.interval.low
+    assert width < np.mean(widths)
+    assert comparison.num_tests == 3
+    scores = [row.scores[1] for row in comparison.rows]
+    expected = holm([score.difference.p_value for score in scores])
+    assert tuple(score.adjusted_p_value for score in scores) == expected
+
+
+def test_shared_seeds_stay_together_over_tasks(tmp_path):
+    """Seeds that are good or bad on every task leave the average as unsure as one task."""
+
+    def write(name, together):
+        for seed, share in enumerate((0.2, 0.5, 0.8)):
+            tasks = {
+                task: np.arange(400) < 400 * share for task in ("arc", "boolq", "svamp", "aqua")
+            }
+            if together:
+                write_evaluation(tmp_path / f"{name}-{seed}", tasks, method=name, seed=seed)
+                continue
+            for task, scores in tasks.items():
+                folder = tmp_path / f"{name}-{task}-{seed}"
+                write_evaluation(folder, {task: scores}, method=name, seed=seed)
+        score = compare(sorted(tmp_path.glob(f"{name}-*"))).average.scores[0]
+        return score.interval.high - score.interval.low, score.seed_means
+
+    joint, seed_means = write("joint", together=True)
+    apart, none = write("apart", together=False)
+    assert seed_means == pytest.approx((0.2, 0.5, 0.8))
+    assert none == ()
+    assert apart < 0.7 * joint
+
+
+def test_items_are_matched_whatever_their_order(tmp_path):
+    first, second = draw(0.4), draw(0.6, seed=1)
+    a = write_evaluation(tmp_path / "a", {"arc": first})
+    b = write_evaluation(tmp_path / "b", {"arc": second})
+    c = write_evaluation(tmp_path / "c", {"arc": second}, order=lambda n: range(n)[::-1])
+    assert load_outcomes(b).tasks == load_outcomes(c).tasks
+    ours, shuffled = (compare([a, run]).tasks[0].scores[1] for run in (b, c))
+    assert ours == replace(shuffled, method="b")
+
+
+def test_equal_documents_are_told_apart(tmp_path):
+    folder = write_evaluation(tmp_path / "a", {"arc": [1, 0, 1]})
+    path = folder / "samples_arc.jsonl"
+    path.write_text(path.read_text().replace("arc-2", "arc-0"))
+    scores = load_outcomes(folder).tasks["arc"].scores
+    assert scores == {("arc", "arc-0", 0): 1, ("arc", "arc-1", 0): 0, ("arc", "arc-0", 1): 1}
+
+
+def test_metrics_and_filters(tmp_path):
+    metrics = {"gsm8k": "exact_match,flexible", "truthfulqa": "mc2,none"}
+    tasks = {"gsm8k": [1, 0, 0, 1], "truthfulqa": [0.25, 0.5, 0.75, 0.125]}
+    runs = [write_evaluation(tmp_path / name, tasks, main_metric=metrics) for name in ("a", "b")]
+    comparison = compare(runs)
+    assert [row.scores[0].mean for row in comparison.tasks] == [0.5, 0.40625]
+    assert comparison.tasks[0].overlaps
+    assert comparison.tasks[1].overlaps == ()
+    assert comparison.tasks[1].scores[1].difference.test == "bootstrap"
+    assert comparison.tasks[1].scores[1].difference.p_value == 1
+    strict = compare(runs, tasks=["gsm8k"], metric="exact_match,none")
+    assert strict.tasks[0].scores[0].mean == 1
+    with pytest.raises(ValueError, match="exact_match names 2 in gsm8k"):
+        compare(runs, tasks=["gsm8k"], metric="exact_match")
+    with pytest.raises(ValueError, match="acc names none in gsm8k"):
+        compare(runs, metric="acc")
+
+
+def test_a_group_of_tasks_with_one_metric_is_one_task(tmp_path):
+    tasks = {"mmlu_physics": [1, 0], "mmlu_biology": [1, 1, 1, 0, 0, 0], "arc": [1]}
+    groups = {"mmlu": ["stem"], "stem": ["mmlu_physics", "mmlu_biology"]}
+    folder = write_evaluation(tmp_path / "a", tasks, groups=groups)
+    comparison = compare([folder])
+    assert [(r.task, r.num_items) for r in comparison.tasks] == [("mmlu", 8), ("arc", 1)]
+    assert comparison.tasks[0].scores[0].mean == 0.5
+    assert comparison.average.scores[0].mean == 0.75
+    alone = compare([folder], tasks=["mmlu_physics"])
+    assert alone.tasks[0].num_items == 2
+
+
+def test_overlaps_equal_a_naive_count():
+    rng = np.random.default_rng(0)
+    seeds = {"a": 1, "b": 2, "c": 3, "d": 4}
+    tables = {name: (rng.random((n, 60)) < 0.5).astype(float) for name, n in seeds.items()}
+    found = {overlap.methods: overlap.num_items for overlap in count_overlaps(tables)}
+    assert sum(found.values()) == 60
+    for size in range(5):
+        for names in combinations("abcd", size):
+            count = sum(
+                all(
+                    (2 * table[:, item].sum() > len(table)) == (name in names)
+                    for name, table in tables.items()
+                )
+                for item in range(60)
+            )
+            assert found.get(names, 0) == count
+    assert list(found) == sorted(found, key=lambda names: (len(names), names))
+
+
+def test_a_tie_of_seeds_solves_nothing():
+    (overlap,) = count_overlaps({"a": np.array([[1.0], [0.0]]), "b": np.array([[0.0]])})
+    assert overlap.methods == ()
+
+
+def test_names_on_the_command_line_group_runs(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / name, {"arc": draw(0.5, seed=n)}, seed=n)
+        for n, name in enumerate(("lr=1e-4", "b", "c"))
+    ]
+    comparison = compare([f"r=8={folders[0]},{folders[1]}", folders[2]])
+    assert [(m.label, m.seeds) for m in comparison.methods] == [("r=8", (0, 1)), ("c", (2,))]
+    assert [m.label for m in compare(folders).methods] == ["lr=1e-4", "b", "c"]
+
+
+def test_layers_are_told_apart(tmp_path):
+    runs = [
+        write_evaluation(tmp_path / f"{layer}", {"arc": [1, 0]}, method="MoDE", layer=layer)
+        for layer in ("ensemble", 28, 29)
+    ]
+    labels = [method.label for method in compare(runs).methods]
+    assert labels == ["MoDE", "MoDE, layer 28", "MoDE, layer 29"]
+
+
+def test_a_run_has_one_evaluation(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "results.json").write_text("{}")
+    (run / "evaluation").mkdir()
+    with pytest.raises(OSError, match="holds no finished evaluation"):
+        find_evaluation(run)
+    first = write_evaluation(run / "evaluation" / "default", {"arc": [1]})
+    assert find_evaluation(run) == first
+    second = write_evaluation(run / "evaluation" / "default-layer-28", {"arc": [1]})
+    with pytest.raises(ValueError, match=r"has 2; name one of .*default, .*default-layer-28"):
+        find_evaluation(run)
+    assert find_evaluation(second) == second
+    with pytest.raises(OSError, match=r"neither results\.json nor evaluation/"):
+        find_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "facts", "message"),
+    [
+        ({"arc": [1, 0, 1, 0]}, {}, "on arc .*other lacks 0 of the 3 items of .*has 1 others"),
+        ({"arc": [1, 0]}, {}, "on arc .*other lacks 1 of the 3 items of .*has 0 others"),
+        ({"boolq": [1, 0, 1]}, {}, "other lacks arc, which"),
+        ({"arc": [1, 0, 1]}, {"main_metric": {"arc": "f1,none"}}, "has acc,none and .* f1,none"),
+        ({"arc": [1, 0, 1]}, {"method": "base"}, "of base both have seed 0 on arc"),
+        ({"arc": [1, 0, 1]}, {"method": "base", "seed": 1, "model": "x"}, "have the model base"),
+        ({"arc": [1, 0, 1]}, {"method": "base", "seed": 1, "layer": "final"}, "have the layer"),
+        ({"arc": [1, 0, 9]}, {}, "acc,none is 9 for item 2 of arc"),
+        ({"arc": [1, 0, None]}, {}, "acc,none is None for item 2"),
+        ({"arc": [1, 0, float("nan")]}, {}, "acc,none is nan for item 2"),
+    ],
+)
+def test_runs_that_cannot_be_compared(tasks, facts, message, tmp_path):
+    base = write_evaluation(tmp_path / "base", {"arc": [1, 0, 1]})
+    other = write_evaluation(tmp_path / "other", tasks, **facts)
+    with pytest.raises(ValueError, match=message):
+        compare([base, other])
+
+
+def test_damaged_evaluations_are_named(tmp_path):
+    folder = write_evaluation(tmp_path / "a", {"arc": [1, 0]})
+    samples, results = folder / "samples_arc.jsonl", folder / "results.json"
+    with pytest.raises(ValueError, match="none of them has boolq; they have arc"):
+        compare([folder], tasks=["boolq"])
+    with pytest.raises(ValueError, match="must name at least one evaluation"):
+        compare([])
+    with pytest.raises(ValueError, match="must have a name before the equals sign"):
+        compare([f"={folder}"])
+    text = samples.read_text()
+    for damage, message in (
+        ("", "must hold at least one item"),
+        (text + text, "has item 0 twice"),
+        (text + "{", "Cannot read line 5"),
+        (text + "{}\n", "Line 5 of .* lacks doc_hash, doc_id, filter, metrics"),
+    ):
+        samples.write_text(damage)
+        with pytest.raises(ValueError, match=message):
+            load_outcomes(folder)
+    samples.unlink()
+    with pytest.raises(OSError, match=r"Cannot find .*samples_arc.jsonl"):
+        load_outcomes(folder)
+    results.write_text("[")
+    with pytest.raises(ValueError, match=r"Cannot read .*results.json"):
+        load_outcomes(folder)
+    results.write_text('{"results": {}}')
+    with pytest.raises(ValueError, match="does not say the method, model"):
+        load_outcomes(folder)
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Compare two methods whose names hold every sign that some format gives a meaning."""
+    runs = [
+        write_evaluation(tmp_path / "a", {"arc_easy": draw(0.4)}, method=HOSTILE),
+        write_evaluation(tmp_path / "b", {"arc_easy": draw(0.5, seed=1)}, method=HOSTILE + "2"),
+    ]
+    return compare(runs)
+
+
+def test_a_rounded_zero_has_no_minus(tmp_path):
+    runs = [
+        write_evaluation(tmp_path / name, {"arc": np.arange(9000) % 7 == 0, "boolq": scores})
+        for name, scores in (("a", [1, 1] + [0] * 8998), ("b", [0, 1] + [0] * 8998))
+    ]
+    text = to_text(compare(runs))
+    assert re.search(r"\+0\.0 \(\+0\.0 to \+0\.0\) +1\.000 +1\.000", text)
+    assert "-0.0" not in text
+
+
+def test_json_and_csv_parse_back_to_the_same_numbers(hostile, runs):
+    for comparison in (hostile, compare(runs)):
+        saved = json.loads(to_json(comparison))
+        lines = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+        scores = [(row, score) for row in comparison.rows for score in row.scores]
+        rows = [*saved["tasks"], *([saved["average"]] if saved["average"] else [])]
+        assert len(lines) == len(scores)
+        parsed = [score for row in rows for score in row["scores"]]
+        for line, entry, (row, score) in zip(lines, parsed, scores, strict=True):
+            assert (line["task"], line["method"]) == (row.task, score.method)
+            assert entry["method"] == score.method
+            assert float(line["score"]) == entry["mean"] == score.mean
+            assert Interval(**entry["interval"]) == score.interval
+            ends = float(line["score_low"]), float(line["score_high"])
+            assert Interval(*ends) == score.interval
+            if score.difference is None:
+                assert (line["difference"], line["p"], entry["difference"]) == ("", "", None)
+                continue
+            found = entry["difference"] | {"interval": Interval(**entry["difference"]["interval"])}
+            assert PairedDifference(**found) == score.difference
+            assert float(line["difference"]) == score.difference.estimate
+            assert float(line["p"]) == score.difference.p_value
+            assert float(line["p_holm"]) == score.adjusted_p_value
+        assert tuple(saved["notes"]) == notes(comparison)
+        assert saved["num_tests"] == comparison.num_tests
+
+
+def test_latex_is_balanced_and_escaped(hostile):
+    text = to_latex(hostile)
+    assert "\n<" not in text
+    begun = re.findall(r"\\begin\{(\w+)\}", text)
+    assert begun == re.findall(r"\\end\{(\w+)\}", text) == ["tabular", "tabular"]
+    bare = re.sub(r"\\[&%$#_{}\\]", "", text)  # without escaped signs
+    depth = 0
+    for sign in bare:
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert re.findall(r"[#~^<>|_]", bare) == []
+    assert bare.replace("$-$", "").count("$") == 0
+    assert [line for line in bare.splitlines() if "%" in line] == [
+        r"% Needs \usepackage{booktabs}."
+    ]
+    for table in re.findall(r"\\toprule(.*?)\\bottomrule", text, re.DOTALL):
+        lines = [line for line in table.splitlines() if line.endswith("\\\\")]
+        cells = {len(re.findall(r"(?<!\\)&", line)) for line in lines}
+        assert len(lines) > 2
+        assert len(cells) == 1
+    assert "LoRA\\_¬K \\& 50 \\% \\textbar{} \\$x\\textasciicircum{}2\\$" in text
+
+
+def test_markdown_keeps_its_columns(hostile):
+    lines = [line for line in to_markdown(hostile).splitlines() if line.startswith("|")]
+    tables = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
+    assert set(tables) == {9, 5}
+    assert "\\<b\\>\\[red\\]\\`\\*" in to_markdown(hostile)
+    assert "80" in to_markdown(hostile)
+
+
+def test_the_printed_table_says_all(runs, hostile):
+    text = to_text(compare(runs))
+    assert re.search(r"arc +80 +LoRA_¬K +1 +\d+\.\d \(\d+\.\d to \d+\.\d\) +- +- +-", text)
+    assert re.search(r"LoRA_¬K \+ MoDE +3 .*[+]\d+\.\d \([+-]\d+\.\d to [+]\d+\.\d\)", text)
+    assert re.search(r"average +130", text)
+    for words in (
+        "McNemar's exact test",
+        "corrected for all 3 comparisons",
+        "One seed means one seed: for LoRA_¬K, nothing",
+        "more than half of the seeds",
+        "same weight",
+        "Metrics: arc acc,none; gsm8k acc,none.",
+        "solved by these methods alone",
+    ):
+        assert words in text
+    assert "[red]" in to_text(hostile)
+    assert "nothing to correct for" in to_text(hostile)
+    alone = to_text(compare(runs[:1]))
+    assert "McNemar" not in alone
+    assert "solved by" not in alone
+
+
+def test_the_command_prints_and_writes(runs, tmp_path, capsys):
+    output = tmp_path / "out"
+    command = ["compare", *map(str, runs), "--tasks", "arc", "--output", str(output)]
+    assert depthmix_cli.main(command) == 0
+    shown = capsys.readouterr().out
+    comparison = compare(runs, tasks=["arc"])
+    assert shown.startswith(to_text(comparison))
+    names = ["comparison.csv", "comparison.json", "comparison.md", "comparison.tex"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    assert (output / "comparison.md").read_text("utf-8") == to_markdown(comparison)
+    (output / "comparison.tex").write_text("mine")
+    (output / "comparison.csv").unlink()
+    assert depthmix_cli.main(command) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (output / "comparison.tex").read_text() == "mine"
+    assert not (output / "comparison.csv").exists()
+    assert depthmix_cli.main([*command, "--overwrite"]) == 0
+    assert write_tables(comparison, output, overwrite=True)[0] == output / "comparison.json"
+    assert depthmix_cli.main(["compare", str(tmp_path / "none")]) == 1
+    assert "run `depthmix evaluate" in capsys.readouterr().err
