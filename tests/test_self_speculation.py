@@ -66,7 +66,7 @@ def agree_by_script(model, acceptance, *, batch, seed=0):
     return model
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     model_type=st.sampled_from(DECODERS),
     batch=st.integers(1, 3),
@@ -147,7 +147,7 @@ def test_any_acceptance_equals_dense(
     expected = decode(model, inputs, **options)
     found = decode(speculation, inputs, **options)
     assert_same(found, expected, inputs, rtol=1e-9, atol=1e-9)
-    if repetition_penalty == 1.0 and acceptance in ("all", "none"):
+    if not ends and repetition_penalty == 1.0 and acceptance in ("all", "none"):
         assert speculation.num_accepted == speculation.num_drafted * (acceptance == "all")
 
 

@@ -86,15 +86,18 @@ class Deferral(ABC):
         outlives = generation_config.return_dict_in_generate or hasattr(cache, "_is_user_defined")
         if self._streamer is not None:
             self._streamer.put(input_ids.cpu())  # streamers expect the prompt first
-        with self._deferring(model, input_ids, generation_config):
-            output = model._sample(
-                input_ids,
-                generation_config=generation_config,
-                streamer=self._streamer,
-                **kwargs,
-            )
-            if outlives:
-                self._complete_cache()
+        try:
+            with self._deferring(model, input_ids, generation_config):
+                output = model._sample(
+                    input_ids,
+                    generation_config=generation_config,
+                    streamer=self._streamer,
+                    **kwargs,
+                )
+                if outlives:
+                    self._complete_cache()
+        finally:
+            self._cache = None
         return output
 
     @abstractmethod

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +156,15 @@ def align_cache(
         reach: Tokens that a later call may take; a sliding layer keeps as many beyond its window.
     """
     for layer in cache.layers:
-        if not layer.is_initialized:
+        assert isinstance(layer, DynamicLayer)  # other caches are refused
+        if layer.keys is None or layer.values is None:  # nothing there yet
             continue
-        window = getattr(layer, "sliding_window", None)
-        width = length if window is None else min(length, window - 1 + reach)
+        width = length
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            width = min(length, layer.sliding_window - 1 + reach)
+            layer.cumulative_length = length
         layer.keys = _end_earlier(layer.keys, surplus, width)
         layer.values = _end_earlier(layer.values, surplus, width)
-        if window is not None:
-            layer.cumulative_length = length
 
 
 def _end_earlier(

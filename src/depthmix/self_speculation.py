@@ -80,6 +80,8 @@ class SelfSpeculation(Deferral):
         self.num_accepted = 0
         self._stage: Literal["prompt", "draft", "verify"] = "prompt"
         self._gives_tuple = False
+        self._lookahead: Any = None
+        self._model_forward: Any = None
         self._padding: Int[Tensor, "batch columns"] | None = None
         self._kept: dict[int, list[Float[Tensor, "batch seq hidden"]]] = {}
 
@@ -135,6 +137,7 @@ class SelfSpeculation(Deferral):
             for layer, own in zip(cache.layers, recorded, strict=False):
                 if own is not None:
                     layer.record_past = own
+            self._lookahead = self._model_forward = self._padding = None
             self._kept = {}
 
     def _complete_cache(self) -> None:
@@ -162,7 +165,7 @@ class SelfSpeculation(Deferral):
         )
 
     def _read_ahead(self, tokens: Int[Tensor, " batch"], kwargs: dict[str, Any]) -> None:
-        """Let each row draft on, and keep what the ensemble would choose too.
+        """Let each row go on with drafts, and keep what the ensemble would choose too.
 
         Args:
             tokens: The loop's newest ones, for rows that have not guessed them; others are ahead.
@@ -185,9 +188,10 @@ class SelfSpeculation(Deferral):
         steps = torch.arange(width, device=device).minimum(last)  # (B, width)
         positions = kwargs["position_ids"] + offset[:, None] + steps
         padding = ahead.padding(kwargs.get("attention_mask"), num_new=width, device=device)
-        proposed = torch.where(offset == 0, tokens, self._next)[:, None]
+
+        self._stage, self._padding = "draft", padding
         self._kept = {depth: [] for depth in self.mixture.depths if 0 < depth <= self.draft_layer}
-        self._stage = "draft"
+        proposed = torch.where(offset == 0, tokens, self._next)[:, None]
         for step in range(width - 1):
             output = self._model_forward(
                 input_ids=proposed[:, -1:],
@@ -197,27 +201,35 @@ class SelfSpeculation(Deferral):
             )
             drafted = self._choose(proposed[:, -1:], output.logits)
             proposed = torch.cat([proposed, drafted], dim=1)
-        self._stage, self._padding = "verify", padding  # from which each layer makes its mask
-        logits = self._model_forward(input_ids=proposed, position_ids=positions, **options).logits
-        expected = self._choose(proposed, logits)  # (B, width)
+        self._stage = "verify"  # each layer makes a mask of its own
+        output = self._model_forward(input_ids=proposed, position_ids=positions, **options)
+        self._keep(proposed, output.logits, room)
 
+    def _keep(
+        self,
+        proposed: Int[Tensor, "batch width"],
+        logits: Float[Tensor, "batch width vocab"],
+        room: Int[Tensor, " batch"],
+    ) -> None:
+        """Keep the tokens of each row up to the first that the ensemble would not choose."""
+        expected = self._choose(proposed, logits)  # (B, width)
         agreed = (proposed[:, 1:] == expected[:, :-1]).cumprod(dim=1).sum(dim=1) + 1
         num_kept = agreed.minimum(room)
         following = expected.take_along_dim((num_kept - 1).clamp(min=0)[:, None], dim=1)[:, 0]
         self._next = torch.where(num_kept > 0, following, self._next)
         # A row's first token is no draft, nor is the padding after its end.
-        is_draft = torch.arange(width, device=device) < room[:, None]  # (B, width)
+        is_draft = torch.arange(proposed.shape[1], device=room.device) < room[:, None]
         is_draft[:, 1:] &= torch.isin(proposed[:, :-1], self._endings, invert=True)
         is_draft[:, 0] = False
         self.num_drafted += int(is_draft.sum())
-        chosen, drafts = proposed.tolist(), is_draft.tolist()
+        tokens, drafts = proposed.tolist(), is_draft.tolist()
         for row, count in enumerate(num_kept.tolist()):
             guesses = [
                 # A view would keep the logits of all rows.
-                Guess(token=chosen[row][i], logits=logits[row, i].clone(), is_draft=drafts[row][i])
+                Guess(token=tokens[row][i], logits=logits[row, i].clone(), is_draft=drafts[row][i])
                 for i in range(count)
             ]
-            ahead.add(row, guesses, num_processed=width)
+            self._lookahead.add(row, guesses, num_processed=len(tokens[row]))
 
     def _choose(
         self, tokens: Int[Tensor, "batch seq"], logits: Float[Tensor, "batch seq vocab"]
@@ -272,11 +284,10 @@ def find_endings(
     generation_config: GenerationConfig, device: torch.device
 ) -> tuple[int, Int[Tensor, " endings"]]:
     """Say what pads rows that have ended, and after which tokens padding follows."""
-    ends = generation_config._eos_token_tensor
-    if ends is None:
+    ends, padding = generation_config._eos_token_tensor, generation_config._pad_token_tensor
+    if ends is None or padding is None:
         return 0, torch.empty(0, dtype=torch.long, device=device)
-    padding_token = generation_config._pad_token_tensor.to(device)
-    return int(padding_token), torch.cat([ends.to(device).view(-1), padding_token.view(-1)])
+    return int(padding), torch.cat([ends.view(-1), padding.view(-1)]).to(device)
 
 
 def own_forward(module: nn.Module) -> Any:
