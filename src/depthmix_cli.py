@@ -86,6 +86,8 @@ def generate(
     template: Literal["plain", "alpaca", "chat"] = "plain",
     top_k: int | None = None,
     lazy: bool = False,
+    draft_layer: int | None = None,
+    num_draft_tokens: int = 4,
     generation: Options | None = None,
 ) -> None:
     """Print a model's answers to prompts.
@@ -98,6 +100,8 @@ def generate(
         template: What stands around a prompt; take the one used in training.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         lazy: Run late layers only when a token needs them: the same text, sooner.
+        draft_layer: Let this late layer draft, and the ensemble verify: the same text.
+        num_draft_tokens: Tokens that it drafts at a time.
         generation: All options of transformers' `GenerationConfig`, with a dot:
             `--generation.max-new-tokens 64`, `--generation.temperature 0.7`.
     """
@@ -106,7 +110,14 @@ def generate(
 
     section = ModelSection(name=model, adapter=adapter, dtype=dtype)
     answers = generate(
-        section, prompts, template=template, options=generation, top_k=top_k, lazy=lazy
+        section,
+        prompts,
+        template=template,
+        options=generation,
+        top_k=top_k,
+        lazy=lazy,
+        draft_layer=draft_layer,
+        num_draft_tokens=num_draft_tokens,
     )
     print(*answers, sep="\n\n")
 

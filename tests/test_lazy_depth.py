@@ -18,19 +18,12 @@ from transformers import (
 )
 
 from adapters import tuned_model
-from depthmix import LazyDepth, attach, set_top_k
+from decoding import DECODERS, assert_same, decode, make_model, prompts, top_1
+from depthmix import LazyDepth, set_top_k
 from depthmix.attachment import find_mixture_norm
 from models import random_ids, tiny_model
 
-DECODERS = ["llama", "mistral", "gemma2", "gemma3_text", "qwen3", "gpt_neox"]
 ROUTINGS = ["all shallow", "all deep", "alternating", "random", "one row deep"]
-
-
-def make_model(model_type="llama", *, dtype=torch.float64, **options):
-    model = tiny_model(model_type).requires_grad_(False).to(dtype)
-    attach(model, **{"late_layers": 3, **options})
-    find_mixture_norm(model).active_mixture.to(dtype)
-    return model.eval()
 
 
 def draw_depths(routing, *, batch, length, k, generator):
@@ -65,41 +58,11 @@ def force(model, depths, *, k, generator, dtype=torch.float64):
     mixture.weigh = lambda x: weights[:, seen["end"] - x.shape[1] : seen["end"]]
 
 
-def prompts(batch, length, *, padded, seed=1):
-    ids = random_ids(batch, length, seed=seed)
-    mask = torch.ones_like(ids)
-    if padded:
-        for row in range(1, batch):
-            mask[row, : min(row, length - 1)] = 0
-    return {"input_ids": torch.where(mask.bool(), ids, 0), "attention_mask": mask}
-
-
 def generate(model, inputs, *, lazy, **options):
-    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     generator = model
     if lazy:
         generator = lazy if isinstance(lazy, LazyDepth) else LazyDepth(model)
-    torch.manual_seed(3)
-    return generator.generate(**inputs, **{**settings, **options})
-
-
-def assert_same(found, expected, inputs, **tolerance):
-    assert torch.equal(found.sequences, expected.sequences)
-    for ours, truth in zip(found.logits, expected.logits, strict=True):
-        torch.testing.assert_close(ours, truth, **tolerance)
-    mask = inputs["attention_mask"]
-    for ours, truth in zip(
-        found.past_key_values.layers, expected.past_key_values.layers, strict=True
-    ):
-        assert ours.get_seq_length() == truth.get_seq_length()
-        length, first = truth.keys.shape[-2], truth.get_seq_length() - truth.keys.shape[-2]
-        real = torch.ones(len(mask), truth.get_seq_length(), dtype=torch.bool)
-        real[:, : mask.shape[1]] = mask.bool()
-        real = real[:, first : first + length]
-        for a, b in ((ours.keys, truth.keys), (ours.values, truth.values)):
-            torch.testing.assert_close(
-                a.transpose(1, 2)[real], b.transpose(1, 2)[real], **tolerance
-            )
+    return decode(generator, inputs, **options)
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,16 +114,6 @@ def test_narrow_types(model_type, dtype, tolerance):
     else:
         first = (found.logits[0] - expected.logits[0]).norm() / expected.logits[0].norm()
         assert first < 0.05
-
-
-def top_1(model_type="llama", **options):
-    """Build a model whose own router spreads the tokens over its routes."""
-    model = make_model(model_type, router_init="gaussian", top_k=1, **options)
-    router = find_mixture_norm(model).active_mixture.router
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        router.weight.copy_(torch.randn(router.weight.shape, generator=generator))
-    return model
 
 
 @pytest.mark.parametrize(
@@ -215,15 +168,15 @@ def test_stop_strings(where):
     backend = Tokenizer(models.BPE(letters, merges=[]))
     backend.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    unstopped = generate(model, inputs, lazy=False)
+    unstopped = decode(model, inputs, lazy=False)
     options = {"stop_strings": [tokenizer.decode(unstopped[0, 7])]}
     if where == "generation_config":
         options = {"generation_config": GenerationConfig(**options)}
-    found = generate(model, inputs, lazy=True, tokenizer=tokenizer, **options)
+    found = decode(model, inputs, lazy=True, tokenizer=tokenizer, **options)
     assert torch.equal(found, unstopped[:, :8])
-    assert torch.equal(found, generate(model, inputs, lazy=False, tokenizer=tokenizer, **options))
+    assert torch.equal(found, decode(model, inputs, lazy=False, tokenizer=tokenizer, **options))
     with pytest.raises(ValueError, match="`stop_strings` need the model's `tokenizer`"):
-        generate(model, inputs, lazy=True, **options)
+        decode(model, inputs, lazy=True, **options)
 
 
 def test_a_conversation_goes_on_with_the_same_cache():

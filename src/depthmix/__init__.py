@@ -10,6 +10,7 @@ from depthmix.config import MixtureConfig
 from depthmix.lazy_depth import LazyDepth
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.run_config import RunConfig, load_run_config
+from depthmix.self_speculation import SelfSpeculation
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from depthmix.training import TrainResult, train
 
@@ -26,6 +27,7 @@ __all__ = [
     "MoDETrainer",
     "MoDETrainerMixin",
     "RunConfig",
+    "SelfSpeculation",
     "TrainResult",
     "attach",
     "compare",

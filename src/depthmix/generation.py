@@ -20,6 +20,7 @@ from depthmix.lazy_depth import LazyDepth
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_value, suggest, underscored
 from depthmix.run_config import ModelSection, Template
+from depthmix.self_speculation import SelfSpeculation
 
 GENERATION_DEFAULTS = {"max_new_tokens": 256}
 """Options of generation that differ from transformers' (20 tokens cut most answers off)."""
@@ -34,6 +35,8 @@ def generate(
     batch_size: int = 16,
     top_k: int | None = None,
     lazy: bool = False,
+    draft_layer: int | None = None,
+    num_draft_tokens: int = 4,
 ) -> list[str]:
     """Let a model, with its adapter, answer prompts.
 
@@ -46,21 +49,32 @@ def generate(
         batch_size: Prompts that are run together.
         top_k: Routes that the mixture keeps per token; `None` keeps what it was trained with.
         lazy: Run late layers only when a token needs them (`LazyDepth`): the same text, sooner.
+        draft_layer: Late layer that drafts for the ensemble (`SelfSpeculation`): the same text;
+            `None` drafts nothing.
+        num_draft_tokens: Tokens that it drafts at a time.
 
     Returns:
         The new text for each prompt, or each of `num_return_sequences` in turn.
 
     Raises:
-        ValueError: If an option is unknown, or there is no prompt.
+        ValueError: If an option is unknown, two of them exclude each other, or there is no prompt.
         OSError: If the model cannot be found.
     """
+    if lazy and draft_layer is not None:
+        raise ValueError(
+            "`lazy` and `draft_layer` are two ways to generate, got both; leave one of them out."
+        )
     if not prompts or not all(prompts):
         raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
     settings = read_generation_options(options or {})
     tokenizer, model = load_tokenizer(section), _load(section)
     if top_k is not None:
         set_top_k(model, top_k)
-    generator = LazyDepth(model) if lazy else model
+    generator: Any = LazyDepth(model) if lazy else model
+    if draft_layer is not None:
+        generator = SelfSpeculation(
+            model, draft_layer=draft_layer, num_draft_tokens=num_draft_tokens
+        )
     texts = [render_prompt({"prompt": prompt}, template, tokenizer) for prompt in prompts]
     answers: list[str] = []
     for start in range(0, len(texts), batch_size):
@@ -154,7 +168,7 @@ def _load(section: ModelSection) -> PreTrainedModel | PeftModel:
 
 
 def _continue(
-    model: PreTrainedModel | PeftModel | LazyDepth,
+    model: PreTrainedModel | PeftModel | LazyDepth | SelfSpeculation,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, torch.Tensor],
     settings: Mapping[str, Any],

@@ -109,7 +109,22 @@ class MixtureNorm(nn.Module, ABC):
             )
         if num_captured == 0:
             return self.base_layer(hidden_states)
-        layer = mixture.late_layers[num_captured - 1]
+        return self.answer_alone(mixture.late_layers[num_captured - 1], hidden_states)
+
+    def answer_alone(
+        self, layer: int, hidden_states: Float[Tensor, "batch seq hidden"]
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Let one late layer of the active mixture predict, `N_i(h_i)`.
+
+        Args:
+            layer: Its number.
+            hidden_states: Its output.
+
+        Returns:
+            What the head takes, in the dtype that the base norm would return.
+        """
+        mixture = self.active_mixture
+        assert mixture is not None  # callers have one
         normed = mixture.norm(layer, hidden_states, self.base_layer)
         return normed.to(self._dtype(hidden_states))
 

@@ -1,0 +1,399 @@
+"""Self-speculation against the dense model: tokens, logits, caches, and the work it saves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from adapters import tuned_model
+from decoding import DECODERS, assert_same, decode, make_model, prompts, top_1
+from depthmix import LazyDepth, SelfSpeculation, set_top_k
+from depthmix.attachment import find_mixture_norm
+from depthmix.lookahead import align_cache
+from models import random_ids, tiny_model
+
+WHOLE = {"return_dict_in_generate": True, "output_logits": True}
+ACCEPTANCES = ["all", "none", "alternating", "random", "one row"]
+
+
+def route_in_float64(model):
+    """Route by the content alone, but in float64, so that products of other widths round alike."""
+    mixture = find_mixture_norm(model).active_mixture
+    matrix = torch.randn(mixture.router.weight.shape, generator=torch.Generator().manual_seed(4))
+
+    def weigh(x):
+        logits = x.double() @ matrix.double().T
+        if mixture.config.top_k is not None:
+            lowest_kept = logits.topk(mixture.config.top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < lowest_kept, -torch.inf)
+        return logits.softmax(-1)
+
+    mixture.weigh = weigh
+    return model
+
+
+def agree_by_script(model, acceptance, *, batch, seed=0):
+    """Let the layers above the first late one do nothing, and let drafts be wrong by a script.
+
+    All layers then predict alike, and a draft is what the ensemble chooses, or, from the negated
+    state, the token that it likes least.
+    """
+    norm = find_mixture_norm(model)
+    first = norm.active_mixture.late_layers[0]
+    with torch.no_grad():
+        for layer in norm.backbone.layers[first:]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    generator = torch.Generator().manual_seed(seed)
+    answer, calls = norm.answer_alone, []
+
+    def answer_alone(layer, hidden_states):
+        calls.append(layer)
+        right = {
+            "all": torch.ones(batch, dtype=torch.bool),
+            "none": torch.zeros(batch, dtype=torch.bool),
+            "alternating": (torch.arange(batch) + len(calls)) % 2 == 0,
+            "random": torch.rand(batch, generator=generator) < 0.6,
+            "one row": torch.arange(batch) == 0,
+        }[acceptance]
+        normed = answer(layer, hidden_states)
+        return torch.where(right[:, None, None], normed, -normed)
+
+    norm.answer_alone = answer_alone
+    return model
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    model_type=st.sampled_from(DECODERS),
+    batch=st.integers(1, 3),
+    length=st.integers(1, 7),
+    new_tokens=st.integers(1, 12),
+    padded=st.booleans(),
+    late_layers=st.sampled_from([[1, 4], [2, 3, 4], [1, 2, 3, 4], [3, 4]]),
+    draft=st.integers(0, 2),
+    num_draft_tokens=st.integers(1, 5),
+    top_k=st.sampled_from([None, 1]),
+    attention=st.sampled_from(["sdpa", "eager"]),
+    seed=st.integers(0, 2**31),
+)
+def test_speculation_equals_dense(
+    model_type,
+    batch,
+    length,
+    new_tokens,
+    padded,
+    late_layers,
+    draft,
+    num_draft_tokens,
+    top_k,
+    attention,
+    seed,
+):
+    model = route_in_float64(make_model(model_type, late_layers=late_layers, top_k=top_k))
+    # In float64, transformers' eager attention makes NaN of padding: its softmax is float32.
+    if model_type == "gemma2":  # has eager attention only
+        padded = False
+    else:
+        model.set_attn_implementation("sdpa" if padded else attention)
+    speculation = SelfSpeculation(
+        model,
+        draft_layer=late_layers[:-1][draft % (len(late_layers) - 1)],
+        num_draft_tokens=num_draft_tokens,
+    )
+    inputs = prompts(batch, length, padded=padded, seed=seed)
+    expected = decode(model, inputs, max_new_tokens=new_tokens, **WHOLE)
+    found = decode(speculation, inputs, max_new_tokens=new_tokens, **WHOLE)
+    assert_same(found, expected, inputs, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    model_type=st.sampled_from(["llama", "mistral", "qwen3"]),
+    acceptance=st.sampled_from(ACCEPTANCES),
+    batch=st.integers(1, 3),
+    new_tokens=st.integers(1, 16),
+    padded=st.booleans(),
+    num_draft_tokens=st.integers(1, 5),
+    ends=st.booleans(),
+    repetition_penalty=st.sampled_from([1.0, 1.7]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_acceptance_equals_dense(
+    model_type,
+    acceptance,
+    batch,
+    new_tokens,
+    padded,
+    num_draft_tokens,
+    ends,
+    repetition_penalty,
+    seed,
+):
+    """Rows are ahead by their own numbers of tokens, end within drafts, and have to go back."""
+    model = route_in_float64(make_model(model_type))
+    agree_by_script(model, acceptance, batch=batch, seed=seed)
+    speculation = SelfSpeculation(model, num_draft_tokens=num_draft_tokens)
+    inputs = prompts(batch, 5, padded=padded, seed=seed)
+    options = {
+        "max_new_tokens": new_tokens,
+        "eos_token_id": list(range(3, 9)) if ends else None,
+        "repetition_penalty": repetition_penalty,
+        **WHOLE,
+    }
+    expected = decode(model, inputs, **options)
+    found = decode(speculation, inputs, **options)
+    assert_same(found, expected, inputs, rtol=1e-9, atol=1e-9)
+    if not ends and repetition_penalty == 1.0 and acceptance in ("all", "none"):
+        assert speculation.num_accepted == speculation.num_drafted * (acceptance == "all")
+
+
+def widths(model):
+    """Note how many positions each layer takes in at each run."""
+    seen = {layer.self_attn.layer_idx: [] for layer in model.model.layers}
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.register_forward_pre_hook(
+            lambda _module, args, index=layer.self_attn.layer_idx: seen[index].append(
+                args[0].shape[1]
+            )
+        )
+    return seen
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("acceptance", "verified", "layers"),
+    [
+        ("all", [4, 4, 3], (4 + 11 * 2 + 3 * 2) / 12),
+        ("none", [4, 4, 4, 4, 4, 4, 4, 4, 3, 2, 1], (4 + 38 * 2 + 11 * 2) / 12),
+    ],
+)
+def test_each_layer_processes_each_position_once(batch, acceptance, verified, layers):
+    model = agree_by_script(make_model(), acceptance, batch=batch)
+    speculation = SelfSpeculation(model, num_draft_tokens=3)
+    seen = widths(model)
+    decode(speculation, prompts(batch, 5, padded=False), max_new_tokens=12)
+    assert speculation.draft_layer == 2
+    assert seen[0] == seen[1] == [5] + [1] * sum(verified)
+    assert seen[2] == seen[3] == [5, *verified]
+    assert speculation.layers_per_token == pytest.approx(layers)
+    assert speculation.num_drafted == batch * (sum(verified) - len(verified))
+    assert speculation.acceptance_rate == (acceptance == "all")
+
+
+def test_rows_do_not_wait_for_each_other():
+    """A row whose drafts are right goes on while the other one's are wrong."""
+    passes = {}
+    for acceptance in ("alternating", "none"):
+        model = agree_by_script(make_model(), acceptance, batch=2)
+        seen = widths(model)
+        speculation = SelfSpeculation(model, num_draft_tokens=1)
+        decode(speculation, prompts(2, 5, padded=False), max_new_tokens=21)
+        passes[acceptance] = len(seen[3]) - 1
+    # With one draft a round, each row's is right every other time, and never both rows' at once.
+    assert passes == {"alternating": 14, "none": 20}
+
+
+def test_the_end_within_a_draft():
+    model, inputs = agree_by_script(make_model(), "all", batch=3), prompts(3, 5, padded=True)
+    free = decode(model, inputs, max_new_tokens=12)
+    ends = [int(free[0, 6]), int(free[1, 9])]
+    options = {"max_new_tokens": 12, "eos_token_id": ends}
+    expected = decode(model, inputs, **options)
+    assert (expected[0, 7:] == 0).all()
+    speculation = SelfSpeculation(model, num_draft_tokens=5)
+    assert torch.equal(decode(speculation, inputs, **options), expected)
+    assert speculation.num_accepted <= speculation.num_drafted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True, "temperature": 1.5, "top_k": 20},
+        {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
+        {"eos_token_id": list(range(3, 20))},
+        {"eos_token_id": 7, "min_new_tokens": 4},
+        {"max_length": 9, "max_new_tokens": None},
+        {"num_return_sequences": 3, "do_sample": True},
+        {"prefill_chunk_size": 2},
+        {"prefill_chunk_size": 1},
+    ],
+)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gpt2"])
+def test_ways_of_decoding(model_type, options):
+    model, inputs = top_1(model_type), prompts(3, 5, padded=True)
+    speculation = SelfSpeculation(model)
+    expected = decode(model, inputs, **{"max_new_tokens": 9, **options})
+    found = decode(speculation, inputs, **{"max_new_tokens": 9, **options})
+    assert torch.equal(found, expected)
+    assert 0 <= speculation.acceptance_rate <= 1
+
+
+def test_all_positions_of_a_model_with_learned_ones():
+    model, inputs = top_1("gpt2"), prompts(2, 40, padded=True)
+    options = {"max_new_tokens": 24}  # 64 positions in all
+    assert torch.equal(
+        decode(SelfSpeculation(model, num_draft_tokens=5), inputs, **options),
+        decode(model, inputs, **options),
+    )
+
+
+def test_embeddings_as_the_prompt():
+    model = top_1()
+    inputs = {"inputs_embeds": model.get_input_embeddings()(random_ids(2, 4))}
+    assert torch.equal(decode(SelfSpeculation(model), inputs), decode(model, inputs))
+
+
+def test_stopping_criteria_and_streamer(capsys):
+    class RowByRow(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return input_ids[:, -1] % 3 == 0
+
+    class Decode:
+        def decode(self, ids, **kwargs):
+            return " ".join(map(str, ids))
+
+    model, texts, sequences = top_1(), [], []
+    for generator in (model, SelfSpeculation(model)):
+        sequences.append([])
+        for batch, eos in ((1, None), (3, None), (3, 2)):
+            streamer = TextStreamer(Decode(), skip_prompt=True) if batch == 1 else None
+            found = decode(
+                generator,
+                prompts(batch, 5, padded=True),
+                max_new_tokens=14,
+                eos_token_id=eos,
+                stopping_criteria=StoppingCriteriaList([RowByRow()]),
+                streamer=streamer,
+            )
+            sequences[-1].append(found)
+        texts.append(capsys.readouterr().out)
+    assert all(map(torch.equal, *sequences))
+    assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_a_conversation_goes_on_with_the_same_cache(model_type):
+    """The cache that comes back is the dense one, so that the next call may speculate or not."""
+    model, inputs = top_1(model_type), prompts(2, 5, padded=True)
+    speculation = SelfSpeculation(model)
+    results = []
+    for order in ((0, 0), (1, 1), (1, 0), (0, 1)):
+        cache, turn = None, inputs
+        for speculates in order:
+            generator = speculation if speculates else model
+            output = decode(generator, turn, return_dict_in_generate=True, past_key_values=cache)
+            cache = output.past_key_values
+            assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
+            sequences = torch.cat([output.sequences, random_ids(2, 2, seed=8)], dim=1)
+            mask = torch.ones_like(sequences)
+            mask[:, :5] = inputs["attention_mask"]
+            turn = {"input_ids": sequences, "attention_mask": mask}
+        results.append(output.sequences)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_same_tokens_as_transformers_own_early_exit():
+    model, inputs = make_model(), prompts(1, 5, padded=False)
+    expected = decode(model, inputs, max_new_tokens=20)
+    early_exit = decode(model, inputs, max_new_tokens=20, assistant_early_exit=3)
+    found = decode(SelfSpeculation(model, draft_layer=3), inputs, max_new_tokens=20)
+    assert torch.equal(found, expected)
+    assert torch.equal(early_exit, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_types(dtype):
+    model, inputs = make_model(dtype=dtype), prompts(2, 5, padded=True)
+    expected, found = (
+        decode(generator, inputs, **WHOLE) for generator in (model, SelfSpeculation(model))
+    )
+    tolerance = 2e-3 if dtype == torch.float32 else 0.1
+    for ours, truth in zip(found.logits[:2], expected.logits[:2], strict=True):
+        assert (ours - truth).norm() <= tolerance * truth.norm()
+
+
+def test_adapters_and_custom_generate():
+    model, inputs = tuned_model(top_k=3), prompts(2, 5, padded=True)
+    speculation = SelfSpeculation(model)
+    for top_k in (3, 1):
+        set_top_k(model, top_k)
+        expected = decode(model, inputs)
+        assert torch.equal(decode(speculation, inputs), expected)
+        assert torch.equal(decode(model, inputs, custom_generate=speculation), expected)
+        assert torch.equal(decode(LazyDepth(model), inputs), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    new=st.integers(0, 4),
+    data=st.data(),
+)
+def test_aligned_rows_keep_their_own_states(lengths, new, data):
+    """Each row of the cache ends with the states that are not taken from it."""
+    surplus = [data.draw(st.integers(0, new)) for _ in lengths]
+    before, cache = max(lengths) + new, DynamicCache()
+    if before == 0:
+        return
+    states = torch.arange(before, dtype=torch.float64).expand(len(lengths), 1, before)[..., None]
+    cache.update(states, -states, 0)
+    after = max(length + new - own for length, own in zip(lengths, surplus, strict=True))
+    align_cache(cache, surplus, length=after)
+    layer = cache.layers[0]
+    assert layer.keys.shape == (len(lengths), 1, after, 1)
+    assert torch.equal(layer.values, -layer.keys)
+    for row, (length, own) in enumerate(zip(lengths, surplus, strict=True)):
+        kept = length + new - own
+        expected = states[row, 0, before - own - kept : before - own]
+        assert torch.equal(layer.keys[row, 0, after - kept :], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "Self-speculation needs greedy.*was asked for beam search"),
+        ({"assistant_early_exit": 2}, "was asked for assisted generation"),
+        ({"assistant_model": tiny_model()}, "cannot be combined with self-speculation"),
+        ({"cache_implementation": "static"}, "plain `DynamicCache`.*got StaticCache"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "no hidden states"),
+    ],
+)
+def test_what_cannot_be_deferred_is_refused(options, message):
+    model = top_1()
+    with pytest.raises(ValueError, match=message):
+        decode(SelfSpeculation(model), prompts(2, 5, padded=False), **options)
+    assert "forward" not in {**vars(model), **vars(model.model.layers[0])}
+
+
+def test_unforeseeable_arguments_are_refused():
+    model, inputs = top_1("gpt2"), prompts(1, 5, padded=False)
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    with pytest.raises(ValueError, match="cannot foresee `token_type_ids`"):
+        decode(SelfSpeculation(model), inputs)
+    assert "_replaced_forward" not in vars(find_mixture_norm(model))
+    with pytest.raises(ValueError, match="takes `position_ids`, and BloomForCausalLM does not"):
+        decode(SelfSpeculation(top_1("bloom")), prompts(1, 5, padded=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_layer": 4}, r"`draft_layer` must be a late layer .*\[2, 3\].*got 4"),
+        ({"num_draft_tokens": 0}, "`num_draft_tokens` must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_draft_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelfSpeculation(make_model(), **options)
+
+
+def test_models_that_cannot_draft_are_refused():
+    with pytest.raises(ValueError, match="below layer 4 to draft with"):
+        SelfSpeculation(make_model(late_layers=1))
+    with pytest.raises(ValueError, match="`model` must have an active mixture"):
+        SelfSpeculation(tiny_model())
