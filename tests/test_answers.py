@@ -1,5 +1,6 @@
 """What counts as an answer: hand-written outputs for both protocols, and properties."""
 
+import time
 from fractions import Fraction
 
 import pytest
@@ -49,6 +50,15 @@ NUMBERS = [
     ("In total there are 8 x 4 = 32 crackers in all.", "32", "32"),
     ("3 + 4 = 7, so Bob has 7", None, "7"),
     ("3 + 4 = 7\nThen we add the rest.", None, "7"),
+    # A conclusion, or a mark, whose sentence holds one number.
+    ("6 days x 2 = 12.\nTherefore, Ali had 600 books (600).", "600", "600"),
+    ("So he buys 3 + 4 = 7 books, all in all.", "7", "7"),
+    ("Answer: Bob has 12 apples.", "12", "12."),
+    ("The answer in Arabic numerals is: 1260.", "1260", "1260."),
+    ("Therefore, 4 houses have 62 carpets.", None, "62"),
+    ("The answer is:\n1. Bob has 3.\n2. Ann has 4.", None, "4."),
+    ("The answer is 118 000.", None, "000."),
+    ("The answer is 3 onions and 1 potato.", None, "1"),
     # A first line that is nothing but a number.
     (" 72", "72", "72"),
     (" 12 apples.\nThere are 3 boxes of 4.", "12", "4."),
@@ -208,7 +218,7 @@ FRAMES = st.sampled_from(
         "The answer is {}.",
         "Some words, 3 of them. The answer is {} apples.",
         "#### {}",
-        "**Answer:** {}\n\nSo there are 2.",
+        "**Answer:** {}\n\nThere are 2 of them.",
         "Answer: **{}**",
         "\\boxed{{{}}}",
         "2 + 2 = 4\nx = {} km",
@@ -267,6 +277,7 @@ def test_any_text_has_an_answer_of_the_right_kind_or_none(text):
 )
 def test_long_texts_take_no_time(piece):
     text = "The answer is " + piece * 4000
-    stated_number(text)
-    stated_letter(text)
-    assert last_number(text) is None or "1" in piece
+    start = time.process_time()
+    for extract in (stated_number, stated_letter, last_number):
+        extract(text)
+    assert time.process_time() - start < 5

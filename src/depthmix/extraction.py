@@ -1,14 +1,22 @@
 r"""The answer that a generated text gives, by the rules of each protocol.
 
 The protocol `default` takes only what a text states as its answer; all else is unanswered, which is
-`None` here. A number is stated by a mark (`####`, `\boxed{`, `answer is`, `answer:`, `answer =`)
-right before it, or before a calculation in the same sentence that ends in `=` and it; the last such
-mark of the text counts. Else it is stated by a first line that is nothing but the number and at
-most three words; else by a last line whose last `=` is followed by nothing but that. A number that
-goes on (`3 * 4`, `5 or 6`, `10:30`, `1,2`) states nothing, and numbers in words are not read. A
-letter is stated by the last mark right before it (also `option is` and `choice is`); else by a
-first line that is nothing but the letter (`B`, `(B).`, `**B**`); else by being the only one that
-the text sets off, as `(B)` or `option B` anywhere, or as `B)`, `B.` or `B:` at its beginning.
+`None` here. The first of these that fits states a number:
+
+1. The last mark (`####`, `\boxed{`, `answer is`, `answer:`, `answer =`) whose sentence holds a
+   number: the number right behind it, or behind the sentence's last `=`, or the sentence's only
+   number if it does not say `not`. After a line break the number must be alone on its line.
+2. A first line that is nothing but the number.
+3. The last sentence that begins with `Therefore`, `Thus`, `Hence` or `So`: the number behind its
+   last `=`, or its only number, as in 1.
+4. A last line whose last `=` is followed by nothing but the number.
+
+"Nothing but" allows three words, as units have. A number that goes on (`3 * 4`, `5 or 6`, `10:30`,
+`1,2`) states nothing, and numbers in words are not read. And a letter:
+
+1. The last mark (also `option is`, `choice is`) with a letter right behind it.
+2. A first line that is nothing but the letter: `B`, `(B).`, `**B**`.
+3. The only letter that the text sets off, as `(B)` or `option B`, or `B)` at its beginning.
 
 The protocol `llm-adapters` follows AGI-Edgerunners/LLM-Adapters (`evaluate.py` and
 `commonsense_evaluate.py`), whose numbers are often compared with: the last number anywhere, the
@@ -41,8 +49,8 @@ NUMBER = re.compile(
 
 GOES_ON = re.compile(
     r"""
-    \w*[0-9] | [.,:/][0-9]                             # 1e3, 1.2.3, 1,2, 10:30
-    | %?(?:\s+[a-z]+){0,2}\s*                          # 3 * 4, 2 hours and 30 minutes, 5 or 6
+    \w*[0-9] | [.,:\ ][0-9] | /\w                          # 1e3, 1.2.3, 1,2, 10:30, 9 500
+    | %?(?:\s+[a-z]+){0,5}\s*                          # 3 * 4, 2 hours and 30 minutes, 5 or 6
       (?:\b(?:and|of|or|to)\b | [-+*/^÷·x\N{MULTIPLICATION SIGN}\N{MINUS SIGN}\N{EN DASH}])
       \s*[($£€]*\.?[0-9]
     """,
@@ -50,11 +58,14 @@ GOES_ON = re.compile(
 )
 """What may not follow a number: it would be part of something else."""
 
-VERB = r"(?:[*_\s]*\([^()\n]*\))?[*_\s]*(?:(?:is|equals|would\ be|will\ be)\b|[:=])"
-NUMBER_MARK = re.compile(rf"\#\#\#\#|\\boxed\{{|\banswers?\b{VERB}", re.IGNORECASE)
-LETTER_MARK = re.compile(
-    rf"\#\#\#\#|\\boxed\{{|\b(?:answer|option|choice)s?\b{VERB}", re.IGNORECASE
+VERB = (
+    r"(?:[*_\s]*\([^()\n]*\)|\s+(?:in|to)\s[^.:=\n]{1,40}?)?"
+    r"[*_\s]*(?:(?:is|equals|would\ be|will\ be)\b|[:=])"
 )
+NUMBER_MARK = re.compile(rf"####|\\boxed\{{|\banswers?\b{VERB}", re.IGNORECASE)
+LETTER_MARK = re.compile(rf"####|\\boxed\{{|\b(?:answer|option|choice)s?\b{VERB}", re.IGNORECASE)
+
+CONCLUSION = re.compile(r"(?:^|[.!?\n])\s*(?:therefore|thus|hence|so)\b", re.IGNORECASE)
 
 OPENING = re.compile(r"""[\s:*_~`"'“(\[{]*(?:(?:about|approximately|exactly)\s+)?[*_]*""")
 """What may stand between a mark and a number."""
@@ -62,7 +73,9 @@ OPENING = re.compile(r"""[\s:*_~`"'“(\[{]*(?:(?:about|approximately|exactly)\s
 FEW_WORDS = re.compile(r"[^\w\n]*(?:[^\W\d_]+(?:[^\w\n]+|$)){0,3}")
 """What may follow a number on its line where no mark precedes it."""
 
-SENTENCE = re.compile(r"(?:[^.;?!\n]|\.(?=[0-9]))*")
+SENTENCE = re.compile(r"(?:[0-9]\.\s)?(?:[^.;?!\n]|\.(?=[0-9]))*")
+
+NOT = re.compile(r"\bnot\b|n't\b")
 
 LETTER = re.compile(
     r"""
@@ -104,16 +117,16 @@ def stated_number(text: str) -> str | None:
         (`1200`, `-0.50`, `3/4`, `1 1/2`), or `None` if the text states none.
     """
     for mark in reversed(list(NUMBER_MARK.finditer(text))):
-        statement = _sentence(text[mark.end() : mark.end() + REACH])
-        number = _leading_number(statement) or _leading_number(_after_equals(statement))
-        if number:
-            return _write(number)
+        sentence = _sentence(text, mark.end())
+        if NUMBER.search(sentence):
+            return _write(_right_behind(text, mark.end()) or _result(sentence))
     lines = text.strip().splitlines() or [""]
-    for line in (lines[0], _after_equals(lines[-1])):
-        number = _leading_number(line)
-        if number and FEW_WORDS.fullmatch(number.string, number.end()):
-            return _write(number)
-    return None
+    conclusions = [mark.end() for mark in CONCLUSION.finditer(text)][-1:]
+    return _write(
+        _lone_number(lines[0])
+        or next((_result(_sentence(text, start)) for start in conclusions), None)
+        or _lone_number(_after_equals(lines[-1]))
+    )
 
 
 def read_number(text: str) -> Fraction | None:
@@ -217,11 +230,11 @@ def first_word(text: str, words: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def _sentence(text: str) -> str:
-    """Take the sentence with which a text begins, but for spaces and marks before it."""
-    start = OPENING.match(text)
-    assert start is not None
-    sentence = SENTENCE.match(text, start.end())
+def _sentence(text: str, start: int) -> str:
+    """Take the sentence at a place, but for spaces and marks before it."""
+    opening = OPENING.match(text, start, start + REACH)
+    assert opening is not None
+    sentence = SENTENCE.match(text, opening.end(), start + REACH)
     assert sentence is not None
     return sentence[0]
 
@@ -234,14 +247,42 @@ def _after_equals(text: str) -> str:
 
 def _leading_number(text: str) -> re.Match[str] | None:
     """Match the number with which a text begins, unless it goes on."""
-    start = OPENING.match(text)
-    assert start is not None
-    number = NUMBER.match(text, start.end())
+    opening = OPENING.match(text)
+    assert opening is not None
+    number = NUMBER.match(text, opening.end())
     return None if number is None or GOES_ON.match(text, number.end()) else number
 
 
-def _write(number: re.Match[str]) -> str:
+def _lone_number(line: str) -> re.Match[str] | None:
+    """Match the number of a line that holds nothing but it and at most three words."""
+    number = _leading_number(line)
+    return number if number and FEW_WORDS.fullmatch(line, number.end()) else None
+
+
+def _right_behind(text: str, start: int) -> re.Match[str] | None:
+    """Match the number right behind a mark; after a line break, it must be alone on its line."""
+    rest = text[start : start + REACH]
+    lines = rest.strip(" :*_").splitlines() or [""]
+    if lines[0]:
+        return _leading_number(lines[0])
+    return _lone_number(rest.strip(" :*_").strip().partition("\n")[0])
+
+
+def _result(sentence: str) -> re.Match[str] | None:
+    """Match the number behind a sentence's last `=`, or its only one if it does not say `not`."""
+    if number := _leading_number(_after_equals(sentence)):
+        return number
+    numbers = list(NUMBER.finditer(sentence))
+    alike = len({_value(number) for number in numbers}) == 1
+    if not alike or GOES_ON.match(sentence, numbers[0].end()) or NOT.search(sentence):
+        return None
+    return numbers[0]
+
+
+def _write(number: re.Match[str] | None) -> str | None:
     """Write what `NUMBER` matched without ornament; whole numbers without decimals."""
+    if number is None:
+        return None
     value = _value(number)
     if value.denominator == 1:
         return str(value.numerator)
