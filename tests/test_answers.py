@@ -53,7 +53,7 @@ NUMBERS = [
     # A conclusion, or a mark, whose sentence holds one number.
     ("6 days x 2 = 12.\nTherefore, Ali had 600 books (600).", "600", "600"),
     ("So he buys 3 + 4 = 7 books, all in all.", "7", "7"),
-    ("Answer: Bob has 12 apples.", "12", "12."),
+    ("Answer: Bob has 12 apples.", "12", "12"),
     ("The answer in Arabic numerals is: 1260.", "1260", "1260."),
     ("Therefore, 4 houses have 62 carpets.", None, "62"),
     ("The answer is:\n1. Bob has 3.\n2. Ann has 4.", None, "4."),
