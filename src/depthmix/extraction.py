@@ -1,0 +1,303 @@
+r"""The answer that a generated text gives, by the rules of each protocol.
+
+The protocol `default` takes only what a text states as its answer; all else is unanswered, which is
+`None` here. The first of these that fits states a number:
+
+1. The last mark (`####`, `\boxed{`, `answer is`, `answer:`, `answer =`) whose sentence holds a
+   number: the number right behind it, or behind the sentence's last `=`, or the sentence's only
+   number if it does not say `not`. After a line break the number must be alone on its line.
+2. A first line that is nothing but the number.
+3. The last sentence that begins with `Therefore`, `Thus`, `Hence` or `So`: the number behind its
+   last `=`, or its only number, as in 1.
+4. A last line whose last `=` is followed by nothing but the number.
+
+"Nothing but" allows three words, as units have. A number that goes on (`3 * 4`, `5 or 6`, `10:30`,
+`1,2`) states nothing, and numbers in words are not read. And a letter:
+
+1. The last mark (also `option is`, `choice is`) with a letter right behind it.
+2. A first line that is nothing but the letter: `B`, `(B).`, `**B**`.
+3. The only letter that the text sets off, as `(B)` or `option B`, or `B)` at its beginning.
+
+The protocol `llm-adapters` follows AGI-Edgerunners/LLM-Adapters (`evaluate.py` and
+`commonsense_evaluate.py`), whose numbers are often compared with: the last number anywhere, the
+first capital A to E anywhere, the first of some words anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+NUMBER = re.compile(
+    r"""
+    (?P<sign>[-+\N{MINUS SIGN}]?) \\?(?:[$£€]\s?)?     # -5, -$5, \$5
+    (?P<inner_sign>[-\N{MINUS SIGN}]?)                 # $-5
+    (?:
+        (?:(?P<whole>[0-9]{1,40})\ )?                  # 1 1/2
+        (?P<numerator>[0-9]{1,40})/(?P<denominator>0{0,9}[1-9][0-9]{0,30})
+        |
+        (?P<decimal>
+            [0-9]{1,3}(?:,[0-9]{3}){1,12}(?:\.[0-9]{1,40})?
+            | [0-9]{1,40}(?:\.[0-9]{1,40})? | \.[0-9]{1,40}
+        )
+    )
+    """,
+    re.VERBOSE,
+)
+"""An integer, a decimal, a fraction or a mixed number, with sign and currency."""
+
+GOES_ON = re.compile(
+    r"""
+    \w*[0-9] | [.,:\ ][0-9] | /\w                          # 1e3, 1.2.3, 1,2, 10:30, 9 500
+    | %?(?:\s+[a-z]+){0,5}\s*                          # 3 * 4, 2 hours and 30 minutes, 5 or 6
+      (?:\b(?:and|of|or|to)\b | [-+*/^÷·x\N{MULTIPLICATION SIGN}\N{MINUS SIGN}\N{EN DASH}])
+      \s*[($£€]*\.?[0-9]
+    """,
+    re.VERBOSE,
+)
+"""What may not follow a number: it would be part of something else."""
+
+VERB = (
+    r"(?:[*_\s]*\([^()\n]*\)|\s+(?:in|to)\s[^.:=\n]{1,40}?)?"
+    r"[*_\s]*(?:(?:is|equals|would\ be|will\ be)\b|[:=])"
+)
+NUMBER_MARK = re.compile(rf"####|\\boxed\{{|\banswers?\b{VERB}", re.IGNORECASE)
+LETTER_MARK = re.compile(rf"####|\\boxed\{{|\b(?:answer|option|choice)s?\b{VERB}", re.IGNORECASE)
+
+CONCLUSION = re.compile(r"(?:^|[.!?\n])\s*(?:therefore|thus|hence|so)\b", re.IGNORECASE)
+
+OPENING = re.compile(r"""[\s:*_~`"'“(\[{]*(?:(?:about|approximately|exactly)\s+)?[*_]*""")
+"""What may stand between a mark and a number."""
+
+FEW_WORDS = re.compile(r"[^\w\n]*(?:[^\W\d_]+(?:[^\w\n]+|$)){0,3}")
+"""What may follow a number on its line where no mark precedes it."""
+
+SENTENCE = re.compile(r"(?:[0-9]\.\s)?(?:[^.;?!\n]|\.(?=[0-9]))*")
+
+NOT = re.compile(r"\bnot\b|n't\b")
+
+LETTER = re.compile(
+    r"""
+    [\s:*_~`"'“\[{]* (?:(?i:option|choice)\s+)? [*_]*
+    (?:
+        \(\s*(?P<enclosed>[A-Ea-e])\s*\)
+        | (?P<bare>[A-E]) (?![\w'\N{RIGHT SINGLE QUOTATION MARK}(]|\s*[=+/^])
+          (?!(?<=A)\s+[a-z])                          # not "A train"
+    )
+    (?!\)?\s*(?:,|/|or|and)\s*\(?[A-E]\b)           # not "B or C"
+    """,
+    re.VERBOSE,
+)
+"""The letter that follows a mark."""
+
+LONE_LETTER = re.compile(r"[\s*_~`\"'“]*(?i:option\s+)?[*_]*\(?([A-E])\)?[*_.:\"'”]*\s*(?:\n|$)")
+"""A first line that is nothing but a letter."""
+
+NAMED_LETTER = re.compile(
+    r"(?<!\w)\(([A-E])\) | \b[Oo]ption\ ([A-E])\b | ^\W*([A-E])(?:[).:](?=\s|$)|\*)", re.VERBOSE
+)
+"""A letter that the text sets off; at its beginning, also `B)`, `B.` and `B:`."""
+
+REACH = 200
+"""Characters behind a mark that are read."""
+
+CLOSE = 0.001
+"""LLM-Adapters' tolerance."""
+
+
+def stated_number(text: str) -> str | None:
+    """Extract the number that a text states as its answer (protocol `default`).
+
+    Args:
+        text: Generated text.
+
+    Returns:
+        The number without currency, thousands separators and unit, as `read_number` reads it
+        (`1200`, `-0.50`, `3/4`, `1 1/2`), or `None` if the text states none.
+    """
+    for mark in reversed(list(NUMBER_MARK.finditer(text))):
+        sentence = _sentence(text, mark.end())
+        if NUMBER.search(sentence):
+            return _write(_right_behind(text, mark.end()) or _result(sentence))
+    lines = text.strip().splitlines() or [""]
+    conclusions = [mark.end() for mark in CONCLUSION.finditer(text)][-1:]
+    return _write(
+        _lone_number(lines[0])
+        or next((_result(_sentence(text, start)) for start in conclusions), None)
+        or _lone_number(_after_equals(lines[-1]))
+    )
+
+
+def read_number(text: str) -> Fraction | None:
+    """Read a number exactly.
+
+    Args:
+        text: An integer, decimal, fraction or mixed number, perhaps with currency, alone.
+
+    Returns:
+        Its value, or `None` if the text is anything else.
+    """
+    number = NUMBER.fullmatch(text.strip())
+    return None if number is None else _value(number)
+
+
+def is_same_number(answer: str, reference: str) -> bool:
+    """Compare two numbers exactly, but for references that are decimals cut off.
+
+    A reference with more than six decimals (`1.8333333333333335` for 11/6) stands for a fraction,
+    and an answer within half a hundredth of it is right: `11/6`, `1 5/6`, `1.83`, not `1.8`.
+
+    Args:
+        answer: As `stated_number` gives it.
+        reference: The right number.
+
+    Returns:
+        Whether they are the same.
+
+    Raises:
+        ValueError: If the reference is not a number.
+    """
+    right, given = read_number(reference), read_number(answer)
+    if right is None:
+        raise ValueError(f"`reference` must be a number, got {reference!r}.")
+    if given is None:
+        return False
+    is_cut_off = len(reference.partition(".")[2]) > 6
+    return abs(given - right) <= Fraction(1, 200) if is_cut_off else given == right
+
+
+def stated_letter(text: str) -> str | None:
+    """Extract the letter, A to E, that a text states as its answer (protocol `default`).
+
+    Args:
+        text: Generated text.
+
+    Returns:
+        The letter as a capital, or `None` if the text states none.
+    """
+    for mark in reversed(list(LETTER_MARK.finditer(text))):
+        if letter := LETTER.match(text, mark.end(), mark.end() + REACH):
+            return (letter["enclosed"] or letter["bare"]).upper()
+    if letter := LONE_LETTER.match(text):
+        return letter[1]
+    named = {letter for groups in NAMED_LETTER.findall(text) for letter in groups if letter}
+    return named.pop() if len(named) == 1 else None
+
+
+def last_number(text: str) -> str | None:
+    """Extract an answer as LLM-Adapters does: the last number anywhere, without commas.
+
+    Its quirks are kept: the hyphen of `8-3` is a sign, `3/4` ends in 4, a unit's digits (`m2`) and
+    a question that the model goes on to invent count.
+
+    Args:
+        text: Generated text.
+
+    Returns:
+        The number's text, or `None` if there is none.
+    """
+    numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
+    return numbers[-1] if numbers else None
+
+
+def is_close_number(answer: str, reference: str) -> bool:
+    """Compare numbers as LLM-Adapters does: as floats, within 0.001.
+
+    Args:
+        answer: As `last_number` gives it.
+        reference: The right number.
+
+    Returns:
+        Whether they are close.
+    """
+    return abs(float(reference) - float(answer)) <= CLOSE
+
+
+def first_word(text: str, words: Sequence[str]) -> str | None:
+    """Extract a choice as LLM-Adapters does: the first of some words, wherever it stands.
+
+    Also inside other words: the A of `All`, the `true` of `untrue`. Capitals matter.
+
+    Args:
+        text: Generated text.
+        words: Choices, such as `A` to `E`, `true` and `false`, or `answer1` to `answer5`.
+
+    Returns:
+        The word, or `None` if there is none.
+    """
+    found = re.search("|".join(map(re.escape, words)), text)
+    return found[0] if found else None
+
+
+def _sentence(text: str, start: int) -> str:
+    """Take the sentence at a place, but for spaces and marks before it."""
+    opening = OPENING.match(text, start, start + REACH)
+    assert opening is not None
+    sentence = SENTENCE.match(text, opening.end(), start + REACH)
+    assert sentence is not None
+    return sentence[0]
+
+
+def _after_equals(text: str) -> str:
+    """Take what follows the last `=`; nothing if there is none."""
+    _, equals, rest = text.rpartition("=")
+    return rest if equals else ""
+
+
+def _leading_number(text: str) -> re.Match[str] | None:
+    """Match the number with which a text begins, unless it goes on."""
+    opening = OPENING.match(text)
+    assert opening is not None
+    number = NUMBER.match(text, opening.end())
+    return None if number is None or GOES_ON.match(text, number.end()) else number
+
+
+def _lone_number(line: str) -> re.Match[str] | None:
+    """Match the number of a line that holds nothing but it and at most three words."""
+    number = _leading_number(line)
+    return number if number and FEW_WORDS.fullmatch(line, number.end()) else None
+
+
+def _right_behind(text: str, start: int) -> re.Match[str] | None:
+    """Match the number right behind a mark; after a line break, it must be alone on its line."""
+    rest = text[start : start + REACH]
+    lines = rest.strip(" :*_").splitlines() or [""]
+    if lines[0]:
+        return _leading_number(lines[0])
+    return _lone_number(rest.strip(" :*_").strip().partition("\n")[0])
+
+
+def _result(sentence: str) -> re.Match[str] | None:
+    """Match the number behind a sentence's last `=`, or its only one if it does not say `not`."""
+    if number := _leading_number(_after_equals(sentence)):
+        return number
+    numbers = list(NUMBER.finditer(sentence))
+    alike = len({_value(number) for number in numbers}) == 1
+    if not alike or GOES_ON.match(sentence, numbers[0].end()) or NOT.search(sentence):
+        return None
+    return numbers[0]
+
+
+def _write(number: re.Match[str] | None) -> str | None:
+    """Write what `NUMBER` matched without ornament; whole numbers without decimals."""
+    if number is None:
+        return None
+    value = _value(number)
+    if value.denominator == 1:
+        return str(value.numerator)
+    sign = "-" if value < 0 else ""
+    plain = re.search(r"[0-9.][0-9., /]*", number[0])
+    assert plain is not None
+    return sign + plain[0].replace(",", "")
+
+
+def _value(number: re.Match[str]) -> Fraction:
+    """Compute what `NUMBER` matched."""
+    if number["decimal"]:
+        value = Fraction(number["decimal"].replace(",", ""))
+    else:
+        value = Fraction(int(number["numerator"]), int(number["denominator"]))
+        value += int(number["whole"] or 0)
+    negative = (number["sign"] + number["inner_sign"]).strip("+")
+    return -value if negative else value
