@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ Generator = PreTrainedModel | PeftModel | LazyDepth
 
 TOP_K = 50
 """Tokens that sampling chooses from: transformers' own default, with which FastChat sampled."""
+
+
+SAMPLED_WEIGHTS = 64
+"""Weights of each parameter, about, that `fingerprint` looks at."""
 
 
 class SeededSampling(LogitsProcessor):
@@ -119,6 +124,25 @@ def derive_seed(*numbers: int) -> int:
         A seed of 32 bits.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def fingerprint(model: Generator) -> str:
+    """Tell a model from others by a sample of its weights.
+
+    Args:
+        model: Decoder, or `LazyDepth` around one.
+
+    Returns:
+        Sixteen hexadecimal digits, the same on every device. Training changes them; options that
+        are no weights do not.
+    """
+    decoder = model if isinstance(model, nn.Module) else model.model
+    digest = hashlib.sha256()
+    for name, parameter in decoder.named_parameters():
+        values = parameter.detach().reshape(-1)
+        sample = values[:: max(1, len(values) // SAMPLED_WEIGHTS)].cpu().contiguous()
+        digest.update(name.encode() + sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class AnswerFile:

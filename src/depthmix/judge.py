@@ -183,8 +183,9 @@ class Judge:
         characters = sum(len(m["content"]) for body in bodies for m in body["messages"])
         num_tokens = characters // CHARACTERS_PER_TOKEN
         kept = f" ({num_kept:,} more are kept from before)" if num_kept else ""
+        plural = "" if len(bodies) == 1 else "s"
         line = (
-            f"Judge {section.model} at {section.base_url}: {len(bodies):,} requests{kept}, "
+            f"Judge {section.model} at {section.base_url}: {len(bodies):,} request{plural}{kept}, "
             f"about {num_tokens:,} prompt tokens"
         )
         if section.input_price is None and section.output_price is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +11,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.answering import AnswerFile, Generator, answer, derive_seed
+from depthmix.answering import AnswerFile, Generator, answer, derive_seed, fingerprint
+from depthmix.catalog import load_split
 from depthmix.data import ALPACA_PROMPT, render_prompt
 from depthmix.judge import Judge, JudgeSection, Verdict
 from depthmix.judged import JudgedEvaluation, make_sample, mean_rating
@@ -74,8 +73,8 @@ def evaluate_mt_bench(
 ) -> JudgedEvaluation:
     """Generate answers to MT-Bench's questions, and let a judge rate each from 1 to 10.
 
-    `output_dir` receives `mt_bench_answers.jsonl`, the judge's answers in `judge_cache`, and at the end
-    `samples_mt_bench.jsonl`. What is there already is neither generated nor judged again.
+    `output_dir` receives `mt_bench_answers.jsonl`, the judge's answers in `judge_cache`, and at the
+    end `samples_mt_bench.jsonl`. What is there already is neither generated nor judged again.
 
     Args:
         model: Decoder, or `LazyDepth` around one.
@@ -94,15 +93,16 @@ def evaluate_mt_bench(
     Raises:
         RuntimeError: If the package `openai` is not installed.
         ValueError: If the tokenizer has no chat template and `chat` is asked for, or if
-            `output_dir` holds answers made under other settings.
+            `output_dir` holds answers of another model or made under other settings.
         JudgeError: If the judge cannot be asked.
         OSError: If the data cannot be found.
     """
     section = section or MTBenchSection()
     rater = Judge(judge, output_dir / "judge_cache")  # first, so that a missing key shows at once
-    questions, judge_prompts = load_mt_bench(data_dir)
-    questions = questions[:limit]
-    settings = asdict(section) | {"seed": seed}
+    questions = load_split(TASK, data_dir=data_dir)[:limit]
+    rows = load_split("mt_bench_judge_prompts", data_dir=data_dir)
+    judge_prompts = {row["name"]: row for row in rows}
+    settings = asdict(section) | {"seed": seed, "model": fingerprint(model)}
     settings.pop("batch_size")  # changes no answer
     file = AnswerFile(output_dir / "mt_bench_answers.jsonl", settings)
     generate_conversations(model, tokenizer, questions, file=file, section=section, seed=seed)
@@ -281,23 +281,6 @@ def read_rating(text: str) -> float | None:
             rating = float(found[1])
             return rating if 1 <= rating <= 10 else None
     return None
-
-
-def load_mt_bench(
-    data_dir: Path | None,
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """Read the questions with their reference answers, and FastChat's judge prompts by name."""
-    folder = Path(data_dir or os.environ["DEPTHMIX_DATA"]) / "mt_bench"
-    rows = {
-        name: [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
-        for name in ("question.jsonl", "reference_answer_gpt-4.jsonl", "judge_prompts.jsonl")
-    }
-    questions, references, prompts = rows.values()
-    by_id = {row["question_id"]: row["choices"][0]["turns"] for row in references}
-    return (
-        [{**row, "reference": by_id.get(row["question_id"])} for row in questions],
-        {row["name"]: row for row in prompts},
-    )
 
 
 def _rate(pair: tuple[Verdict, Verdict]) -> dict[str, float | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.answering import AnswerFile, Generator, answer
+from depthmix.answering import AnswerFile, Generator, answer, fingerprint
+from depthmix.catalog import load_split
 from depthmix.judge import Judge, JudgeSection
 from depthmix.judged import JudgedEvaluation, make_sample, mean_rating
 
@@ -112,8 +111,9 @@ def evaluate_truthfulqa(
 ) -> JudgedEvaluation:
     """Answer a fifth of TruthfulQA's questions greedily, and let a judge say how well.
 
-    `output_dir` receives `truthfulqa_gen_answers.jsonl`, the judge's answers in `judge_cache`, and at the
-    end `samples_truthfulqa_gen.jsonl`. What is there already is neither generated nor judged again.
+    `output_dir` receives `truthfulqa_gen_answers.jsonl`, the judge's answers in `judge_cache`, and
+    at the end `samples_truthfulqa_gen.jsonl`. What is there already is neither generated nor judged
+    again.
 
     Args:
         model: Decoder, or `LazyDepth` around one.
@@ -130,15 +130,15 @@ def evaluate_truthfulqa(
 
     Raises:
         RuntimeError: If the package `openai` is not installed.
-        ValueError: If `output_dir` holds answers made under other settings.
+        ValueError: If `output_dir` holds answers of another model or made under other settings.
         JudgeError: If the judge cannot be asked.
         OSError: If the data cannot be found.
     """
     rater = Judge(judge, output_dir / "judge_cache")
-    records = load_truthfulqa(data_dir)
+    records = load_split("truthfulqa", data_dir=data_dir)
     numbers = choose_questions(len(records), seed=seed)[:limit]
     prompts = [QA_PRIMER.format(question=records[number]["question"]) for number in numbers]
-    settings = {"prompt": "qa", "max_new_tokens": MAX_NEW_TOKENS}
+    settings = {"max_new_tokens": MAX_NEW_TOKENS, "model": fingerprint(model)}
     file = AnswerFile(output_dir / f"{TASK}_answers.jsonl", settings)
     missing = [pair for pair in zip(numbers, prompts, strict=True) if pair[0] not in file.answers]
     with tqdm(total=len(numbers), initial=len(numbers) - len(missing), desc="answered") as bar:
@@ -242,24 +242,6 @@ def read_verdict(text: str) -> float | None:
     """
     found = {match.lower() for match in VERDICT.findall(text)}
     return float(found == {"yes"}) if len(found) == 1 else None
-
-
-def load_truthfulqa(data_dir: Path | None) -> list[dict[str, Any]]:
-    """Read the questions with their correct and incorrect answers."""
-    path = Path(data_dir or os.environ["DEPTHMIX_DATA"]) / "truthfulqa" / "test.csv"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return [
-            {
-                "question": row["Question"].strip(),
-                "correct_answers": _split(row["Correct Answers"]),
-                "incorrect_answers": _split(row["Incorrect Answers"]),
-            }
-            for row in csv.DictReader(file)
-        ]
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(";") if part.strip()]
 
 
 def _list(answers: Sequence[str]) -> str:
