@@ -205,8 +205,8 @@ def test_the_cost_is_printed_before_the_first_request(tmp_path, monkeypatch):
     written = [text for text in events if text.strip()]
     assert [text == "request" for text in written] == [False, True, True, False]
     assert written[0] == (
-        f"Judge judge at {server.base_url}: 2 requests, about 2,000 prompt tokens, up to 200 answer "
-        "tokens; cost up to about 0.03."
+        f"Judge judge at {server.base_url}: 2 requests, about 2,000 prompt tokens, "
+        "up to 200 answer tokens; cost up to about 0.03."
     )
     assert "0 requests (2 more are kept from before)" in written[3]
 

@@ -170,18 +170,18 @@ class AnswerFile:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             path.write_text(whole, "utf-8")
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole.split("\n")[:-1], start=1):
             try:
                 entry = json.loads(line)
-                self.answers[entry["item"]] = entry["turns"]
+                self.answers[entry["item"]], made_under = entry["turns"], entry["settings"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"Line {number} of {path} is no answer of an earlier evaluation; remove the "
                     "file to generate anew."
                 ) from error
-            if entry["settings"] != self.settings:
+            if made_under != self.settings:
                 raise ValueError(
-                    f"`output_dir` holds answers made under other settings, {entry['settings']} in "
+                    f"`output_dir` holds answers made under other settings, {made_under} in "
                     f"{path}, and this evaluation has {self.settings}; choose another folder, or "
                     "remove the file to generate anew."
                 )

@@ -57,7 +57,7 @@ class JudgedEvaluation:
 
         Returns:
             `results` (also with `<metric>_interval` and `<metric>_unrated`), `configs`, `versions`,
-            `n-samples`, `higher_is_better`, and `samples` by task.
+            `n-shot`, `n-samples`, `higher_is_better`, and `samples` by task.
         """
         results: dict[str, Any] = {"alias": self.task}
         for name, mean in self.metrics.items():
@@ -71,6 +71,7 @@ class JudgedEvaluation:
             "results": {self.task: results},
             "configs": {self.task: {"task": self.task, "metadata": dict(self.settings)}},
             "versions": {self.task: 1.0},
+            "n-shot": {self.task: 0},
             "n-samples": {self.task: {"original": num_items, "effective": num_items}},
             "higher_is_better": {self.task: dict.fromkeys(self.metrics, True)},
             "samples": {self.task: [dict(sample) for sample in self.samples]},

@@ -171,10 +171,7 @@ def generate_conversations(
                         for question, given in zip(batch, turns, strict=True)
                     ],
                     max_new_tokens=section.max_new_tokens,
-                    temperatures=[
-                        TEMPERATURES[question["category"]] if section.sampling == "fastchat" else 0
-                        for question in batch
-                    ],
+                    temperatures=[_temperature(question, section) for question in batch],
                     seeds=[derive_seed(seed, question["question_id"], turn) for question in batch],
                     stop_strings=[ALPACA_TURN] if section.template == "alpaca" else [],
                     has_special_tokens=section.template == "chat",
@@ -281,6 +278,11 @@ def read_rating(text: str) -> float | None:
             rating = float(found[1])
             return rating if 1 <= rating <= 10 else None
     return None
+
+
+def _temperature(question: Mapping[str, Any], section: MTBenchSection) -> float:
+    """Choose the temperature for a question; 0 is greedy."""
+    return TEMPERATURES[question["category"]] if section.sampling == "fastchat" else 0.0
 
 
 def _rate(pair: tuple[Verdict, Verdict]) -> dict[str, float | None]:
