@@ -11,7 +11,8 @@ from scipy import stats
 
 from adapters import tuned_model
 from checkpoints import make_model, make_tokenizer
-from depthmix.answering import AnswerFile, SeededSampling, answer, derive_seed, fingerprint
+from depthmix.answer_file import AnswerFile, fingerprint
+from depthmix.answering import SeededSampling, answer, derive_seed
 from depthmix.lazy_depth import LazyDepth
 from models import randomise, tiny_model
 

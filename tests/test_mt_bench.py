@@ -14,17 +14,12 @@ pytest.importorskip("openai")
 
 import depthmix.mt_bench
 from checkpoints import make_model, make_tokenizer
-from depthmix.answering import AnswerFile
+from depthmix.answer_file import AnswerFile
 from depthmix.catalog import load_split
+from depthmix.conversations import TEMPERATURES, MTBenchSection, render
 from depthmix.judge import JudgeError
 from depthmix.judged import mean_rating
-from depthmix.mt_bench import (
-    MTBenchSection,
-    evaluate_mt_bench,
-    read_rating,
-    render,
-    write_judge_prompt,
-)
+from depthmix.mt_bench import evaluate_mt_bench, read_rating, write_judge_prompt
 from judge_server import Reply, serve
 
 DATA = Path(os.environ.get("DEPTHMIX_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -372,7 +367,7 @@ def test_every_question_of_the_real_data_can_be_judged():
     questions = load_split("mt_bench", data_dir=DATA)
     prompts = {row["name"]: row for row in load_split("mt_bench_judge_prompts", data_dir=DATA)}
     assert len(questions) == 80
-    assert {question["category"] for question in questions} == set(depthmix.mt_bench.TEMPERATURES)
+    assert {question["category"] for question in questions} == set(TEMPERATURES)
     num_with_reference = 0
     for question in questions:
         for turn in (1, 2):

@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.answering import AnswerFile, Generator, answer, fingerprint
+from depthmix.answer_file import AnswerFile, fingerprint
+from depthmix.answering import Generator, answer
 from depthmix.catalog import load_split
 from depthmix.judge import Judge, JudgeSection
 from depthmix.judged import JudgedEvaluation, make_sample, mean_rating
