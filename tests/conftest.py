@@ -21,6 +21,7 @@ from hypothesis import settings  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from adapters import logits, tuned_model  # noqa: E402
+from data_folder import small_data  # noqa: E402, F401  (a fixture)
 from models import tiny_model  # noqa: E402
 
 # The same examples at each run; `--hypothesis-profile default` draws new ones.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,37 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pooch
 
 from depthmix.instructions import INSTRUCTIONS, mix_math7k
 from depthmix.options import suggest
 from depthmix.schemas import FORMS, Records, read_rows
+from depthmix.source_files import (
+    DATA_VARIABLE,
+    SourceFile,
+    check_content,
+    download,
+    find_folders,
+    locate,
+)
 
-DATA_VARIABLE = "DEPTHMIX_DATA"
-"""Environment variable that names the local folder of data sets."""
-
-CACHE_VARIABLE = "DEPTHMIX_CACHE"
-"""Environment variable that names the folder of downloaded files."""
+GITHUB = "https://raw.githubusercontent.com/"
+"""Where the published files of a GitHub repository are."""
 
 PARSERS = {**FORMS, "math7k": mix_math7k}
 """Parser of each form, mixtures among them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """One published file."""
-
-    path: str
-    """Its place below a local folder."""
-
-    records: int
-    """Number of records in it."""
-
-    sha256: str
-    """Checksum of its content."""
-
-    url: str | None = None
-    """Where it is published; `None` where only the hub has the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +128,53 @@ def load_split(
     """
     data_set = describe(name)
     part = _find_split(data_set, split)
-    folders = _folders(data_dir)
-    paths = [_locate(file, folders) for file in part.files]
+    folders = find_folders(data_dir)
+    paths = [locate(file, folders) for file in part.files]
     if data_set.hub is not None and part.hub_records is not None and None in paths:
         return _load_hub(data_set, split, part)
     rows = {}
     for file, path in zip(part.files, paths, strict=True):
-        path = path or _download(file, name)
-        _check_content(file, path)
+        path = path or download(file)
+        check_content(file, path)
         rows[file.path] = read_rows(path)
         _check_count(str(path), file.records, len(rows[file.path]))
     records = PARSERS[data_set.form](rows)
     _check_count(f"`{name}` ({split})", part.records, len(records))
     return records
+
+
+def catalog_table() -> str:
+    """Lay the catalogue out as a table for readers, in Markdown.
+
+    Returns:
+        One row per split: name, records, licence of the data set, and source.
+    """
+    lines = ["| name | split | records | source | licence |", "|---|---|---|---|---|"]
+    for data_set in CATALOG.values():
+        names = {split: [split] for split in data_set.splits}
+        for alias, split in data_set.aliases.items():
+            names[split].append(alias)
+        for split, part in data_set.splits.items():
+            records, source = f"{part.records:,}", ""
+            urls = [_link(file.url) for file in part.files if file.url is not None]
+            if data_set.hub is not None and part.hub_records is not None:
+                source = f"hub: `{data_set.hub.id}` at `{data_set.hub.revision[:12]}`"
+                if part.hub_records != part.records:
+                    records = f"{part.records:,} of {part.hub_records:,}"
+            elif urls:
+                source = ", ".join(urls)
+            else:
+                source = "local folder only"
+            label = ", ".join(f"`{spelling}`" for spelling in names[split])
+            name = f"`{data_set.name}`: {data_set.title}"
+            lines.append(f"| {name} | {label} | {records} | {source} | {data_set.licence} |")
+    return "\n".join(lines)
+
+
+def _link(url: str) -> str:
+    """Write a file's address as a link by the name of its repository."""
+    owner, repository, *_ = url.removeprefix(GITHUB).split("/")
+    return f"[{owner}/{repository}]({url})"
 
 
 def is_at_hand(name: str, split: str = "test", *, data_dir: str | Path | None = None) -> bool:
@@ -169,8 +188,8 @@ def is_at_hand(name: str, split: str = "test", *, data_dir: str | Path | None = 
     Returns:
         Whether all of its files are in the local folder or among those downloaded earlier.
     """
-    folders = _folders(data_dir)
-    return all(_locate(file, folders) for file in _find_split(describe(name), split).files)
+    folders = find_folders(data_dir)
+    return all(locate(file, folders) for file in _find_split(describe(name), split).files)
 
 
 def name_source(name: str, split: str = "test", *, data_dir: str | Path | None = None) -> str:
@@ -202,58 +221,6 @@ def _find_split(data_set: DataSet, split: str) -> Split:
     return data_set.splits[split]
 
 
-def _folders(data_dir: str | Path | None) -> list[Path]:
-    """List where files may lie: the local folder, if one is named, and the cache."""
-    given = data_dir or os.environ.get(DATA_VARIABLE)
-    folders = [Path(given).expanduser()] if given else []
-    if folders and not folders[0].is_dir():
-        raise FileNotFoundError(
-            f"`data_dir` (or the environment variable {DATA_VARIABLE}) must be an existing folder, "
-            f"got {given}; leave it out to use public sources."
-        )
-    return [*folders, _cache()]
-
-
-def _cache() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("depthmix")).expanduser()
-
-
-def _locate(file: SourceFile, folders: list[Path]) -> Path | None:
-    return next((folder / file.path for folder in folders if (folder / file.path).is_file()), None)
-
-
-def _download(file: SourceFile, name: str) -> Path:
-    """Fetch a file into the cache, which has the layout of a local folder."""
-    way_out = (
-        f"put {file.path} into a folder, and name that by `data_dir` or the environment variable "
-        f"{DATA_VARIABLE}"
-    )
-    if file.url is None:
-        raise FileNotFoundError(
-            f"This part of data set `{name}` has no public source of its own: {way_out}."
-        )
-    target = _cache() / file.path
-    try:
-        pooch.retrieve(
-            file.url,
-            f"sha256:{file.sha256}",
-            fname=target.name,
-            path=target.parent,
-            progressbar=False,
-        )
-    except ValueError as error:  # pooch's word for a wrong checksum
-        raise ValueError(
-            f"{file.url} must have the sha256 {file.sha256}, and it holds other content now; "
-            f"{way_out}."
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"Cannot get data set `{name}`: it is not at hand, and {file.url} could not be "
-            f"reached; {way_out}."
-        ) from error
-    return target
-
-
 def _load_hub(data_set: DataSet, split: str, part: Split) -> Records:
     """Read a split from the hub, or from its cache."""
     hub = data_set.hub
@@ -275,21 +242,11 @@ def _load_hub(data_set: DataSet, split: str, part: Split) -> Records:
     return records
 
 
-def _check_content(file: SourceFile, path: Path) -> None:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != file.sha256:
-        raise ValueError(
-            f"{path} must have the sha256 {file.sha256}, got {digest}; take the file from "
-            f"{file.url or 'where the others come from'}, or remove it to use the public source."
-        )
-
-
 def _check_count(source: str, expected: int | None, count: int) -> None:
     if count != expected:
         raise ValueError(
-            f"{source} must have {expected:,} records, got {count:,}; the source has changed, so "
-            f"name a folder with the original by `data_dir` or {DATA_VARIABLE}."
+            f"{source} must have {expected:,} records, got {count:,}; if you have the original, "
+            f"name its folder by `data_dir` or the environment variable {DATA_VARIABLE}."
         )
 
 

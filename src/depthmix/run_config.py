@@ -69,7 +69,8 @@ class DataSection:
     """What to train on."""
 
     train: str
-    """JSON, JSONL, CSV or Parquet file, or id of a data set on the hub."""
+    """JSON, JSONL, CSV or Parquet file, name of a data set of the catalogue, or id of one on the
+    hub."""
 
     eval: str | None = None
     """The same for validation during training; `None` does without."""
@@ -82,10 +83,10 @@ class DataSection:
     """Use this many records from the start of each data set; `None` uses all."""
 
     split: str = "train"
-    """Split of a hub data set to train on; files have none."""
+    """Split of a named or hub data set to train on; files have none."""
 
     eval_split: str = "validation"
-    """Split of a hub data set to validate on; files have none."""
+    """Split of a named or hub data set to validate on; files have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ class EvaluationSection:
     """What to measure before and after training."""
 
     data: str
-    """JSON, JSONL, CSV or Parquet file of evaluation records, or id of a data set on the hub."""
+    """JSON, JSONL, CSV or Parquet file of evaluation records, name of a data set of the catalogue,
+    or id of one on the hub."""
 
     metric: Literal["exact_match", "choices"]
     """`exact_match`: generate and compare the answer. `choices`: take the likeliest choice."""
@@ -268,6 +270,10 @@ def _read_file(path: Path) -> dict[str, Any]:
     given = _normalise({name: value for name, value in given.items() if value is not None})
     for section, option in PATH_KEYS:
         name = given[section].get(option) if isinstance(given.get(section), dict) else None
-        if isinstance(name, str) and name and (path.parent / name).exists():
-            given[section][option] = str(path.parent / name)
+        if not isinstance(name, str) or not name:
+            continue
+        beside = path.parent / name
+        # A folder may be a model; beside a named data set it only has the same name.
+        if beside.is_file() or (section == "model" and beside.is_dir()):
+            given[section][option] = str(beside)
     return given

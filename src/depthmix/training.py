@@ -21,6 +21,7 @@ from trl import SFTConfig
 
 from depthmix.adapter import to_lora
 from depthmix.adapter_config import MoDEConfig
+from depthmix.audit import warn_of_leaks
 from depthmix.data import check_label_tokens, load_evaluation_records, to_training_dataset
 from depthmix.evaluation import Evaluation, choice_likelihood, exact_match
 from depthmix.ledger import Ledger, parameter_ledger
@@ -102,6 +103,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         if config.evaluation is not None
         else None
     )
+    warn_of_leaks(records, config.data.train, config.evaluation and config.evaluation.data)
     model = load_model(config.model)
     if isinstance(model, PeftModel):
         raise ValueError(
