@@ -168,15 +168,15 @@ def test_stop_strings(where):
     backend = Tokenizer(models.BPE(letters, merges=[]))
     backend.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    unstopped = decode(model, inputs, lazy=False)
+    unstopped = decode(model, inputs)
     options = {"stop_strings": [tokenizer.decode(unstopped[0, 7])]}
     if where == "generation_config":
         options = {"generation_config": GenerationConfig(**options)}
-    found = decode(model, inputs, lazy=True, tokenizer=tokenizer, **options)
+    found = decode(LazyDepth(model), inputs, tokenizer=tokenizer, **options)
     assert torch.equal(found, unstopped[:, :8])
-    assert torch.equal(found, decode(model, inputs, lazy=False, tokenizer=tokenizer, **options))
+    assert torch.equal(found, decode(model, inputs, tokenizer=tokenizer, **options))
     with pytest.raises(ValueError, match="`stop_strings` need the model's `tokenizer`"):
-        decode(model, inputs, lazy=True, **options)
+        decode(LazyDepth(model), inputs, **options)
 
 
 def test_a_conversation_goes_on_with_the_same_cache():

@@ -81,8 +81,8 @@ def exact_match(
     prompts = [record["prompt"] for record in records]
     order = sorted(range(len(prompts)), key=lambda item: len(prompts[item]), reverse=True)
     responses = [""] * len(prompts)
-    with _prepared(model, tokenizer):
-        generation_config = _greedy(model, tokenizer, max_new_tokens)
+    with prepared(model, tokenizer):
+        generation_config = greedy(model, tokenizer, max_new_tokens)
         for start in range(0, len(order), batch_size):
             items = order[start : start + batch_size]
             texts = [prompts[item] for item in items]
@@ -152,7 +152,7 @@ def choice_likelihood(
             "`pip install depthmix[eval]`."
         ) from error
     pairs = [(record["prompt"], choice) for record in records for choice in record["choices"]]
-    with _prepared(model, tokenizer):
+    with prepared(model, tokenizer):
         # In a dict, since lm-eval's annotations are narrower than what it takes.
         options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer}
         scorer = HFLM(**options, batch_size=batch_size, softmax_dtype="float32")
@@ -183,7 +183,7 @@ def choice_likelihood(
 
 
 @contextmanager
-def _prepared(
+def prepared(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[None]:
     """Put the model in evaluation mode and pad on the left; afterwards, put all of it back."""
@@ -201,7 +201,7 @@ def _prepared(
             module.training = True
 
 
-def _greedy(
+def greedy(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> GenerationConfig:
     """Describe plain greedy decoding, whatever the model's own defaults are."""

@@ -85,7 +85,7 @@ def generate(
             padding_side="left",
             return_tensors="pt",
         ).to(model.device)
-        answers += _continue(generator, tokenizer, inputs, settings)
+        answers += continue_inputs(generator, tokenizer, inputs, settings)
     return answers
 
 
@@ -128,7 +128,7 @@ def chat(
                 turn = [*messages, {"role": "user", "content": said}]
                 text = render_prompt({"prompt": turn}, "chat", tokenizer)
                 inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-                (answer,) = _continue(
+                (answer,) = continue_inputs(
                     model, tokenizer, inputs.to(model.device), settings, streamer=streamer
                 )
                 messages = [*turn, {"role": "assistant", "content": answer}]
@@ -167,7 +167,7 @@ def _load(section: ModelSection) -> PreTrainedModel | PeftModel:
     return load_model(section).to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
 
 
-def _continue(
+def continue_inputs(
     model: PreTrainedModel | PeftModel | LazyDepth | SelfSpeculation,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, torch.Tensor],

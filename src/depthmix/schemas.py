@@ -213,6 +213,7 @@ FORMS: dict[str, Callable[[Files], Records]] = {
     "aqua": _each(_aqua),
     "arc": _each(_arc),
     "arithmetic": _each(_arithmetic),
+    "as_published": _each(dict),
     "boolq": _each(_boolq),
     "gsm8k": _each(_gsm8k),
     "hellaswag": _each(_hellaswag),
