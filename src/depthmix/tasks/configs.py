@@ -27,7 +27,7 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 OURS = Path(__file__).parent
 THEIRS = Path(lm_eval.tasks.__file__).parent
 
-HEADLINES = ("acc_norm", "exact_match", "acc", "bleu_acc")
+HEADLINES = ("acc_norm", "exact_match", "acc")
 """Metrics that may head a table; the first that a task has does."""
 
 
@@ -43,7 +43,6 @@ def _list_builtin() -> dict[str, list[str]]:
         "openbookqa": ["openbookqa/openbookqa.yaml"],
         "hellaswag": ["hellaswag/hellaswag.yaml"],
         "truthfulqa": [f"truthfulqa/truthfulqa_{metric}.yaml" for metric in ("mc1", "mc2")],
-        "truthfulqa_gen": ["truthfulqa/truthfulqa_gen.yaml"],
         "mmlu_stem": [f"mmlu/default/mmlu_{subject}.yaml" for subject in hub.configs],
     }
 
@@ -181,12 +180,11 @@ def _find_files(name: str, protocol: Protocol, data_dir: str | Path | None) -> l
 def _take_over(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Let one of lm-eval's own tasks read the catalogue's records."""
     own = load_yaml(OURS / "default" / "_number.yaml")
-    data_set = name.removesuffix("_gen")
     evaluated = config.get("test_split") or config["validation_split"]
     validation = None if config.get("test_split") else evaluated
     shown = config.get("fewshot_split") or config.get("training_split")
-    known = describe(data_set).splits
-    kwargs: dict[str, Any] = {"name": data_set, "splits": {evaluated: "test"}}
+    known = describe(name).splits
+    kwargs: dict[str, Any] = {"name": name, "splits": {evaluated: "test"}}
     if shown in known:
         kwargs["splits"][shown] = shown
     if name == "mmlu_stem":
