@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,14 @@ from depthmix.catalog import CATALOG, describe, is_at_hand, load_split
 from depthmix.questions import Record, question_stems, same_letters, same_words
 from depthmix.records import load_records
 from depthmix.schemas import read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Questions:
+    """The questions of each record of a set, as they are compared."""
+
+    words: Sequence[frozenset[str]]
+    letters: Sequence[frozenset[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ def find_leaks(train: Sequence[Record], test: Sequence[Record], *, name: str = "
     Raises:
         ValueError: If a record holds no question.
     """
-    return _compare(list(map(question_stems, train)), test, name)
+    return _compare(_read_questions(train), test, name)
 
 
 def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = None) -> AuditResult:
@@ -115,12 +123,13 @@ def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = Non
             "`tests` must name at least one test set, and none is at hand; name a folder by "
             "`data_dir` or the environment variable DEPTHMIX_DATA."
         )
-    asked = list(map(question_stems, read_source(train, "train", data_dir=data_dir)))
+    records = read_source(train, "train", data_dir=data_dir)
+    asked = _read_questions(records)
     leaks = [
         _compare(asked, read_source(name, "test", data_dir=data_dir), name)
         for name in dict.fromkeys(names)
     ]
-    return AuditResult(train=train, num_records=len(asked), leaks=tuple(leaks))
+    return AuditResult(train=train, num_records=len(records), leaks=tuple(leaks))
 
 
 def named_test_sets(*, data_dir: str | Path | None = None) -> list[str]:
@@ -228,7 +237,7 @@ def warn_of_leaks(records: Sequence[Record], source: str, evaluation: str | None
         source: Where they come from, for the message.
         evaluation: Source of the evaluation records, if there are any.
     """
-    asked = list(map(question_stems, records))
+    asked = _read_questions(records)
     tests = {} if evaluation is None else {evaluation: load_records(evaluation, split="test")}
     for name in named_test_sets():
         try:
@@ -249,29 +258,29 @@ def warn_of_leaks(records: Sequence[Record], source: str, evaluation: str | None
     )
 
 
-def _compare(asked: Sequence[Sequence[str]], test: Sequence[Record], name: str) -> Leak:
-    tested = list(map(question_stems, test))
-    by_words = _find_shared(asked, tested, same_words)
-    by_letters = _find_shared(asked, tested, same_letters)
-    covered = _find_shared(tested, asked, same_words) + _find_shared(tested, asked, same_letters)
+def _read_questions(records: Sequence[Record]) -> _Questions:
+    stems = list(map(question_stems, records))
+    return _Questions(
+        words=[frozenset(map(same_words, texts)) for texts in stems],
+        letters=[frozenset(map(same_letters, texts)) for texts in stems],
+    )
+
+
+def _compare(asked: _Questions, test: Sequence[Record], name: str) -> Leak:
+    tested = _read_questions(test)
+    by_words = _find_shared(asked.words, tested.words)
+    by_letters = _find_shared(asked.letters, tested.letters)
+    covered = _find_shared(tested.words, asked.words) | _find_shared(tested.letters, asked.letters)
     return Leak(
         test=name,
         num_questions=len(test),
-        same_words=by_words,
-        same_letters=tuple(sorted({*by_words, *by_letters})),
-        covered=tuple(sorted(set(covered))),
+        same_words=tuple(sorted(by_words)),
+        same_letters=tuple(sorted(by_words | by_letters)),
+        covered=tuple(sorted(covered)),
     )
 
 
-def _find_shared(
-    these: Sequence[Sequence[str]],
-    those: Sequence[Sequence[str]],
-    normalise: Callable[[str], str],
-) -> tuple[int, ...]:
+def _find_shared(these: Sequence[frozenset[str]], those: Sequence[frozenset[str]]) -> set[int]:
     """Number the records of which a question is also asked by the others."""
-    known = {normalise(stem) for stems in those for stem in stems} - {""}
-    return tuple(
-        number
-        for number, stems in enumerate(these)
-        if any(normalise(stem) in known for stem in stems)
-    )
+    known = frozenset().union(*those) - {""}
+    return {number for number, texts in enumerate(these) if not known.isdisjoint(texts)}

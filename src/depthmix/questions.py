@@ -20,19 +20,23 @@ QUESTION_FIELDS = (
 )
 """Fields that hold a question, in the order in which they are tried."""
 
-WRAPPERS = tuple(
+ALPACA_PROMPT = re.compile(r"### Instruction:\n(?P<question>.*?)\n\n###", re.DOTALL)
+"""Alpaca's prompt, which may hold another one."""
+
+PROMPTS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
-        r".*### Instruction:\n(?P<question>.*?)\n\n###.*",
         r"Please choose the correct (?:answer|ending)[^:]*: (?P<question>.*?)"
-        r"\n\n(?:Answer|Ending)1: .*",
+        r"\n\n(?:Answer|Ending)1: ",
         r"Please answer the following question with true or false, question: (?P<question>.*?)"
-        r"\n\nAnswer format: .*",
-        r"(?P<question>.*?)\s(?:Answer Choices|Options):\s*\(A\).*",
-        r"Question: (?P<question>.*?)\s*\nAnswer:.*",
+        r"\n\nAnswer format: ",
+        r"Question: (?P<question>.*?)\s*\nAnswer:",
     )
 )
-"""What stands around a question: prompts and choices, the outer before the inner."""
+"""LLM-Adapters' prompts, and that of lm-eval."""
+
+CHOICES = re.compile(r"\s(?:Answer Choices|Options):\s*\(A\).*", re.DOTALL)
+"""AQuA's options behind the question."""
 
 
 def question_stems(record: Record) -> list[str]:
@@ -92,7 +96,9 @@ def same_letters(text: str) -> str:
 
 def _unwrap(text: str) -> str:
     """Remove prompts and choices."""
-    for wrapper in WRAPPERS:
-        if found := wrapper.fullmatch(text):
+    if found := ALPACA_PROMPT.search(text):
+        text = found["question"]
+    for prompt in PROMPTS:
+        if found := prompt.match(text):
             text = found["question"]
-    return text
+    return CHOICES.sub("", text)
