@@ -155,6 +155,7 @@ CONTENTS = {
     "mt_bench/reference_answer_gpt-4.jsonl": _lines(
         [{"question_id": 111, "choices": [{"index": 0, "turns": ["4", "5"]}]}]
     ),
+    "mt_bench/judge_prompts.jsonl": _lines([{"name": "single-v1", "prompt_template": "Rate."}]),
     "alpaca/train.json": json.dumps(
         [{"instruction": "Write.", "input": "", "output": "No."}, {**FISH, "input": "x"}]
     ),

@@ -113,6 +113,7 @@ def test_every_layout_is_read(small_data, monkeypatch):
     assert truth["incorrect_answers"] == ["Yes", "Sure, it is"]
     assert truth["category"] == "Myths"
     assert [record["reference"] for record in load_split("mt_bench")] == [None, ["4", "5"]]
+    assert first("mt_bench", "judge_prompts")["prompt_template"] == "Rate."
     record = load_split("mmlu_stem", "dev")[-1]
     assert record["subject"] == "machine_learning"
     assert (record["choices"], record["answer"]) == (["a", "b, c", "d", "e"], 1)

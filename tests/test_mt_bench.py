@@ -56,8 +56,13 @@ def data(monkeypatch):
         {"name": name, "system_prompt": system, "prompt_template": template}
         for name, (system, template) in PROMPTS.items()
     ]
-    splits = {"mt_bench": questions, "mt_bench_judge_prompts": prompts}
-    monkeypatch.setattr(depthmix.mt_bench, "load_split", lambda name, data_dir: splits[name])
+    splits = {"test": questions, "judge_prompts": prompts}
+
+    def load(name, split="test", *, data_dir=None):
+        assert name == "mt_bench"
+        return splits[split]
+
+    monkeypatch.setattr(depthmix.mt_bench, "load_split", load)
     return questions
 
 
@@ -365,7 +370,7 @@ def test_every_question_of_the_real_data_can_be_judged():
     if not (DATA / "mt_bench").is_dir():
         pytest.skip("needs the data sets in the folder that DEPTHMIX_DATA names")
     questions = load_split("mt_bench", data_dir=DATA)
-    prompts = {row["name"]: row for row in load_split("mt_bench_judge_prompts", data_dir=DATA)}
+    prompts = {row["name"]: row for row in load_split("mt_bench", "judge_prompts", data_dir=DATA)}
     assert len(questions) == 80
     assert {question["category"] for question in questions} == set(TEMPERATURES)
     num_with_reference = 0

@@ -66,7 +66,7 @@ def evaluate_mt_bench(
     section = section or MTBenchSection()
     rater = Judge(judge, output_dir / "judge_cache")  # first, since it may lack something
     questions = load_split(TASK, data_dir=data_dir)[:limit]
-    rows = load_split("mt_bench_judge_prompts", data_dir=data_dir)
+    rows = load_split(TASK, "judge_prompts", data_dir=data_dir)
     judge_prompts = {row["name"]: row for row in rows}
     settings = asdict(section) | {"seed": seed, "model": fingerprint(model)}
     settings.pop("batch_size")  # changes no answer

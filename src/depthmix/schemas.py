@@ -176,6 +176,8 @@ def _mmlu(files: Files) -> Records:
 
 
 def _mt_bench(files: Files) -> Records:
+    if len(files) == 1:  # the split of the judge's prompts
+        return _each(dict)(files)
     questions, answers = files.values()
     references = {answer["question_id"]: answer["choices"][0]["turns"] for answer in answers}
     return [{**row, "reference": references.get(row["question_id"])} for row in questions]
@@ -213,7 +215,6 @@ FORMS: dict[str, Callable[[Files], Records]] = {
     "aqua": _each(_aqua),
     "arc": _each(_arc),
     "arithmetic": _each(_arithmetic),
-    "as_published": _each(dict),
     "boolq": _each(_boolq),
     "gsm8k": _each(_gsm8k),
     "hellaswag": _each(_hellaswag),
