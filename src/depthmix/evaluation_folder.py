@@ -92,6 +92,7 @@ class EvaluationFolder:
         ours["seconds"] = ours.get("seconds", 0.0) + facts["seconds"]
         self.results["depthmix"] = ours
         self._write(RESULTS_NAME, self.results)
+        self.results = self._read(RESULTS_NAME) or {}  # in JSON's types, as a later call sees them
 
     def _differs(self, name: str, found: Mapping[str, Any]) -> bool:
         return found.get(name) != self.settings.get(name)

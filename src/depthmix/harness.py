@@ -36,7 +36,7 @@ POOLED = ("mmlu_stem",)
 OWN_RECORDS = "records"
 """Name of the task of the user's own records."""
 
-SETTINGS = ("protocol", "layer", "limit", "num_fewshot", "seed")
+SETTINGS = ("protocol", "layer", "limit", "num_fewshot")
 """Fields of a plan that determine every result."""
 
 
@@ -71,6 +71,7 @@ def evaluate(
     configs = list(_plan_tasks(plan))
     settings = describe_model(section)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
+    settings["evaluation_seed"] = plan.seed
     folder = EvaluationFolder(
         Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
     )

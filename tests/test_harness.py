@@ -1,0 +1,264 @@
+"""Evaluation of models on named benchmarks and own records: results, resumption, depth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+pytest.importorskip("lm_eval")
+
+import depthmix.harness
+from adapters import OPTIONS, redrawn
+from checkpoints import make_model, make_tokenizer, save_checkpoint
+from data_folder import small_data  # noqa: F401  (a fixture)
+from depthmix import MoDEConfig
+from depthmix.comparison import compare
+from depthmix.evaluation_plan import EvaluationPlan, read_plan
+from depthmix.harness import evaluate, evaluate_all, find_models
+from depthmix.harness_model import HarnessModel
+from depthmix.run_config import ModelSection
+from depthmix.tasks import TASKS
+from models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = save_checkpoint(tmp_path_factory.mktemp("model"))
+    tokenizer = make_tokenizer()
+    options = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    tiny_model("llama", max_position_embeddings=1024, **options).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(model, tmp_path_factory):
+    """Two seeds of MoDE and a plain adapter, as training leaves them."""
+    folder = tmp_path_factory.mktemp("runs")
+    adapters = {"mode-0": (MoDEConfig(**OPTIONS), 0), "mode-1": (MoDEConfig(**OPTIONS), 1)}
+    adapters["lora"] = (LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), 0)
+    for name, (config, seed) in adapters.items():
+        base = make_model(make_tokenizer())
+        base.name_or_path = str(model)
+        redrawn(get_peft_model(base, config), seed=seed + 5).save_pretrained(folder / name)
+        run = {"model": {"name": str(model)}, "mode": {"adapt": "below"}}
+        run["training"] = {"seed": seed, "output_dir": str(folder / name)}
+        (folder / name / "run_config.json").write_text(json.dumps(run), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"prompt": f"{n} + 1 =", "choices": [f" {n + 1}", " no"], "answer": n % 2} for n in range(9)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def section(folder):
+    return ModelSection(name=str(folder), dtype="float32")
+
+
+def read_samples(folder):
+    return {
+        path.name: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for path in sorted(Path(folder).glob("samples_*.jsonl"))
+    }
+
+
+def without_times(results):
+    kept = {"results", "configs", "versions", "n-samples", "group_subtasks", "depthmix"}
+    kept = {key: results[key] for key in kept}
+    return {**kept, "depthmix": {k: v for k, v in results["depthmix"].items() if k != "seconds"}}
+
+
+@pytest.fixture
+def short_answers(monkeypatch):
+    """End answers after a few tokens."""
+    generate = HarnessModel._model_generate
+
+    def shortened(self, context, max_length, stop, **options):
+        return generate(self, context, context.shape[1] + 4, stop, **options)
+
+    monkeypatch.setattr(HarnessModel, "_model_generate", shortened)
+
+
+@pytest.mark.parametrize("protocol", ["default", "llm-adapters"])
+@pytest.mark.usefixtures("short_answers")
+def test_every_named_set_is_evaluated(model, small_data, tmp_path, protocol):  # noqa: F811
+    plan = EvaluationPlan(
+        tasks=("all",),
+        protocol=protocol,
+        data_dir=str(small_data),
+        num_fewshot=0 if protocol == "default" else None,
+    )
+    results = evaluate(section(model), plan, output_dir=tmp_path / "out")
+    assert set(results["depthmix"]["data"]) == set(TASKS[protocol])
+    for task, metric in results["depthmix"]["main_metric"].items():
+        assert 0 <= results["results"][task][metric] <= 1
+        assert (tmp_path / "out" / f"samples_{task}.jsonl").is_file()
+    assert json.loads((tmp_path / "out" / "results.json").read_text("utf-8")).keys() >= {
+        "results",
+        "configs",
+        "versions",
+        "n-samples",
+        "higher_is_better",
+        "depthmix",
+    }
+    compared = {row.task for row in compare([tmp_path / "out"]).tasks}
+    assert "mmlu_algebra" not in compared
+    assert ("mmlu_stem" in compared) == (protocol == "default")
+
+
+def test_what_was_measured_is_told(runs, small_data, tmp_path):  # noqa: F811
+    plan = EvaluationPlan(tasks=("arc_easy",), data_dir=str(small_data), limit=1, layer=3)
+    ours = evaluate(section(runs / "mode-1"), plan, output_dir=tmp_path / "out")["depthmix"]
+    assert ours["method"] == "LoRA_¬K + MoDE"
+    assert (ours["run"], ours["seed"], ours["layer"], ours["limit"]) == ("mode-1", 1, 3, 1)
+    assert len(ours["adapter_sha256"]) == 64
+    assert ours["data"]["arc_easy"]["num_records"] == 2
+    assert ours["data"]["arc_easy"]["source"].startswith("arc-easy/test.json (sha256 ")
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    model,
+    records,
+    small_data,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    plan = EvaluationPlan(
+        tasks=("arc_easy",),
+        records=records,
+        metric="choices",
+        data_dir=str(small_data),
+        batch_size=2,
+    )
+    whole = evaluate(section(model), plan, output_dir=tmp_path / "whole")
+    seen, limit = [], 7
+    run = HarnessModel._model_call
+
+    def counted(self, inputs, *args, **kwargs):
+        if len(seen) == limit:
+            raise KeyboardInterrupt
+        seen.append(len(inputs))
+        return run(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(HarnessModel, "_model_call", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(section(model), plan, output_dir=tmp_path / "broken")
+    limit = 100
+    again = evaluate(section(model), plan, output_dir=tmp_path / "broken")
+    assert sum(seen) == 8 + 2 * 9  # the choices of two questions of ARC, of nine own records
+    assert without_times(again) == without_times(whole)
+    assert read_samples(tmp_path / "broken") == read_samples(tmp_path / "whole")
+    monkeypatch.setattr(depthmix.harness, "load_model", None)  # nothing is left to run
+    assert evaluate(section(model), plan, output_dir=tmp_path / "broken") == again
+
+
+def test_tasks_can_be_added_to_an_evaluation(model, small_data, tmp_path):  # noqa: F811
+    for tasks in (("arc_easy",), ("arc_easy", "openbookqa")):
+        plan = EvaluationPlan(tasks=tasks, data_dir=str(small_data))
+        results = evaluate(section(model), plan, output_dir=tmp_path / "out")
+        assert tuple(results["results"]) == tasks
+
+
+def test_another_evaluation_is_not_mixed_in(model, runs, small_data, tmp_path):  # noqa: F811
+    common = {"tasks": ("arc_easy",), "data_dir": str(small_data)}
+    first = evaluate(section(model), EvaluationPlan(**common), output_dir=tmp_path / "out")
+    limited = EvaluationPlan(**common, limit=1)
+    with pytest.raises(FileExistsError, match=r"another `limit` \(None, now 1\)"):
+        evaluate(section(model), limited, output_dir=tmp_path / "out")
+    with pytest.raises(FileExistsError, match="another `adapter`"):
+        evaluate(section(runs / "lora"), EvaluationPlan(**common), output_dir=tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert stored["depthmix"] == first["depthmix"]
+    evaluate(section(model), limited, output_dir=tmp_path / "out", overwrite=True)
+    assert len(read_samples(tmp_path / "out")["samples_arc_easy.jsonl"]) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="holds other files"):
+            evaluate(section(model), limited, output_dir=tmp_path / "mine", overwrite=overwrite)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_a_layer_answers_alone(runs, records, tmp_path):
+    scores = {}
+    for layer in ("ensemble", "final", 2, 3, 4):
+        plan = EvaluationPlan(records=records, metric="choices", layer=layer)
+        folder = tmp_path / str(layer)
+        evaluate(section(runs / "mode-0"), plan, output_dir=folder)
+        samples = read_samples(folder)["samples_records.jsonl"]
+        scores[layer] = torch.tensor([[float(r[0]) for r in s["filtered_resps"]] for s in samples])
+    assert torch.equal(scores["final"], scores[4])
+    for layer in ("ensemble", 2, 3):
+        assert not torch.allclose(scores[layer], scores["final"])
+
+
+def test_own_records_by_generated_answers(model, tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 1 =", "answer": "3"}) + "\n", "utf-8")
+    plan = EvaluationPlan(records=str(path))
+    results = evaluate(section(model), plan, output_dir=tmp_path / "out")
+    assert results["depthmix"]["main_metric"] == {"records": "exact_match,none"}
+    (sample,) = read_samples(tmp_path / "out")["samples_records.jsonl"]
+    assert sample["target"] == "3"
+
+
+def test_a_folder_of_runs_stands_for_its_runs(runs, records):
+    assert [Path(found.name).name for found in find_models(section(runs))] == [
+        "lora",
+        "mode-0",
+        "mode-1",
+    ]
+    plan = EvaluationPlan(records=records, metric="choices", limit=4)
+    folders = list(evaluate_all([str(runs)], plan, dtype="float32"))
+    assert folders == [
+        runs / name / "evaluation" / "default" for name in ("lora", "mode-0", "mode-1")
+    ]
+    comparison = compare([runs / "lora", runs / "mode-0", runs / "mode-1"])
+    assert [(method.label, method.seeds) for method in comparison.methods] == [
+        ("LoRA_¬K", (0,)),
+        ("LoRA_¬K + MoDE", (0, 1)),
+    ]
+
+
+def test_models_of_the_same_name_are_refused(model, records, tmp_path):
+    plan = EvaluationPlan(records=records, metric="choices")
+    with pytest.raises(ValueError, match="`models` must have different names"):
+        list(evaluate_all([str(model), str(model)], plan, output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "`tasks` must name at least one data set"),
+        ({"tasks": ("arc_easy",), "limit": 0}, "`limit` must be at least 1"),
+        ({"tasks": ("mt_bench",)}, "names mt_bench, whose answers a judge must rate"),
+    ],
+)
+def test_plans_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationPlan(**options)
+
+
+def test_plans_are_read_from_text():
+    plan = read_plan({"tasks": "arc_easy, svamp", "layer": "28", "judge": {"model": "m"}})
+    assert (plan.tasks, plan.layer) == (("arc_easy", "svamp"), 28)
+    assert plan.judge is not None
+    assert plan.judge.model == "m"
+    with pytest.raises(ValueError, match=r"`judge.modell`.*did you mean `model`"):
+        read_plan({"tasks": "mt_bench", "layer": "final", "judge": {"modell": "m"}})
+
+
+def test_an_unknown_task_is_named_before_the_model_is_loaded(tmp_path):
+    plan = EvaluationPlan(tasks=("arc_esay",))
+    with pytest.raises(ValueError, match="did you mean `arc_easy`"):
+        evaluate(section(tmp_path / "nothing"), plan, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
