@@ -155,7 +155,13 @@ CONTENTS = {
     "mt_bench/reference_answer_gpt-4.jsonl": _lines(
         [{"question_id": 111, "choices": [{"index": 0, "turns": ["4", "5"]}]}]
     ),
-    "mt_bench/judge_prompts.jsonl": _lines([{"name": "single-v1", "prompt_template": "Rate."}]),
+    "mt_bench/judge_prompts.jsonl": _lines(
+        [
+            {"name": f"{kind}{turns}", "system_prompt": "Judge.", "prompt_template": "Rate."}
+            for kind in ("single-v1", "single-math-v1")
+            for turns in ("", "-multi-turn")
+        ]
+    ),
     "alpaca/train.json": json.dumps(
         [{"instruction": "Write.", "input": "", "output": "No."}, {**FISH, "input": "x"}]
     ),

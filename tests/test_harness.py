@@ -22,6 +22,7 @@ from depthmix.harness import evaluate, evaluate_all, find_models
 from depthmix.harness_model import HarnessModel
 from depthmix.run_config import ModelSection
 from depthmix.tasks import TASKS
+from judge_server import Reply, serve
 from models import tiny_model
 
 
@@ -209,6 +210,33 @@ def test_own_records_by_generated_answers(model, tmp_path):
     assert results["depthmix"]["main_metric"] == {"records": "exact_match,none"}
     (sample,) = read_samples(tmp_path / "out")["samples_records.jsonl"]
     assert sample["target"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("task", "reply", "value"),
+    [("mt_bench", "Rating: [[7]]", 7), ("truthfulqa_judged", "[[yes]]", 1)],
+)
+def test_judged_benchmarks_are_evaluations_like_others(
+    model,
+    small_data,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    task,
+    reply,
+    value,
+):
+    pytest.importorskip("openai")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve(lambda _body, _number: Reply(content=reply)) as server:
+        plan = EvaluationPlan(tasks=(task,), data_dir=str(small_data), judge=server.section())
+        results = evaluate(section(model), plan, output_dir=tmp_path / "out")
+        num_requests = len(server.bodies)
+        assert evaluate(section(model), plan, output_dir=tmp_path / "out") == results
+        assert len(server.bodies) == num_requests > 0
+    metric = results["depthmix"]["main_metric"][task]
+    assert results["results"][task][metric] == value
+    (row,) = compare([tmp_path / "out"]).tasks
+    assert (row.task, row.scores[0].mean) == (task, value / (10 if task == "mt_bench" else 1))
 
 
 def test_a_folder_of_runs_stands_for_its_runs(runs, records):

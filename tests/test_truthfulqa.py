@@ -82,7 +82,7 @@ def test_end_to_end(model, tokenizer, tmp_path):
         "informative": (2 / 3, 1),
         "true_and_informative": (1 / 3, 1),
     }
-    lines = (tmp_path / "samples_truthfulqa_gen.jsonl").read_text("utf-8").split("\n")[:-1]
+    lines = (tmp_path / "samples_truthfulqa_judged.jsonl").read_text("utf-8").split("\n")[:-1]
     samples = [json.loads(line) for line in lines]
     assert [sample["doc_id"] for sample in samples] == numbers
     assert samples[0]["true_and_informative"] == 1
@@ -108,9 +108,9 @@ def test_harness_form(model, tokenizer, tmp_path):
             model, tokenizer, judge=server.section(), output_dir=tmp_path, limit=2, seed=1
         )
     outcome = json.loads(json.dumps(result.to_harness(), allow_nan=False))
-    assert outcome["results"]["truthfulqa_gen"]["true_and_informative,none"] == 1
-    assert outcome["n-samples"]["truthfulqa_gen"]["effective"] == 2
-    assert outcome["configs"]["truthfulqa_gen"]["metadata"]["split_seed"] == 1
+    assert outcome["results"]["truthfulqa_judged"]["true_and_informative,none"] == 1
+    assert outcome["n-samples"]["truthfulqa_judged"]["effective"] == 2
+    assert outcome["configs"]["truthfulqa_judged"]["metadata"]["split_seed"] == 1
 
 
 def test_the_prompt_is_lm_evals_up_to_the_answers_beginning():

@@ -76,7 +76,8 @@ class EvaluationFolder:
         Args:
             task: The named set.
             outcome: What `lm_eval.simple_evaluate` returned for it.
-            facts: What we say of it: `data` and `main_metric` by task, and `seconds`.
+            facts: What we say of it: by task `data`, `main_metric` and, if it is not 1,
+                `highest_score`; and `seconds`.
         """
         for name, samples in outcome.get("samples", {}).items():
             lines = [json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples]
@@ -87,7 +88,7 @@ class EvaluationFolder:
             elif key != "samples":
                 self.results[key] = value
         ours = {**self.settings, **self.results.get("depthmix", {})}
-        for key in ("data", "main_metric"):
+        for key in ("data", "main_metric", "highest_score"):
             ours[key] = {**ours.get(key, {}), **facts[key]}
         ours["seconds"] = ours.get("seconds", 0.0) + facts["seconds"]
         self.results["depthmix"] = ours

@@ -133,7 +133,12 @@ def load_outcomes(
         layer=facts["layer"],
         seed=int(facts["seed"]),
         tasks={
-            name: _load_task(folder, {leaf: leaves[leaf] for leaf in available[name]}, metric)
+            name: _load_task(
+                folder,
+                {leaf: leaves[leaf] for leaf in available[name]},
+                metric,
+                highest=facts.get("highest_score", {}).get(name, 1.0),
+            )
             for name in tasks
         },
     )
@@ -199,21 +204,24 @@ def _poolable_groups(
     return {name: inner for name, inner in groups.items() if name not in inside}
 
 
-def _load_task(folder: Path, leaves: Mapping[str, str], metric: str | None) -> TaskOutcomes:
-    """Read the scores of a task, or of all tasks of a group."""
+def _load_task(
+    folder: Path, leaves: Mapping[str, str], metric: str | None, *, highest: float
+) -> TaskOutcomes:
+    """Read the scores of a task, or of all tasks of a group, as shares of the highest one."""
     scores: dict[Item, float] = {}
     metrics = set()
     for leaf, main_metric in leaves.items():
         samples = _read_samples(folder / f"samples_{leaf}.jsonl")
         chosen = _choose_metric(metric or main_metric, samples, f"{leaf} of {folder}")
         metrics.add(chosen)
-        scores |= _score_items(leaf, chosen, samples, folder)
+        scores |= _score_items(leaf, chosen, samples, folder, highest=highest)
     if len(metrics) > 1:
         raise ValueError(
             f"`metric` must name one metric and filter for all of {', '.join(leaves)}, got "
             f"{metric}, which is {' and '.join(sorted(metrics))}."
         )
-    return TaskOutcomes(metric=metrics.pop(), scores=scores)
+    of_highest = "" if highest == 1 else f" / {highest:g}"
+    return TaskOutcomes(metric=metrics.pop() + of_highest, scores=scores)
 
 
 def _choose_metric(metric: str, samples: Sequence[Mapping[str, Any]], where: str) -> str:
@@ -231,7 +239,12 @@ def _choose_metric(metric: str, samples: Sequence[Mapping[str, Any]], where: str
 
 
 def _score_items(
-    task: str, metric: str, samples: Iterable[Mapping[str, Any]], folder: Path
+    task: str,
+    metric: str,
+    samples: Iterable[Mapping[str, Any]],
+    folder: Path,
+    *,
+    highest: float,
 ) -> dict[Item, float]:
     """Name every item by its document, and read its score."""
     name, _, filter_name = metric.rpartition(",")
@@ -247,13 +260,13 @@ def _score_items(
     scores = {}
     for sample in chosen:
         score = sample.get(name)
-        if not isinstance(score, int | float) or not 0 <= score <= 1:
+        if not isinstance(score, int | float) or not 0 <= score <= highest:
             raise ValueError(
-                f"`metric` must give every item a number from 0 to 1, and {metric} is "
+                f"`metric` must give every item a number from 0 to {highest:g}, and {metric} is "
                 f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another "
                 "by `metric`."
             )
-        scores[task, sample["doc_hash"], seen[sample["doc_hash"]]] = float(score)
+        scores[task, sample["doc_hash"], seen[sample["doc_hash"]]] = score / highest
         seen[sample["doc_hash"]] += 1
     return scores
 

@@ -112,9 +112,9 @@ def evaluate_truthfulqa(
 ) -> JudgedEvaluation:
     """Answer a fifth of TruthfulQA's questions greedily, and let a judge say how well.
 
-    `output_dir` receives `truthfulqa_gen_answers.jsonl`, the judge's answers in `judge_cache`, and
-    at the end `samples_truthfulqa_gen.jsonl`. What is there already is neither generated nor judged
-    again.
+    `output_dir` receives `truthfulqa_judged_answers.jsonl`, the judge's answers in `judge_cache`,
+    and at the end `samples_truthfulqa_judged.jsonl`. What is there already is neither generated nor
+    judged again.
 
     Args:
         model: Decoder, or `LazyDepth` around one.
@@ -202,10 +202,10 @@ def choose_questions(num_questions: int, *, share: float = SHARE, seed: int = 0)
         seed: Of the draw.
 
     Returns:
-        Their numbers from 0, in rising order. The rest may be trained on.
+        Their numbers from 0, in rising order, at least one. The rest may be trained on.
     """
     order = np.random.default_rng(seed).permutation(num_questions)
-    return sorted(int(number) for number in order[: round(share * num_questions)])
+    return sorted(int(number) for number in order[: max(1, round(share * num_questions))])
 
 
 def write_judge_prompt(
