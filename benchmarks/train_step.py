@@ -114,17 +114,21 @@ def build(
     return step
 
 
-def save_base(folder: str, *, toy: bool) -> None:
+def save_base(folder: str, *, toy: bool, toy_vocab_size: int = 211) -> None:
     """Write the model where every process can load it at once."""
-    model = tiny_llama() if toy else load_model(ModelSection(name=MODEL, dtype="bfloat16"))
+    model = (
+        tiny_llama(toy_vocab_size)
+        if toy
+        else load_model(ModelSection(name=MODEL, dtype="bfloat16"))
+    )
     model.save_pretrained(folder)
 
 
-def tiny_llama() -> LlamaForCausalLM:
+def tiny_llama(vocab_size: int = 211) -> LlamaForCausalLM:
     """Make a model for tests of the benchmarks."""
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=211, **shape, **heads))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **shape, **heads))
 
 
 def find_data(data: Path | None, *, toy: bool) -> Path | None:
