@@ -63,11 +63,11 @@ class AuditResult:
 
     def __str__(self) -> str:
         """Lay the counts out as a table; test sets that share nothing are only counted."""
-        rows = [("test set", "questions", "same words", "same letters", "covered")]
+        rows = [["test set", "questions", "same words", "same letters", "covered"]]
         for leak in self.leaks:
             if leak.same_letters:
-                counts = map(len, (leak.same_words, leak.same_letters, leak.covered))
-                rows.append((leak.test, *(f"{n:,}" for n in (leak.num_questions, *counts))))
+                shared = map(len, (leak.same_words, leak.same_letters, leak.covered))
+                rows.append([leak.test, *(f"{n:,}" for n in (leak.num_questions, *shared))])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for name, *counts in rows[: len(rows) if len(rows) > 1 else 0]:
@@ -238,7 +238,9 @@ def warn_of_leaks(records: Sequence[Record], source: str, evaluation: str | None
         evaluation: Source of the evaluation records, if there are any.
     """
     asked = _read_questions(records)
-    tests = {} if evaluation is None else {evaluation: load_records(evaluation, split="test")}
+    tests: dict[str, Sequence[Record]] = {}
+    if evaluation is not None:
+        tests[evaluation] = load_records(evaluation, split="test")
     for name in named_test_sets():
         try:
             tests[name] = read_source(name, "test")

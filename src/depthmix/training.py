@@ -103,7 +103,8 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         if config.evaluation is not None
         else None
     )
-    warn_of_leaks(records, config.data.train, config.evaluation and config.evaluation.data)
+    evaluation_data = None if config.evaluation is None else config.evaluation.data
+    warn_of_leaks(records, config.data.train, evaluation_data)
     model = load_model(config.model)
     if isinstance(model, PeftModel):
         raise ValueError(
