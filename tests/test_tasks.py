@@ -174,7 +174,8 @@ def test_requests_are_those_of_lm_evals_own_task(monkeypatch, name, num_fewshot)
     if name == "truthfulqa" and num_fewshot:
         pytest.skip("its prompt brings its own examples")
     ours = task_config(name, num_fewshot=num_fewshot)
-    for config, path in zip(ours, BUILTIN[name], strict=True):
+    assert len(ours) == len(BUILTIN[name])
+    for config, path in list(zip(ours, BUILTIN[name], strict=True))[:3]:
         theirs = load_yaml(THEIRS / path)
         docs = RECORDS[name]
         if name == "mmlu_stem":
