@@ -225,7 +225,7 @@ def test_gsm8k_has_the_strict_extraction_beside_lm_evals_own():
     ("name", "texts", "answers", "accuracy"),
     [
         ("svamp", ["so 1,0 or 7", "0.7505", "2-3"], ["7", "0.7505", "-3"], 1),
-        ("gsm8k", ["7.001", "12.1", "", "12", "so 7", "no"], None, 1 / 2),
+        ("gsm8k", ["7.0009", "12.1", "", "12", "so 7", "no"], None, 1 / 2),
         ("aqua", ["By All means C", "So E", "b"], ["B", "E", "[invalid]"], 1 / 3),
         ("arc_easy", ["answer2", "not answer1 but answer2", ""], None, 1 / 3),
         ("openbookqa", ["answer3"] * 3, None, 1),
