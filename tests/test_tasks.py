@@ -1,6 +1,6 @@
 """Tasks: every named set under every protocol, against lm-eval's own tasks and fixed outputs."""
 
-import importlib.metadata
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ NUMBERS = [number(" 3 + 4?", "7.0"), number("3 / 4?", "0.75"), number("1 - 4?", 
 ARC = [{"question": q, "choices": CHOICES, "answerKey": "B", "instruction": q} for q in "abc"]
 RECORDS = {
     **dict.fromkeys(["addsub", "mawps", "multiarith", "singleeq", "svamp"], NUMBERS),
-    "gsm8k": [number("3 + 4?", "#### 7"), number("3 * 4?", "3 * 4 = 12\n#### 12")] * 2,
+    "gsm8k": [number("3 + 4?", "#### 7"), number("3 * 4?", "3 * 4 = 12\n#### 12")] * 3,
     "aqua": [number("1 + 1?", "B", options=[str(n) for n in range(1, 6)])] * 3,
     "arc_easy": ARC,
     "arc_challenge": ARC,
@@ -78,6 +78,12 @@ def records(monkeypatch):
     for module in ("hooks", "configs"):
         monkeypatch.setattr(f"depthmix.tasks.{module}.load_split", load_split)
     return RECORDS
+
+
+@pytest.fixture(autouse=True)
+def no_survey(monkeypatch):
+    """Keep lm-eval from describing the machine, which lists every installed package."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +174,8 @@ def test_requests_are_those_of_lm_evals_own_task(monkeypatch, name, num_fewshot)
     if name == "truthfulqa" and num_fewshot:
         pytest.skip("its prompt brings its own examples")
     ours = task_config(name, num_fewshot=num_fewshot)
-    for config, path in zip(ours, BUILTIN[name], strict=True):
+    assert len(ours) == len(BUILTIN[name])
+    for config, path in list(zip(ours, BUILTIN[name], strict=True))[:3]:
         theirs = load_yaml(THEIRS / path)
         docs = RECORDS[name]
         if name == "mmlu_stem":
@@ -207,18 +214,18 @@ def test_aqua_lists_its_options_and_wants_a_letter():
 
 
 def test_gsm8k_has_the_strict_extraction_beside_lm_evals_own():
-    texts = ["The answer is 7.", "#### 12", "7", "I think 5"]
+    texts = ["The answer is 7.", "#### 12", "7", "I think 5", "", "12."]
     results = run(Parrot(texts), task_config("gsm8k"))["results"]["gsm8k"]
-    assert results["exact_match,strict"] == 3 / 4
-    assert results["exact_match,strict-match"] == 1 / 4
-    assert results["exact_match,flexible-extract"] == 3 / 4
+    assert results["exact_match,strict"] == pytest.approx(4 / 6)
+    assert results["exact_match,strict-match"] == pytest.approx(1 / 6)
+    assert results["exact_match,flexible-extract"] == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize(
     ("name", "texts", "answers", "accuracy"),
     [
         ("svamp", ["so 1,0 or 7", "0.7505", "2-3"], ["7", "0.7505", "-3"], 1),
-        ("gsm8k", ["7.001", "12.1", "", "12"], ["7.001", "12.1", "[invalid]", "12"], 1 / 2),
+        ("gsm8k", ["7.0009", "12.1", "", "12", "so 7", "no"], None, 1 / 2),
         ("aqua", ["By All means C", "So E", "b"], ["B", "E", "[invalid]"], 1 / 3),
         ("arc_easy", ["answer2", "not answer1 but answer2", ""], None, 1 / 3),
         ("openbookqa", ["answer3"] * 3, None, 1),
@@ -343,7 +350,10 @@ def test_worked_examples_of_word_problems():
 
 
 def test_the_yaml_files_are_shipped():
-    shipped = {str(path) for path in importlib.metadata.files("depthmix") or ()}
-    assert shipped or not importlib.metadata.version("depthmix")
-    project = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
-    assert '"tasks/*/*.yaml"' in project
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["depthmix"]
+    package = OURS.parent
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    files = set(OURS.rglob("*.yaml"))
+    assert len(files) > 20
+    assert files <= shipped

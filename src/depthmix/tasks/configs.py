@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from datasets import Dataset
 
@@ -20,8 +20,7 @@ except ImportError as error:
         "Evaluation tasks need lm-eval, which is not installed: run `pip install depthmix[eval]`."
     ) from error
 
-Protocol = Literal["default", "llm-adapters"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+PROTOCOLS = ("default", "llm-adapters")
 """How models are asked and judged."""
 
 OURS = Path(__file__).parent
@@ -49,7 +48,7 @@ def _list_builtin() -> dict[str, list[str]]:
 
 BUILTIN = _list_builtin()
 
-TASKS: dict[Protocol, tuple[str, ...]] = {
+TASKS: dict[str, tuple[str, ...]] = {
     "default": (
         *("addsub", "aqua", "gsm8k", "mawps", "multiarith", "singleeq", "svamp"),
         *(name for name in BUILTIN if name != "gsm8k"),
@@ -62,7 +61,7 @@ TASKS: dict[Protocol, tuple[str, ...]] = {
 def task_config(
     name: str,
     *,
-    protocol: Protocol = "default",
+    protocol: str = "default",
     num_fewshot: int | None = None,
     data_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -167,7 +166,7 @@ def main_metric(config: Mapping[str, Any]) -> str:
     return f"{headline},{filters[0]['name'] if filters else 'none'}"
 
 
-def _find_files(name: str, protocol: Protocol, data_dir: str | Path | None) -> list[Path]:
+def _find_files(name: str, protocol: str, data_dir: str | Path | None) -> list[Path]:
     """Find a task's YAML: ours if there is one, else lm-eval's."""
     ours = OURS / protocol.replace("-", "_") / f"{name}.yaml"
     theirs = [THEIRS / path for path in BUILTIN.get(name, [])]
