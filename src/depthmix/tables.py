@@ -48,14 +48,8 @@ def score_table(comparison: Comparison) -> Table:
     """Lay out each method's score on each task, and its difference from the baseline."""
     return Table(
         header=(
-            "task",
-            "items",
-            "method",
-            "seeds",
-            "score, % (95 %)",
-            "difference, points (95 %)",
-            "p",
-            "p (Holm)",
+            *("task", "items", "method", "seeds", "score, % (95 %)"),
+            *("difference, points (95 %)", "p", "p (Holm)"),
         ),
         align=("left", "right", "left", *("right",) * 5),
         groups=tuple(
@@ -148,7 +142,8 @@ def to_text(comparison: Comparison) -> str:
                 for row in group:
                     shown.add_row(*map(Text, row))
                 shown.add_section()
-            console.print(shown, end="\n\n")
+            console.print(shown)
+            console.print()
     lines = [line.rstrip() for line in capture.get().splitlines()]
     return "\n".join([*lines, *notes(comparison)])
 
