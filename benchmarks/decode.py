@@ -1,6 +1,6 @@
 """What generation costs: tokens per second of lazy depth, by how many tokens exit early.
 
-SmolLM2-135M, 32 prompt tokens and 48 new ones, routing forced from outside: a share of the tokens
+SmolLM2-135M, 32 prompt tokens and as many new ones, routing forced from outside: a share of the tokens
 exits at the first late layer, the others need all of them, each row of a batch by itself. Compared
 with the dense mixture, the base model, and the bound: a model cut off at the first late layer, or
 for a mean number of executed layers in between, on the line from that model to the base model.
@@ -165,10 +165,10 @@ def main() -> None:
     """Measure, compare, write."""
     arguments = parse_arguments(__doc__ or "", "decode")
     disable_progress_bar()
-    num_tokens, rounds = 48, 7
+    num_tokens, rounds = 32, 5
     cases = [(k, batch_size, RATES) for k in ROUTES for batch_size in BATCHES]
     if arguments.quick:
-        rounds, num_tokens = 3, 32
+        rounds, num_tokens = 2, 24
         cases = [(3, 1, ()), (15, 1, (0.0, 1.0)), (15, 8, (0.9,))]
     if arguments.toy:
         rounds, num_tokens = 1, 6
