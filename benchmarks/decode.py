@@ -1,9 +1,9 @@
 """What generation costs: tokens per second of lazy depth, by how many tokens exit early.
 
-SmolLM2-135M, 32 prompt tokens and as many new ones, routing forced from outside: a share of the tokens
-exits at the first late layer, the others need all of them, each row of a batch by itself. Compared
-with the dense mixture, the base model, and the bound: a model cut off at the first late layer, or
-for a mean number of executed layers in between, on the line from that model to the base model.
+SmolLM2-135M, 32 prompt tokens and as many new ones, routing forced from outside: a share of the
+tokens exits at the first late layer, the others need all of them, each row of a batch by itself.
+Compared with the dense mixture, the base model, and the bound: a model cut off at the first late
+layer, or for a mean number of executed layers in between, on the line from that model to the base.
 """
 
 from __future__ import annotations

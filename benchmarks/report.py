@@ -175,6 +175,36 @@ def distillation_table(results: dict[str, Any]) -> str:
     return f"{tokens}{made_by(results)}\n\n{table(header, rows)}"
 
 
+def decode_table(results: dict[str, Any]) -> str:
+    """Compare generation by k, batch size and share of tokens that exit."""
+    header = ["k", "batch", "version", "tokens/s", "layers a pass"]
+    header += ["against dense", "against base", "time over bound"]
+    names = {
+        "base": "base model",
+        "dense": "MoDE, dense",
+        "bound": "cut off at the first late layer",
+    }
+    rows = []
+    for case in results["cases"]:
+        for name, version in case["versions"].items():
+            rate = name.removeprefix("lazy_")
+            label = names.get(name, f"**lazy depth**, {rate} exit")
+            numbers = [f"{version[key]:.2f}" for key in ("speedup_over_dense", "speedup_over_base")]
+            rows.append(
+                [
+                    str(case["k"]),
+                    str(case["batch_size"]),
+                    label,
+                    number(version["tokens_per_second"]),
+                    f"{version['layers_per_pass']:.1f}",
+                    *numbers,
+                    f"{version['time_over_bound']:.2f}",
+                ]
+            )
+    size = f"32 prompt tokens, {results['num_tokens']} new ones, {results['dtype']}. "
+    return f"{size}{made_by(results)}\n\n{table(header, rows)}"
+
+
 def growth_figure(results: dict[str, Any]) -> Figure:
     """Draw time and memory against tokens, vocabulary and k."""
     growth, main = results["growth"], results["cases"][0]
@@ -218,6 +248,8 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "step": ("train_step", step_table),
     "step ratios": ("train_step", ratio_table),
     "distillation": ("distillation", distillation_table),
+    "decode": ("decode", decode_table),
+    "decode ratios": ("decode", ratio_table),
 }
 """Parts of the page: the results that each one reads, and what renders it."""
 

@@ -193,10 +193,10 @@ def evaluate(
             `evaluation/` in a run, or `evaluations/` here for other models.
         overwrite: Begin anew where the folder holds an evaluation with other settings.
     """
-    from depthmix.comparison import compare
-    from depthmix.evaluation_plan import read_plan
-    from depthmix.harness import evaluate_all
-    from depthmix.tables import to_text
+    from depthmix.comparison.comparison import compare
+    from depthmix.comparison.tables import to_text
+    from depthmix.evaluation.harness import evaluate_all
+    from depthmix.evaluation.plan import read_plan
 
     plan = read_plan(
         {
@@ -257,7 +257,7 @@ def audit(
         drop: New JSONL file for the training records that are left.
         list_leaking: Also print which training records leak, numbered from 0, and where.
     """
-    from depthmix.audit import audit, list_leaks, write_rest
+    from depthmix.data.audit import audit, list_leaks, write_rest
 
     result = audit(train, tests, data_dir=data_dir)
     if list_leaking:
@@ -293,8 +293,8 @@ def compare(
         seed: Of the bootstraps' resamples.
         overwrite: Replace an earlier comparison in the output folder.
     """
-    from depthmix.comparison import compare
-    from depthmix.tables import to_text, write_tables
+    from depthmix.comparison.comparison import compare
+    from depthmix.comparison.tables import to_text, write_tables
 
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     comparison = compare(runs, tasks=names, metric=metric, seed=seed)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from depthmix import catalog, instructions
-from depthmix.schemas import read_rows
+from depthmix.data import catalog, instructions
+from depthmix.data.schemas import read_rows
 
 
 def _find_real_folder() -> Path | None:

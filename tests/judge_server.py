@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from depthmix.judge import JudgeSection
+from depthmix.evaluation.judge import JudgeSection
 
 
 @dataclass

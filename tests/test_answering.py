@@ -11,9 +11,9 @@ from scipy import stats
 
 from adapters import tuned_model
 from checkpoints import make_model, make_tokenizer
-from depthmix.answer_file import AnswerFile, fingerprint
-from depthmix.answering import SeededSampling, answer, derive_seed
-from depthmix.lazy_depth import LazyDepth
+from depthmix.decoding.lazy_depth import LazyDepth
+from depthmix.evaluation.answer_file import AnswerFile, fingerprint
+from depthmix.evaluation.answering import SeededSampling, answer, derive_seed
 from models import randomise, tiny_model
 
 TEXTS = ["Ants", "What do plants breathe in?", "Q: 1 + 1", "A longer text than all of the others"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthmix.extraction import (
+from depthmix.evaluation.extraction import (
     first_word,
     is_close_number,
     is_same_number,

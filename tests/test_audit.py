@@ -8,7 +8,7 @@ import pytest
 import depthmix_cli
 from checkpoints import save_checkpoint
 from data_folder import REAL, WORD_PROBLEM, needs_data
-from depthmix.audit import (
+from depthmix.data.audit import (
     audit,
     find_leaks,
     list_leaks,
@@ -17,9 +17,9 @@ from depthmix.audit import (
     warn_of_leaks,
     write_rest,
 )
-from depthmix.catalog import load_split
-from depthmix.questions import question_stems, same_letters, same_words
-from depthmix.records import load_records
+from depthmix.data.catalog import load_split
+from depthmix.data.questions import question_stems, same_letters, same_words
+from depthmix.data.records import load_records
 from depthmix.run_config import load_run_config
 from depthmix.training import train
 
@@ -250,7 +250,7 @@ def test_a_run_is_warned_of_its_own_evaluation(small_data, tmp_path):
 def quick_audit():
     """Read each data set once for all audits, none of which changes a record."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthmix.audit.load_split", functools.cache(load_split))
+        patch.setattr("depthmix.data.audit.load_split", functools.cache(load_split))
         yield audit
 
 

@@ -9,9 +9,16 @@ import pytest
 
 from checkpoints import make_tokenizer
 from data_folder import CONTENTS, REAL, needs_data
-from depthmix.catalog import CATALOG, catalog_table, describe, is_at_hand, load_split, name_source
-from depthmix.data import to_training_dataset
-from depthmix.records import load_records
+from depthmix.data.catalog import (
+    CATALOG,
+    catalog_table,
+    describe,
+    is_at_hand,
+    load_split,
+    name_source,
+)
+from depthmix.data.records import load_records
+from depthmix.data.templates import to_training_dataset
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -367,6 +374,6 @@ def test_every_source_has_a_pin():
 def test_the_page_on_data_has_the_catalogues_table():
     page = (DOCS / "data.md").read_text("utf-8")
     assert catalog_table() in page, (
-        "write what `python -c 'from depthmix.catalog import *; print(catalog_table())'` prints "
-        "into docs/data.md"
+        "write what `python -c 'from depthmix.data.catalog import *; print(catalog_table())'` "
+        "prints into docs/data.md"
     )

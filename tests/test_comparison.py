@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 
 import depthmix_cli
-from depthmix.comparison import compare
-from depthmix.outcomes import find_evaluation, load_outcomes
-from depthmix.overlaps import count_overlaps
-from depthmix.statistics import (
+from depthmix.comparison.comparison import compare
+from depthmix.comparison.outcomes import find_evaluation, load_outcomes
+from depthmix.comparison.overlaps import count_overlaps
+from depthmix.comparison.tables import (
+    notes,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_text,
+    write_tables,
+)
+from depthmix.evaluation.statistics import (
     Interval,
     PairedDifference,
     holm,
@@ -22,7 +31,6 @@ from depthmix.statistics import (
     paired_difference,
     wilson_interval,
 )
-from depthmix.tables import notes, to_csv, to_json, to_latex, to_markdown, to_text, write_tables
 
 HOSTILE = "LoRA_¬K & 50 % | $x^2$ {a}\\b~#\n<b>[red]`*"
 

@@ -5,13 +5,13 @@ import pytest
 from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
-from depthmix.data import (
+from depthmix.data.records import load_records
+from depthmix.data.templates import (
     check_label_tokens,
     load_evaluation_records,
     render_prompt,
     to_training_dataset,
 )
-from depthmix.records import load_records
 from depthmix.run_config import EvaluationSection
 
 RECORDS = [{"prompt": "1 + 1 =", "completion": " 2"}, {"prompt": "2 + 2 =", "completion": " 4"}]

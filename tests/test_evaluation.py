@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from depthmix.answers import is_correct
-from depthmix.evaluation import (
+from depthmix.evaluation.answers import is_correct
+from depthmix.evaluation.scoring import (
     Evaluation,
     choice_likelihood,
     exact_match,

@@ -11,17 +11,17 @@ from peft import LoraConfig, get_peft_model
 
 pytest.importorskip("lm_eval")
 
-import depthmix.harness
+import depthmix.evaluation.harness
 from adapters import OPTIONS, redrawn
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from data_folder import small_data  # noqa: F401  (a fixture)
 from depthmix import MoDEConfig
-from depthmix.comparison import compare
-from depthmix.evaluation_plan import EvaluationPlan, read_plan
-from depthmix.harness import evaluate, evaluate_all, find_models
-from depthmix.harness_model import HarnessModel
+from depthmix.comparison.comparison import compare
+from depthmix.evaluation.harness import evaluate, evaluate_all, find_models
+from depthmix.evaluation.harness_model import HarnessModel
+from depthmix.evaluation.plan import EvaluationPlan, read_plan
+from depthmix.evaluation.tasks import TASKS
 from depthmix.run_config import ModelSection
-from depthmix.tasks import TASKS
 from judge_server import Reply, serve
 from models import tiny_model
 
@@ -158,7 +158,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert sum(seen) == 8 + 2 * 9  # the choices of two questions of ARC, of nine own records
     assert without_times(again) == without_times(whole)
     assert read_samples(tmp_path / "broken") == read_samples(tmp_path / "whole")
-    monkeypatch.setattr(depthmix.harness, "load_model", None)  # nothing is left to run
+    monkeypatch.setattr(depthmix.evaluation.harness, "load_model", None)  # nothing is left to run
     assert evaluate(section(model), plan, output_dir=tmp_path / "broken") == again
 
 

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from depthmix.judge import Judge, JudgeError, JudgeSection
+from depthmix.evaluation.judge import Judge, JudgeError, JudgeSection
 from judge_server import Reply, serve
 
 KEY = "sk-recognisable-0123456789"

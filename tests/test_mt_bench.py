@@ -12,14 +12,14 @@ import pytest
 
 pytest.importorskip("openai")
 
-import depthmix.mt_bench
+import depthmix.evaluation.mt_bench
 from checkpoints import make_model, make_tokenizer
-from depthmix.answer_file import AnswerFile
-from depthmix.catalog import load_split
-from depthmix.conversations import TEMPERATURES, MTBenchSection, render
-from depthmix.judge import JudgeError
-from depthmix.judged import mean_rating
-from depthmix.mt_bench import evaluate_mt_bench, read_rating, write_judge_prompt
+from depthmix.data.catalog import load_split
+from depthmix.evaluation.answer_file import AnswerFile
+from depthmix.evaluation.conversations import TEMPERATURES, MTBenchSection, render
+from depthmix.evaluation.judge import JudgeError
+from depthmix.evaluation.judged import mean_rating
+from depthmix.evaluation.mt_bench import evaluate_mt_bench, read_rating, write_judge_prompt
 from judge_server import Reply, serve
 
 DATA = Path(os.environ.get("DEPTHMIX_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -62,7 +62,7 @@ def data(monkeypatch):
         assert name == "mt_bench"
         return splits[split]
 
-    monkeypatch.setattr(depthmix.mt_bench, "load_split", load)
+    monkeypatch.setattr(depthmix.evaluation.mt_bench, "load_split", load)
     return questions
 
 

@@ -16,7 +16,7 @@ from depthmix.analysis.figures import (
     to_svg,
     training_loss,
 )
-from depthmix.evaluation import Evaluation
+from depthmix.evaluation.scoring import Evaluation
 from depthmix.ledger import Ledger
 from depthmix.run_config import DataSection, ModelSection, RunConfig
 

@@ -12,7 +12,7 @@ from adapters import tuned_model
 from decoding import DECODERS, assert_same, decode, make_model, prompts, top_1
 from depthmix import LazyDepth, SelfSpeculation, set_top_k
 from depthmix.attachment import find_mixture_norm
-from depthmix.lookahead import align_cache
+from depthmix.decoding.lookahead import align_cache
 from models import random_ids, tiny_model
 
 WHOLE = {"return_dict_in_generate": True, "output_logits": True}

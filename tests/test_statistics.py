@@ -9,9 +9,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from depthmix import resampling
-from depthmix.resampling import average_seeds, resample_items, resample_seeds
-from depthmix.statistics import (
+from depthmix.evaluation import resampling
+from depthmix.evaluation.resampling import average_seeds, resample_items, resample_seeds
+from depthmix.evaluation.statistics import (
     bootstrap_p_value,
     holm,
     mcnemar_p_value,

@@ -16,12 +16,12 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from depthmix import evaluation
-from depthmix.catalog import describe
-from depthmix.data import ALPACA_PROMPT
-from depthmix.harness_model import HarnessModel
-from depthmix.tasks import PROTOCOLS, TASKS, main_metric, records_config, task_config
-from depthmix.tasks.configs import BUILTIN, OURS, THEIRS
+from depthmix.data.catalog import describe
+from depthmix.data.templates import ALPACA_PROMPT
+from depthmix.evaluation import scoring as evaluation
+from depthmix.evaluation.harness_model import HarnessModel
+from depthmix.evaluation.tasks import PROTOCOLS, TASKS, main_metric, records_config, task_config
+from depthmix.evaluation.tasks.configs import BUILTIN, OURS, THEIRS
 
 CHOICES = {"text": ["ice", "a hot fire", "rain"], "label": ["A", "B", "C"]}
 TARGETS = {"choices": ["Yes, it is", "No", "Never"], "labels": [1, 0, 0]}
@@ -76,7 +76,7 @@ def records(monkeypatch):
         return [dict(record) for record in RECORDS[name]]
 
     for module in ("hooks", "configs"):
-        monkeypatch.setattr(f"depthmix.tasks.{module}.load_split", load_split)
+        monkeypatch.setattr(f"depthmix.evaluation.tasks.{module}.load_split", load_split)
     return RECORDS
 
 

@@ -12,10 +12,10 @@ import yaml
 
 pytest.importorskip("openai")
 
-import depthmix.truthfulqa
+import depthmix.evaluation.truthfulqa
 from checkpoints import make_model, make_tokenizer
-from depthmix.catalog import load_split
-from depthmix.truthfulqa import (
+from depthmix.data.catalog import load_split
+from depthmix.evaluation.truthfulqa import (
     QA_PRIMER,
     choose_questions,
     evaluate_truthfulqa,
@@ -39,8 +39,10 @@ RECORDS = [
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(depthmix.truthfulqa, "load_split", lambda name, data_dir: RECORDS)
-    monkeypatch.setattr(depthmix.truthfulqa, "MAX_NEW_TOKENS", 20)
+    monkeypatch.setattr(
+        depthmix.evaluation.truthfulqa, "load_split", lambda name, data_dir: RECORDS
+    )
+    monkeypatch.setattr(depthmix.evaluation.truthfulqa, "MAX_NEW_TOKENS", 20)
 
 
 @pytest.fixture(scope="module")

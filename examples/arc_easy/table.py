@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from depthmix.evaluation import Evaluation
-from depthmix.statistics import paired_difference
+from depthmix.evaluation.scoring import Evaluation
+from depthmix.evaluation.statistics import paired_difference
 
 
 def read_evaluation(results: dict, moment: str) -> Evaluation:

@@ -5,12 +5,12 @@ from depthmix.adapter_config import MoDEConfig
 from depthmix.attachment import attach, detach, set_top_k
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.checkpoint import load, save
-from depthmix.comparison import Comparison, compare
+from depthmix.comparison.comparison import Comparison, compare
 from depthmix.config import MixtureConfig
-from depthmix.lazy_depth import LazyDepth
+from depthmix.decoding.lazy_depth import LazyDepth
+from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.run_config import RunConfig, load_run_config
-from depthmix.self_speculation import SelfSpeculation
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from depthmix.training import TrainResult, train
 

@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from depthmix.attachment import set_top_k
-from depthmix.data import render_prompt
-from depthmix.lazy_depth import LazyDepth
+from depthmix.data.templates import render_prompt
+from depthmix.decoding.lazy_depth import LazyDepth
+from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_value, suggest, underscored
 from depthmix.run_config import ModelSection, Template
-from depthmix.self_speculation import SelfSpeculation
 
 GENERATION_DEFAULTS = {"max_new_tokens": 256}
 """Options of generation that differ from transformers' (20 tokens cut most answers off)."""

@@ -21,12 +21,12 @@ from trl import SFTConfig
 
 from depthmix.adapter import to_lora
 from depthmix.adapter_config import MoDEConfig
-from depthmix.audit import warn_of_leaks
-from depthmix.data import check_label_tokens, load_evaluation_records, to_training_dataset
-from depthmix.evaluation import Evaluation, choice_likelihood, exact_match
+from depthmix.data.audit import warn_of_leaks
+from depthmix.data.records import load_records
+from depthmix.data.templates import check_label_tokens, load_evaluation_records, to_training_dataset
+from depthmix.evaluation.scoring import Evaluation, choice_likelihood, exact_match
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model, load_tokenizer
-from depthmix.records import load_records
 from depthmix.run_config import RUN_CONFIG_NAME, EvaluationSection, RunConfig, save_run_config
 from depthmix.trainers import MoDESFTTrainer
 

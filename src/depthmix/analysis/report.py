@@ -20,9 +20,9 @@ from depthmix.analysis.figures import (
     to_svg,
     training_loss,
 )
-from depthmix.evaluation import Evaluation
+from depthmix.evaluation.scoring import Evaluation
+from depthmix.evaluation.statistics import Interval, paired_difference
 from depthmix.run_config import RunConfig
-from depthmix.statistics import Interval, paired_difference
 
 if TYPE_CHECKING:
     from depthmix.training import TrainResult

@@ -1,0 +1,162 @@
+"""Table 4 on ARC-Easy: accuracy, layers per token and tokens per second against Top-K.
+
+`python examples/arc_easy/top_k.py RUNS --output results.json` reads the runs that top_k.toml names:
+folder K was trained with Top-K = K; the densest one and `paper` are also read with every smaller K.
+Accuracy and the depth of answer tokens come from the test items, speed from answers that are
+generated one prompt at a time by lazy depth, all versions by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from depthmix import LazyDepth, set_top_k
+from depthmix.attachment import find_mixture_norm
+from depthmix.evaluation.scoring import Evaluation, choice_likelihood, paired_difference
+from depthmix.models import load_model, load_tokenizer
+from depthmix.run_config import ModelSection
+
+NUM_ROUTES = 6
+NUM_NEW_TOKENS = 24
+SEED = 0
+
+
+@dataclass
+class Version:
+    """One trained run under one Top-K."""
+
+    run: str
+    top_k: int
+    accuracy: float = 0.0
+    interval: tuple[float, float] = (0.0, 0.0)
+    difference: dict[str, Any] = field(default_factory=dict)
+    nll: float = 0.0
+    deepest: list[float] = field(default_factory=list)
+    """Share of scored tokens by the deepest layer that they keep, earliest route first."""
+    layers_per_token: float = 0.0
+    """Layers that ran per generated token."""
+    tokens_per_second: float = 0.0
+    speedup: float = 0.0
+    """Over the dense mixture of the same run, median of the turns' ratios."""
+
+
+def versions(folder: Path) -> Iterator[tuple[Path, list[int]]]:
+    """List the runs, each with the values of Top-K that it is read with."""
+    for path in sorted(folder.iterdir()):
+        trained_with = int(path.name) if path.name.isdigit() else NUM_ROUTES
+        every = trained_with == NUM_ROUTES
+        yield path, list(range(1, NUM_ROUTES + 1)) if every else [trained_with]
+
+
+def count_depths(model: Any) -> Callable[[], list[float]]:
+    """Watch the deepest route of every token that the model scores."""
+    mixture = find_mixture_norm(model).active_mixture
+    counts = torch.zeros(mixture.config.num_routes)
+    weigh = mixture.weigh
+
+    def watched(router_input: torch.Tensor) -> torch.Tensor:
+        weights = weigh(router_input)
+        places = torch.arange(1, len(counts) + 1)
+        deepest = ((weights > 0) * places).amax(-1) - 1
+        counts.add_(torch.bincount(deepest.flatten(), minlength=len(counts)))
+        return weights
+
+    mixture.weigh = watched
+
+    def finish() -> list[float]:
+        del mixture.weigh
+        return (counts / counts.sum()).tolist()
+
+    return finish
+
+
+def time_generation(
+    model: Any, tokenizer: Any, prompts: list[str], top_ks: list[int]
+) -> dict[int, tuple[float, float, float]]:
+    """Generate by turns; give tokens per second, layers per token and speed-up by Top-K."""
+    seconds: dict[int, list[float]] = {top_k: [] for top_k in [0, *top_ks]}
+    layers: dict[int, list[float]] = {top_k: [] for top_k in top_ks}
+    options = {"max_new_tokens": NUM_NEW_TOKENS, "min_new_tokens": NUM_NEW_TOKENS}
+    options |= {"do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        for top_k in seconds:
+            set_top_k(model, top_k or None)
+            lazy = LazyDepth(model)
+            started = time.perf_counter()
+            with torch.inference_mode():
+                (lazy if top_k else model).generate(**inputs, **options)
+            seconds[top_k].append(time.perf_counter() - started)
+            if top_k:
+                layers[top_k].append(lazy.layers_per_pass)
+    return {
+        top_k: (
+            NUM_NEW_TOKENS / median(seconds[top_k]),
+            sum(layers[top_k]) / len(prompts),
+            median(a / b for a, b in zip(seconds[0], seconds[top_k], strict=True)),
+        )
+        for top_k in top_ks
+    }
+
+
+def main() -> None:
+    """Measure every run and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("runs/data/arc_easy/text/test.jsonl"))
+    parser.add_argument("--num-items", type=int, default=400)
+    parser.add_argument("--num-prompts", type=int, default=12)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    items = [json.loads(line) for line in arguments.data.read_text("utf-8").splitlines()]
+    items = items[: arguments.num_items]
+    prompts = [item["prompt"] for item in random.Random(SEED).sample(items, arguments.num_prompts)]
+    found: list[Version] = []
+    outcomes: dict[str, dict[int, Evaluation]] = {}
+    for path, top_ks in versions(arguments.runs):
+        section = ModelSection(name=str(path), dtype="float32")
+        model, tokenizer = load_model(section).eval(), load_tokenizer(section)
+        speeds = time_generation(model, tokenizer, prompts, top_ks)
+        outcomes[path.name] = {}
+        for top_k in top_ks:
+            set_top_k(model, top_k)
+            finish = count_depths(model)
+            outcome = choice_likelihood(model, tokenizer, items, batch_size=32)
+            outcomes[path.name][top_k] = outcome
+            speed, layers, speedup = speeds[top_k]
+            version = Version(
+                run=path.name,
+                top_k=top_k,
+                accuracy=outcome.accuracy,
+                interval=(outcome.interval.low, outcome.interval.high),
+                nll=outcome.measures["nll"],
+                deepest=finish(),
+                layers_per_token=layers,
+                tokens_per_second=speed,
+                speedup=speedup,
+            )
+            dense = outcomes.get(str(NUM_ROUTES), outcomes[path.name]).get(NUM_ROUTES)
+            if dense is not None:
+                version.difference = asdict(paired_difference(dense, outcome))
+            found.append(version)
+            print(
+                f"{path.name:6} Top-{top_k}: {outcome.accuracy:.3f}, nll {version.nll:.3f}, "
+                f"{layers:.2f} layers, {speed:.1f} tokens/s, {speedup:.2f} x",
+                flush=True,
+            )
+    results = {"num_items": len(items), "versions": [asdict(version) for version in found]}
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Evaluated runs, compared on the same items."""

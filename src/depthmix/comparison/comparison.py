@@ -1,0 +1,283 @@
+"""Methods compared on the same items: means, differences, and which items each method solves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from depthmix.comparison.methods import choose_runs, read_methods
+from depthmix.comparison.outcomes import Outcomes
+from depthmix.comparison.overlaps import Overlap, count_overlaps
+from depthmix.evaluation.resampling import average_seeds, resample_items, resample_seeds
+from depthmix.evaluation.statistics import (
+    Interval,
+    PairedDifference,
+    bootstrap_interval,
+    bootstrap_p_value,
+    holm,
+    is_binary,
+    summarise_difference,
+    summarise_mean,
+)
+
+AVERAGE = "average"
+"""Stands for all tasks together, each with the same weight: the paper's column Avg."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is compared: the runs of one method, which differ in their training seed."""
+
+    label: str
+    """Its name in the table."""
+
+    folders: tuple[Path, ...]
+    """The evaluations."""
+
+    seeds: tuple[int, ...]
+    """Their training seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScore:
+    """How one method did on a task."""
+
+    method: str
+    """Label of the method."""
+
+    mean: float
+    """Mean score over items and seeds, from 0 to 1."""
+
+    interval: Interval
+    """Of the mean, over other items of the same kind and, with several seeds, other seeds."""
+
+    num_seeds: int
+    """Seeds that were evaluated; of an average, the smallest number over its tasks."""
+
+    seed_means: tuple[float, ...]
+    """Mean score of each seed; of an average, empty if the tasks do not have the same runs."""
+
+    difference: PairedDifference | None = None
+    """From the baseline; `None` for the baseline itself."""
+
+    adjusted_p_value: float | None = None
+    """The difference's p-value after Holm's correction over all tests of the comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskComparison:
+    """All methods on one task, or on the average of the tasks."""
+
+    task: str
+    """The task's name, or `average`."""
+
+    metric: str
+    """lm-eval's name of the metric and its filter; of an average, of all its tasks."""
+
+    num_items: int
+    """Items that every method answered; of an average, of all its tasks."""
+
+    scores: tuple[MethodScore, ...]
+    """One per method, the baseline first."""
+
+    overlaps: tuple[Overlap, ...] = ()
+    """One per set of methods with at least one item of its own; together they are all items. Empty
+    for an average, and for scores other than right and wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods compared with the first of them, on each task and on average."""
+
+    methods: tuple[Method, ...]
+    """What is compared, the baseline first."""
+
+    tasks: tuple[TaskComparison, ...]
+    """The comparison on each task."""
+
+    average: TaskComparison | None
+    """That of the unweighted mean over tasks; `None` for a single task."""
+
+    num_tests: int
+    """Tests that Holm's correction accounts for: every difference in the comparison."""
+
+    @property
+    def rows(self) -> tuple[TaskComparison, ...]:
+        """The tasks, and their average if there is one."""
+        return self.tasks if self.average is None else (*self.tasks, self.average)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One method's scores on one task, and their resampled means."""
+
+    folders: tuple[Path, ...]
+    scores: Float[np.ndarray, "seeds items"]
+    resampled: Float[np.ndarray, " resamples"]
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    tasks: Sequence[str] | None = None,
+    metric: str | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare evaluated runs on the same items.
+
+    Args:
+        runs: Evaluations, or runs with one evaluation, each as its folder or as `NAME=RUN,RUN,…`.
+            Runs of the same name, or with the same label of their method, are one method with
+            several seeds. The first method is the baseline.
+        tasks: Tasks to compare; `None` takes all tasks of the runs.
+        metric: Metric of all tasks, as `load_outcomes` takes it; `None` takes each task's own.
+        seed: Of the bootstraps' resamples.
+
+    Returns:
+        Means, intervals, differences from the baseline, and the overlap of solved items.
+
+    Raises:
+        ValueError: If two runs have different items or metrics, a method lacks a task, or the runs
+            of a method agree in their seed or differ in anything else.
+        OSError: If a folder holds no evaluation.
+    """
+    methods = read_methods(runs, tasks=tasks, metric=metric)
+    names = list(dict.fromkeys(tasks or _all_tasks(methods)))
+    rng = np.random.default_rng(seed)
+    drawn: dict[tuple[Path, ...], np.ndarray] = {}
+    rows, samples = [], []
+    for task in names:
+        chosen = choose_runs(methods, task)
+        samples.append(_resample(chosen, task, drawn, rng))
+        rows.append(_compare_task(task, chosen, samples[-1]))
+    if len(names) > 1:
+        rows.append(_compare_average(rows, samples))
+    p_values = [s.difference.p_value for row in rows for s in row.scores if s.difference]
+    adjusted = iter(holm(p_values))
+    rows = [
+        replace(row, scores=tuple(_adjust(score, adjusted) for score in row.scores)) for row in rows
+    ]
+    return Comparison(
+        methods=tuple(
+            Method(
+                label=label,
+                folders=tuple(run.folder for run in outcomes),
+                seeds=tuple(run.seed for run in outcomes),
+            )
+            for label, outcomes in methods.items()
+        ),
+        tasks=tuple(rows[: len(names)]),
+        average=rows[-1] if len(names) > 1 else None,
+        num_tests=len(p_values),
+    )
+
+
+def _all_tasks(methods: Mapping[str, Sequence[Outcomes]]) -> list[str]:
+    """List the tasks of all methods, each once, in the order in which they come."""
+    return [task for outcomes in methods.values() for run in outcomes for task in run.tasks]
+
+
+def _adjust(score: MethodScore, adjusted: Iterator[float]) -> MethodScore:
+    """Give a score with a difference the next adjusted p-value."""
+    return score if score.difference is None else replace(score, adjusted_p_value=next(adjusted))
+
+
+def _resample(
+    chosen: Mapping[str, Sequence[Outcomes]],
+    task: str,
+    drawn: dict[tuple[Path, ...], np.ndarray],
+    rng: np.random.Generator,
+) -> dict[str, _Sample]:
+    """Resample a task's items for all methods at once, and every method's seeds.
+
+    Where the same runs answer several tasks, `drawn` keeps their seeds together, since a lucky
+    seed is lucky on all of them.
+    """
+    items = list(next(iter(chosen.values()))[0].tasks[task].scores)
+    tables = {
+        label: np.array([[run.tasks[task].scores[item] for item in items] for run in outcomes])
+        for label, outcomes in chosen.items()
+    }
+    means = resample_items(np.concatenate(list(tables.values())), rng)
+    samples = {}
+    for label, table in tables.items():
+        own, means = np.split(means, [len(table)], axis=1)
+        folders = tuple(run.folder for run in chosen[label])
+        if folders not in drawn:
+            drawn[folders] = resample_seeds(len(table), rng)
+        samples[label] = _Sample(folders, table, average_seeds(own, drawn[folders]))
+    return samples
+
+
+def _compare_task(
+    task: str, chosen: Mapping[str, Sequence[Outcomes]], samples: Mapping[str, _Sample]
+) -> TaskComparison:
+    """Compare all methods with the first one on one task."""
+    baseline = next(iter(samples.values()))
+    scores = tuple(
+        MethodScore(
+            method=label,
+            mean=float(sample.scores.mean()),
+            interval=summarise_mean(sample.scores, sample.resampled),
+            num_seeds=len(sample.scores),
+            seed_means=tuple(sample.scores.mean(axis=1).tolist()),
+            difference=None
+            if sample is baseline
+            else summarise_difference(
+                baseline.scores, sample.scores, sample.resampled - baseline.resampled
+            ),
+        )
+        for label, sample in samples.items()
+    )
+    tables = {label: sample.scores for label, sample in samples.items()}
+    return TaskComparison(
+        task=task,
+        metric=next(iter(chosen.values()))[0].tasks[task].metric,
+        num_items=baseline.scores.shape[1],
+        scores=scores,
+        overlaps=count_overlaps(tables) if all(map(is_binary, tables.values())) else (),
+    )
+
+
+def _compare_average(
+    rows: Sequence[TaskComparison], samples: Sequence[Mapping[str, _Sample]]
+) -> TaskComparison:
+    """Compare all methods with the first one on the unweighted mean over tasks."""
+    scores: list[MethodScore] = []
+    baseline = next(iter(samples[0]))
+    fewest, total = min(row.num_items for row in rows), sum(row.num_items for row in rows)
+    resampled = {
+        label: np.mean([task[label].resampled for task in samples], axis=0) for label in samples[0]
+    }
+    for number, label in enumerate(samples[0]):
+        parts = [row.scores[number] for row in rows]
+        mean = float(np.mean([part.mean for part in parts]))
+        difference = None
+        if label != baseline:
+            changes = resampled[label] - resampled[baseline]
+            estimate = float(np.mean([p.difference.estimate for p in parts if p.difference]))
+            difference = PairedDifference(
+                estimate=estimate,
+                interval=bootstrap_interval(changes, estimate, num_items=fewest, lowest=-1),
+                p_value=bootstrap_p_value(changes, num_items=total),
+                test="bootstrap",
+            )
+        together = len({task[label].folders for task in samples}) == 1
+        scores.append(
+            MethodScore(
+                method=label,
+                mean=mean,
+                interval=bootstrap_interval(resampled[label], mean, num_items=fewest, lowest=0),
+                num_seeds=min(part.num_seeds for part in parts),
+                seed_means=tuple(np.mean([p.seed_means for p in parts], axis=0).tolist())
+                if together
+                else (),
+                difference=difference,
+            )
+        )
+    metrics = ", ".join(dict.fromkeys(row.metric for row in rows))
+    return TaskComparison(task=AVERAGE, metric=metrics, num_items=total, scores=tuple(scores))

@@ -1,0 +1,296 @@
+"""A comparison as text for the terminal, Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic_core import to_jsonable_python
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from depthmix.comparison.comparison import Comparison, MethodScore, TaskComparison
+from depthmix.evaluation.resampling import NUM_RESAMPLES
+from depthmix.evaluation.statistics import Interval
+
+FILE_STEM = "comparison"
+
+LATEX_ESCAPES = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+)
+MARKDOWN_ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_|<>[]~&$"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells of plain text, before any markup."""
+
+    header: tuple[str, ...]
+    """Names of the columns."""
+
+    align: tuple[Literal["left", "right"], ...]
+    """Side on which each column is flush; `right` for numbers."""
+
+    groups: tuple[tuple[tuple[str, ...], ...], ...]
+    """Rows, in groups that belong together."""
+
+
+def score_table(comparison: Comparison) -> Table:
+    """Lay out each method's score on each task, and its difference from the baseline."""
+    return Table(
+        header=(
+            *("task", "items", "method", "seeds", "score, % (95 %)"),
+            *("difference, points (95 %)", "p", "p (Holm)"),
+        ),
+        align=("left", "right", "left", *("right",) * 5),
+        groups=tuple(
+            tuple(
+                (
+                    *((row.task, f"{row.num_items:,}") if score is row.scores[0] else ("", "")),
+                    *_score_cells(score),
+                )
+                for score in row.scores
+            )
+            for row in comparison.rows
+        ),
+    )
+
+
+def overlap_table(comparison: Comparison) -> Table | None:
+    """Lay out how many items each set of methods solves and the others do not.
+
+    Args:
+        comparison: Of any number of methods.
+
+    Returns:
+        The table; `None` if no task has right and wrong answers, or there is only one method.
+    """
+    tasks = [row for row in comparison.tasks if row.overlaps]
+    if not tasks or len(comparison.methods) == 1:
+        return None
+    return Table(
+        header=("task", "solved by these methods alone", "items", "%"),
+        align=("left", "left", "right", "right"),
+        groups=tuple(
+            tuple(
+                (
+                    row.task if overlap is row.overlaps[0] else "",
+                    "; ".join(overlap.methods) or "none",
+                    f"{overlap.num_items:,}",
+                    _percent(overlap.num_items / row.num_items),
+                )
+                for overlap in row.overlaps
+            )
+            for row in tasks
+        ),
+    )
+
+
+def notes(comparison: Comparison) -> tuple[str, ...]:
+    """Say in sentences how the numbers were made and what they cannot say."""
+    scores = [score for row in comparison.rows for score in row.scores]
+    single = list(dict.fromkeys(score.method for score in scores if score.num_seeds == 1))
+    several = any(score.num_seeds > 1 for score in scores)
+    sentences = [
+        f"Metrics: {'; '.join(f'{row.task} {row.metric}' for row in comparison.tasks)}.",
+        "Intervals are at 95 %: Wilson's for the right and wrong answers of one seed, percentiles "
+        f"of {NUM_RESAMPLES:,} bootstrap resamples otherwise.",
+    ]
+    if comparison.num_tests:
+        sentences += [
+            f"Differences are from {comparison.methods[0].label}, on the same items; p is "
+            "McNemar's exact test where both have one seed of right and wrong answers, the "
+            "bootstrap's otherwise.",
+            f"p (Holm) is corrected for all {comparison.num_tests} comparisons in the table."
+            if comparison.num_tests > 1
+            else "There is one comparison, and nothing to correct for.",
+        ]
+    if several:
+        sentences.append(
+            "With several seeds, seeds and items are resampled, and an item counts as solved if "
+            "more than half of the seeds solve it."
+        )
+    if single:
+        sentences.append(
+            f"One seed means one seed: for {', '.join(single)}, nothing here says what another "
+            "training seed would give."
+        )
+    if comparison.average is not None:
+        sentences.append("The average gives each task the same weight.")
+    return tuple(sentences)
+
+
+def to_text(comparison: Comparison) -> str:
+    """Write the tables and notes for a terminal."""
+    # Wide enough for any table: how a line is cut is the terminal's business.
+    console = Console(file=io.StringIO(), width=1000, color_system=None)
+    with console.capture() as capture:
+        for table in _tables(comparison):
+            shown = RichTable(box=SIMPLE, show_edge=False)
+            for name, side in zip(table.header, table.align, strict=True):
+                shown.add_column(Text(name), justify=side)
+            for group in table.groups:
+                for row in group:
+                    shown.add_row(*map(Text, row))
+                shown.add_section()
+            console.print(shown)
+            console.print()
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return "\n".join([*lines, *notes(comparison)])
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """Write the tables and notes as Markdown."""
+    parts = []
+    for table in _tables(comparison):
+        rules = ["---:" if side == "right" else "---" for side in table.align]
+        rows = [row for group in table.groups for row in group]
+        cells = [[cell.translate(MARKDOWN_ESCAPES) for cell in row] for row in rows]
+        lines = [table.header, rules, *cells]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    parts += [note.translate(MARKDOWN_ESCAPES) for note in notes(comparison)]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(comparison: Comparison) -> str:
+    r"""Write the tables and notes as LaTeX, with the rules of booktabs, to `\input` somewhere."""
+    parts = [r"% Needs \usepackage{booktabs}."]
+    for table in _tables(comparison):
+        columns = "".join(side[0] for side in table.align)
+        groups = [
+            "\n".join(_latex_row(row, table.align) for row in group) for group in table.groups
+        ]
+        header = " & ".join(name.translate(LATEX_ESCAPES) for name in table.header)
+        body = "\n\\addlinespace\n".join(groups)
+        parts.append(
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{header} \\\\\n\\midrule\n"
+            f"{body}\n\\bottomrule\n\\end{{tabular}}\n"
+        )
+    sentences = " ".join(notes(comparison)).translate(LATEX_ESCAPES)
+    return "\n".join([*parts, f"{{\\footnotesize {sentences}\\par}}"]) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Write one line per task and method, with all digits; scores are from 0 to 1."""
+    file = io.StringIO()
+    lines = [_csv_line(row, score) for row in comparison.rows for score in row.scores]
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def to_json(comparison: Comparison) -> str:
+    """Write everything that a comparison holds, and the notes."""
+    content = asdict(comparison) | {"notes": notes(comparison)}
+    return json.dumps(to_jsonable_python(content), indent=2, ensure_ascii=False) + "\n"
+
+
+WRITERS = {".json": to_json, ".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
+
+
+def write_tables(
+    comparison: Comparison, directory: Path, *, overwrite: bool = False
+) -> tuple[Path, ...]:
+    """Write a comparison as JSON, CSV, Markdown and LaTeX.
+
+    Args:
+        comparison: What `compare` returned.
+        directory: Folder for the four files; made if missing.
+        overwrite: Replace files of an earlier comparison.
+
+    Returns:
+        The written files.
+
+    Raises:
+        FileExistsError: If one of the files exists and may not be replaced; none is written then.
+    """
+    paths = {suffix: directory / f"{FILE_STEM}{suffix}" for suffix in WRITERS}
+    if not overwrite and (existing := [str(path) for path in paths.values() if path.exists()]):
+        raise FileExistsError(
+            f"`output` must not hold an earlier comparison, and {', '.join(existing)} exists; "
+            "choose another folder, or replace it with `--overwrite`."
+        )
+    texts = {suffix: write(comparison) for suffix, write in WRITERS.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    for suffix, path in paths.items():
+        path.write_text(texts[suffix], "utf-8")
+    return tuple(paths.values())
+
+
+def _tables(comparison: Comparison) -> list[Table]:
+    """List the tables that there are."""
+    overlaps = overlap_table(comparison)
+    return [score_table(comparison), *([overlaps] if overlaps else [])]
+
+
+def _score_cells(score: MethodScore) -> tuple[str, ...]:
+    """Write one method's numbers, in percent and percentage points."""
+    cells = (
+        score.method,
+        str(score.num_seeds),
+        f"{_percent(score.mean)} ({_ends(score.interval)})",
+    )
+    if score.difference is None or score.adjusted_p_value is None:
+        return (*cells, "-", "-", "-")
+    difference = score.difference
+    return (
+        *cells,
+        f"{_percent(difference.estimate, '+')} ({_ends(difference.interval, '+')})",
+        _p_value(difference.p_value),
+        _p_value(score.adjusted_p_value),
+    )
+
+
+def _percent(share: float, sign: str = "") -> str:
+    """Write a share in percent, and zero without a minus."""
+    return f"{round(100 * share, 1) + 0.0:{sign}.1f}"
+
+
+def _ends(interval: Interval, sign: str = "") -> str:
+    """Write an interval in percent."""
+    return f"{_percent(interval.low, sign)} to {_percent(interval.high, sign)}"
+
+
+def _p_value(p_value: float) -> str:
+    """Write a p-value to three digits after the point."""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _latex_row(row: tuple[str, ...], align: tuple[str, ...]) -> str:
+    """Write a row, with true minus signs in columns of numbers."""
+    cells = [cell.translate(LATEX_ESCAPES) for cell in row]
+    cells = [
+        re.sub(r"-(?=\d)", "$-$", cell) if side == "right" else cell
+        for cell, side in zip(cells, align, strict=True)
+    ]
+    return f"{' & '.join(cells)} \\\\"
+
+
+def _csv_line(row: TaskComparison, score: MethodScore) -> dict[str, str | int | float | None]:
+    """Name the numbers of one method on one task."""
+    line = {
+        "task": row.task,
+        "metric": row.metric,
+        "items": row.num_items,
+        "method": score.method,
+        "seeds": score.num_seeds,
+        "score": score.mean,
+        "score_low": score.interval.low,
+        "score_high": score.interval.high,
+    }
+    names = ("difference", "difference_low", "difference_high", "test", "p", "p_holm")
+    if score.difference is None:
+        return line | dict.fromkeys(names)
+    d = score.difference
+    values = (d.estimate, d.interval.low, d.interval.high, d.test, d.p_value)
+    return line | dict(zip(names, (*values, score.adjusted_p_value), strict=True))

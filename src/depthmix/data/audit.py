@@ -1,0 +1,288 @@
+"""Which training records ask a question that is in a test set."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from depthmix.data.catalog import CATALOG, describe, is_at_hand, load_split
+from depthmix.data.questions import Record, question_stems, same_letters, same_words
+from depthmix.data.records import load_records
+from depthmix.data.schemas import read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Questions:
+    """The questions of each record of a set, as they are compared."""
+
+    words: Sequence[frozenset[str]]
+    letters: Sequence[frozenset[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leak:
+    """What a training set shares with one test set; records are numbered from 0."""
+
+    test: str
+    """Name of the test set."""
+
+    num_questions: int
+    """Records of the test set."""
+
+    same_words: tuple[int, ...]
+    """Training records whose question is there after lower-casing and collapsing white space."""
+
+    same_letters: tuple[int, ...]
+    """These, and those found after also dropping all but letters and digits, which catches
+    tokenised copies."""
+
+    covered: tuple[int, ...]
+    """Test records that are so exposed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    """What a training set shares with test sets."""
+
+    train: str
+    """The training set, as it was asked for."""
+
+    num_records: int
+    """Records of the training set."""
+
+    leaks: tuple[Leak, ...]
+    """One for each test set, in the order asked for."""
+
+    @property
+    def leaking(self) -> tuple[int, ...]:
+        """Training records, from 0, whose question is in any of the test sets."""
+        return tuple(sorted({record for leak in self.leaks for record in leak.same_letters}))
+
+    def __str__(self) -> str:
+        """Lay the counts out as a table; test sets that share nothing are only counted."""
+        rows = [["test set", "questions", "same words", "same letters", "covered"]]
+        for leak in self.leaks:
+            if leak.same_letters:
+                shared = map(len, (leak.same_words, leak.same_letters, leak.covered))
+                rows.append([leak.test, *(f"{n:,}" for n in (leak.num_questions, *shared))])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for name, *counts in rows[: len(rows) if len(rows) > 1 else 0]:
+            cells = [count.rjust(width) for count, width in zip(counts, widths[1:], strict=True)]
+            lines.append("  ".join([name.ljust(widths[0]), *cells]))
+        num_clean, num_leaking = len(self.leaks) - len(rows) + 1, len(self.leaking)
+        lines.append(
+            f"{num_leaking:,} of {self.num_records:,} records leak, "
+            f"{self.num_records - num_leaking:,} are left; {num_clean} of {len(self.leaks)} test "
+            "sets share no question."
+        )
+        return "\n".join(lines)
+
+
+def find_leaks(train: Sequence[Record], test: Sequence[Record], *, name: str = "test") -> Leak:
+    """Find the training records whose question is in a test set.
+
+    Args:
+        train: Training records, of any form that `question_stems` takes.
+        test: Test records, likewise.
+        name: Name of the test set, for the result.
+
+    Returns:
+        The records on both sides.
+
+    Raises:
+        ValueError: If a record holds no question.
+    """
+    return _compare(_read_questions(train), test, name)
+
+
+def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = None) -> AuditResult:
+    """Compare a training set with test sets, question by question.
+
+    Args:
+        train: Path of a JSON, JSONL, CSV, TSV or Parquet file, or name of a data set, of which the
+            split `train` is taken; `alpaca:validation` names another one.
+        tests: The same, but for the split `test`; `all` stands for every named test set at hand.
+        data_dir: Local folder of the named data sets, as for `catalog.load_split`.
+
+    Returns:
+        What it shares with each.
+
+    Raises:
+        ValueError: If there is no test set, or a file or data set is not what it should be.
+        OSError: If there is no such file, or data are neither at hand nor to be had.
+    """
+    names = []
+    for test in tests:
+        names += named_test_sets(data_dir=data_dir) if test == "all" else [test]
+    if not names:
+        raise ValueError(
+            "`tests` must name at least one test set, and none is at hand; name a folder by "
+            "`data_dir` or the environment variable DEPTHMIX_DATA."
+        )
+    records = read_source(train, "train", data_dir=data_dir)
+    asked = _read_questions(records)
+    leaks = [
+        _compare(asked, read_source(name, "test", data_dir=data_dir), name)
+        for name in dict.fromkeys(names)
+    ]
+    return AuditResult(train=train, num_records=len(records), leaks=tuple(leaks))
+
+
+def named_test_sets(*, data_dir: str | Path | None = None) -> list[str]:
+    """List the named test sets that can be read without a download.
+
+    Args:
+        data_dir: As for `catalog.load_split`.
+
+    Returns:
+        Names as `audit` takes them; HellaSwag's second sample is one of its own.
+    """
+    candidates = [
+        (name, "test", name)
+        for name, data_set in CATALOG.items()
+        if "test" in data_set.splits or "test" in data_set.aliases
+    ]
+    candidates.append(("hellaswag", "further", "hellaswag:further"))
+    return [
+        listed for name, split, listed in candidates if is_at_hand(name, split, data_dir=data_dir)
+    ]
+
+
+def read_source(source: str, split: str, *, data_dir: str | Path | None = None) -> Sequence[Record]:
+    """Read what `audit` compares: a file as it is, or a named data set in its schema.
+
+    Args:
+        source: Path, name, or name and split with a colon between; an existing file wins.
+        split: Split of a named data set where `source` names none.
+        data_dir: As for `catalog.load_split`.
+
+    Returns:
+        The records.
+
+    Raises:
+        ValueError: As for `audit`.
+        OSError: As for `audit`.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".tsv" and path.is_file():
+        return read_rows(path)
+    if path.is_file() or "/" in source:
+        return load_records(source, split=split)
+    name, _, named_split = source.partition(":")
+    return load_split(describe(name).name, named_split or split, data_dir=data_dir)
+
+
+def write_rest(result: AuditResult, path: Path, *, data_dir: str | Path | None = None) -> int:
+    """Write the training records that leak into no test set, ready to train on.
+
+    Args:
+        result: An audit.
+        path: New JSONL file. Records of a named data set are written as instructions, those of a
+            file as they are.
+        data_dir: As for `audit`.
+
+    Returns:
+        Number of records written.
+
+    Raises:
+        FileExistsError: If there is such a file.
+        ValueError: If the records cannot be trained on.
+    """
+    name, _, split = result.train.partition(":")
+    if name not in CATALOG or Path(result.train).is_file():
+        name, split = result.train, ""
+    records = load_records(name, split=split or "train", data_dir=data_dir)
+    leaking = set(result.leaking)
+    rest = [record for number, record in enumerate(records) if number not in leaking]
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in rest)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"`drop` must be a new file, and {path} exists; choose another name."
+        ) from error
+    return len(rest)
+
+
+def list_leaks(result: AuditResult, *, data_dir: str | Path | None = None) -> list[str]:
+    """Say of each leaking record where it leaks, and what it asks.
+
+    Args:
+        result: An audit.
+        data_dir: As for `audit`.
+
+    Returns:
+        One line per record, with its number from 0.
+    """
+    records = read_source(result.train, "train", data_dir=data_dir)
+    lines = []
+    for number in result.leaking:
+        tests = [leak.test for leak in result.leaks if number in leak.same_letters]
+        question = same_words(question_stems(records[number])[0])
+        lines.append(f"{number} ({', '.join(tests)}): {question:.100}")
+    return lines
+
+
+def warn_of_leaks(records: Sequence[Record], source: str, evaluation: str | None) -> None:
+    """Warn if training records are in the run's own evaluation, or in a test set at hand.
+
+    Nothing is downloaded. A named test set that cannot be read is named in the warning.
+
+    Args:
+        records: Training records.
+        source: Where they come from, for the message.
+        evaluation: Source of the evaluation records, if there are any.
+    """
+    asked = _read_questions(records)
+    tests: dict[str, Sequence[Record]] = {}
+    if evaluation is not None:
+        tests[evaluation] = load_records(evaluation, split="test")
+    for name in named_test_sets():
+        try:
+            tests[name] = read_source(name, "test")
+        except ValueError as error:
+            warnings.warn(f"Leaks into {name} could not be looked for: {error}", stacklevel=2)
+    found = [leak for name, test in tests.items() if (leak := _compare(asked, test, name)).covered]
+    if not found:
+        return
+    num_leaking = len({record for leak in found for record in leak.same_letters})
+    counts = ", ".join(f"{len(leak.same_letters):,} {leak.test}" for leak in found)
+    names = " ".join(leak.test for leak in found)
+    warnings.warn(
+        f"{num_leaking:,} of {len(records):,} training records ask a question of a test set "
+        f"({counts}), so scores there will be too high; `depthmix audit {source} {names} --drop "
+        "rest.jsonl` writes the others.",
+        stacklevel=2,
+    )
+
+
+def _read_questions(records: Sequence[Record]) -> _Questions:
+    stems = list(map(question_stems, records))
+    return _Questions(
+        words=[frozenset(map(same_words, texts)) for texts in stems],
+        letters=[frozenset(map(same_letters, texts)) for texts in stems],
+    )
+
+
+def _compare(asked: _Questions, test: Sequence[Record], name: str) -> Leak:
+    tested = _read_questions(test)
+    by_words = _find_shared(asked.words, tested.words)
+    by_letters = _find_shared(asked.letters, tested.letters)
+    covered = _find_shared(tested.words, asked.words) | _find_shared(tested.letters, asked.letters)
+    return Leak(
+        test=name,
+        num_questions=len(test),
+        same_words=tuple(sorted(by_words)),
+        same_letters=tuple(sorted(by_words | by_letters)),
+        covered=tuple(sorted(covered)),
+    )
+
+
+def _find_shared(these: Sequence[frozenset[str]], those: Sequence[frozenset[str]]) -> set[int]:
+    """Number the records of which a question is also asked by the others."""
+    known = frozenset().union(*those) - {""}
+    return {number for number, texts in enumerate(these) if not known.isdisjoint(texts)}

@@ -1,0 +1,154 @@
+"""Training records from named data sets: instruction, input and output."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from depthmix.data.schemas import FORMS, LETTERS, Files, Records
+
+Record = Mapping[str, Any]
+
+CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
+"""What GSM8K's rationales hold for a calculator: `<<48/2=24>>`."""
+
+NUM_AQUA = 1000
+"""AQuA's records in MATH7K, as in the paper."""
+
+
+def mix_math7k(files: Files) -> Records:
+    """Build the closest to the paper's MATH7K that is public: GSM8K and AQuA, without MAWPS.
+
+    All of GSM8K's training set, then 1,000 of AQuA's 2,142 different training questions, drawn with
+    seed 0. The paper's mixture has ChatGPT's rationales; here they are the human ones.
+
+    Args:
+        files: Rows of GSM8K's training file, then of AQuA's.
+
+    Returns:
+        Records with `instruction`, `input` and `output`.
+    """
+    (gsm8k_path, gsm8k_rows), (aqua_path, aqua_rows) = files.items()
+    gsm8k = FORMS["gsm8k"]({gsm8k_path: gsm8k_rows})
+    aqua = {record["question"]: record for record in FORMS["aqua"]({aqua_path: aqua_rows})}
+    drawn = random.Random(0).sample(list(aqua.values()), NUM_AQUA)
+    return [from_gsm8k(record) for record in gsm8k] + [from_aqua(record) for record in drawn]
+
+
+def from_gsm8k(record: Record) -> dict[str, Any]:
+    """Take GSM8K's rationale without its calculator marks, and name the answer in words.
+
+    Args:
+        record: `question` and `answer`, which ends with `#### ` and the number.
+
+    Returns:
+        `instruction`, `input`, `output` and `answer`, the number.
+    """
+    rationale, number = record["answer"].rsplit("####", 1)
+    number = number.strip().replace(",", "")
+    steps = CALCULATOR_MARK.sub("", rationale).strip()
+    return _instruction(record["question"], _conclude(steps, number), number)
+
+
+def from_aqua(record: Record) -> dict[str, Any]:
+    """Put AQuA's options behind the question, and name the letter behind the rationale.
+
+    Args:
+        record: `question`, `options`, `answer` and perhaps `rationale`.
+
+    Returns:
+        `instruction`, `input`, `output` and `answer`, the letter.
+    """
+    options = zip(LETTERS, record["options"], strict=True)
+    listed = " ".join(f"({letter}) {option}" for letter, option in options)
+    instruction = f"{record['question']} Answer Choices: {listed}"
+    steps = record.get("rationale", "").strip()
+    return _instruction(instruction, _conclude(steps, record["answer"]), record["answer"])
+
+
+def from_arithmetic(record: Record) -> dict[str, Any]:
+    """Answer a word problem by its equation, where there is one, and its number.
+
+    Args:
+        record: `question`, `answer` and perhaps `equation`, such as `X=((22.0-14.0)/4.0)`.
+
+    Returns:
+        `instruction`, `input`, `output` and `answer`, the number.
+    """
+    number = record["answer"].removesuffix(".0")
+    steps = ""
+    if "equation" in record:
+        steps = f"{record['equation'].removeprefix('X=')} = {number}."
+    return _instruction(record["question"], _conclude(steps, number), record["answer"])
+
+
+def from_choices(record: Record) -> dict[str, Any]:
+    """Answer LLM-Adapters' multiple choice as its training files do.
+
+    Args:
+        record: `instruction`, `choices` and `answerKey`.
+
+    Returns:
+        `instruction`, `input`, `output` and `answer`, such as `answer3`.
+    """
+    answer = f"answer{record['choices']['label'].index(record['answerKey']) + 1}"
+    return _instruction(record["instruction"], f"the correct answer is {answer}", answer)
+
+
+def from_boolq(record: Record) -> dict[str, Any]:
+    """Answer LLM-Adapters' question of yes or no as its training file does.
+
+    Args:
+        record: `instruction` and `label`.
+
+    Returns:
+        `instruction`, `input`, `output` and `answer`, `true` or `false`.
+    """
+    answer = "true" if record["label"] else "false"
+    return _instruction(record["instruction"], f"the correct answer is {answer}", answer)
+
+
+def from_hellaswag(record: Record) -> dict[str, Any]:
+    """Ask for an ending in the manner of LLM-Adapters.
+
+    Args:
+        record: `ctx`, `endings`, `label` and perhaps an `activity_label`.
+
+    Returns:
+        `instruction`, `input`, `output` and `answer`, such as `ending3`.
+    """
+    start = f"{record['activity_label']}: {record['ctx']}".removeprefix(": ")
+    listed = " ".join(
+        f"Ending{number}: {ending}" for number, ending in enumerate(record["endings"], start=1)
+    )
+    instruction = (
+        f"Please choose the correct ending to complete the given sentence: {start}\n\n{listed}\n\n"
+        "Answer format: ending1/ending2/ending3/ending4"
+    )
+    answer = f"ending{record['label'] + 1}"
+    return _instruction(instruction, f"the correct answer is {answer}", answer)
+
+
+def _conclude(steps: str, answer: str) -> str:
+    return f"{steps}\nThe answer is {answer}.".lstrip()
+
+
+def _instruction(instruction: str, output: str, answer: str) -> dict[str, Any]:
+    return {"instruction": instruction, "input": "", "output": output, "answer": answer}
+
+
+INSTRUCTIONS: dict[str, Callable[[Record], dict[str, Any]]] = {
+    "alpaca": dict,
+    "aqua": from_aqua,
+    "arc": from_choices,
+    "arithmetic": from_arithmetic,
+    "boolq": from_boolq,
+    "gsm8k": from_gsm8k,
+    "hellaswag": from_hellaswag,
+    "math7k": dict,
+    "math_10k": dict,
+    "openbookqa": from_choices,
+}
+"""From a record in the schema of a form to an instruction; forms not named are not to train on."""

@@ -1,0 +1,112 @@
+"""Records from a file, from a named data set or from the hub."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from pyarrow import ArrowException, parquet
+
+from depthmix.data.catalog import CATALOG, load_split
+from depthmix.data.instructions import INSTRUCTIONS
+
+
+def load_records(
+    source: str,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Read records from a JSON, JSONL, CSV or Parquet file, a named data set, or the hub.
+
+    Args:
+        source: Path of a file, name of a data set of the catalogue, or id of one on the hub; the
+            first that there is, in this order. Named data sets become instructions.
+        split: Split of a data set; files have none.
+        limit: Read this many from the start; `None` reads all.
+        data_dir: Local folder of named data sets; `None` takes the environment variable
+            DEPTHMIX_DATA, if set.
+
+    Returns:
+        The records, at least one.
+
+    Raises:
+        ValueError: If there is no record, the file cannot be parsed, or the named data set is not
+            what the catalogue says, has no such split or cannot be trained on.
+        OSError: If there is no such file or data set.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(
+            f"`data.limit` must be at least 1, got {limit}; leave it out to use all records."
+        )
+    path = Path(source).expanduser()
+    if path.is_file():
+        try:
+            records = _read_file(path, limit)
+        except (ValueError, ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"`data` cannot be read from {path}: {reason}") from error
+    elif source in CATALOG:
+        records = _read_named(source, split, data_dir)[:limit]
+    else:
+        records = _read_hub(source, split, limit)
+    if not records:
+        raise ValueError(f"`data` must hold at least one record, and {source} is empty.")
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, Mapping):
+            raise ValueError(
+                f"`data` must be a list of objects with named fields, and record {number} of "
+                f"{source} is {record!r:.80}."
+            )
+    return records
+
+
+def _read_file(path: Path, limit: int | None) -> list[Any]:
+    """Read a file by its suffix."""
+    if path.suffix == ".parquet":
+        return parquet.read_table(path).slice(length=limit).to_pylist()
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".json":
+            records = json.load(file)
+            if not isinstance(records, list):
+                raise ValueError(f"a JSON file must be a list of records, not {type(records)}.")
+            return records[:limit]
+        if path.suffix == ".csv":
+            return list(islice(csv.DictReader(file), limit))
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in islice(filter(str.strip, file), limit)]
+    raise ValueError(f"its ending must be .json, .jsonl, .csv or .parquet, not {path.suffix!r}.")
+
+
+def _read_named(name: str, split: str, data_dir: str | Path | None) -> list[dict[str, Any]]:
+    """Read a data set of the catalogue as instructions."""
+    data_set = CATALOG[name]
+    if not data_set.trainable:
+        raise ValueError(
+            f"`data` must be records that can be written as instructions, and {name} is a "
+            "benchmark only; leave it to the evaluation."
+        )
+    return [
+        INSTRUCTIONS[data_set.form](record) for record in load_split(name, split, data_dir=data_dir)
+    ]
+
+
+def _read_hub(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
+    """Read a data set of the hub, or of its cache."""
+    if Path(source).suffix in (".json", ".jsonl", ".csv", ".parquet"):
+        raise FileNotFoundError(f"`data` must be an existing file, and there is none at {source}.")
+    try:
+        dataset = datasets.load_dataset(source, split=split)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise OSError(
+            f"Cannot find data `{source}`: it is no local file and no named data set, and the hub "
+            "has none of that name or could not be reached; pass the path of a JSON, JSONL, CSV or "
+            "Parquet file."
+        ) from error
+    return [dict(record) for record in islice(dataset, limit)]

@@ -1,0 +1,1 @@
+"""Generation that runs layers only when they are needed."""

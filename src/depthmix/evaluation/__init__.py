@@ -1,0 +1,1 @@
+"""How good a model is: benchmarks by lm-eval, answers, judges, statistics."""

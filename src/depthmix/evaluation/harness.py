@@ -1,0 +1,288 @@
+"""Benchmarks by lm-eval: named data sets and own records, on any model and at any depth."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from depthmix.data.catalog import load_split, name_source
+from depthmix.evaluation.folder import EvaluationFolder
+from depthmix.evaluation.mt_bench import TASK as MT_BENCH
+from depthmix.evaluation.mt_bench import evaluate_mt_bench
+from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
+from depthmix.evaluation.provenance import describe_model
+from depthmix.evaluation.tasks import main_metric, records_config, task_config
+from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
+from depthmix.models import find_base, load_model, load_tokenizer
+from depthmix.readout import reading_out
+from depthmix.run_config import ModelSection
+
+JUDGED = {"mt_bench": evaluate_mt_bench, "truthfulqa_judged": evaluate_truthfulqa}
+"""How each judged benchmark is run."""
+
+DATA_SETS = {"truthfulqa_judged": "truthfulqa", "truthfulqa_gen": "truthfulqa"}
+"""Data sets of tasks that are not called after theirs."""
+
+POOLED = ("mmlu_stem",)
+"""Data sets whose tasks are parts of one test, counted together."""
+
+OWN_RECORDS = "records"
+"""Name of the task of the user's own records."""
+
+SETTINGS = ("protocol", "layer", "limit", "num_fewshot")
+"""Fields of a plan that determine every result."""
+
+
+def evaluate(
+    section: ModelSection,
+    plan: EvaluationPlan,
+    *,
+    output_dir: Path | str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Measure a model on benchmarks, and keep results and samples in a folder.
+
+    An interrupted evaluation goes on where it stopped when it is started again; what is finished is
+    not run again. The results do not depend on where it was interrupted.
+
+    Args:
+        section: The model; its `name` may be the folder of an adapter or of a run.
+        plan: What to measure.
+        output_dir: Folder of results; `None` takes `default_output`.
+        overwrite: Begin anew where the folder holds an evaluation with other settings.
+
+    Returns:
+        lm-eval's results without the samples, and under `depthmix` what was measured: model,
+        method, protocol, layer, seed, and for each task its data and its main metric.
+
+    Raises:
+        ValueError: If a task, an option or the layer does not fit.
+        OSError: If the model or data cannot be found.
+        FileExistsError: If the folder holds something else.
+        RuntimeError: If lm-eval is not installed.
+    """
+    configs = list(_plan_tasks(plan))
+    settings = describe_model(section)
+    settings |= {name: getattr(plan, name) for name in SETTINGS}
+    settings["evaluation_seed"] = plan.seed
+    folder = EvaluationFolder(
+        Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
+    )
+    missing = [name for name, _ in configs if not folder.is_finished(name)]
+    if not missing:
+        return folder.results
+    tokenizer, model = load_tokenizer(section), load_model(section)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    model = model.to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
+    with reading_out(model, plan.layer):
+        for name, tasks in configs:
+            if name not in missing:
+                continue
+            started = time.monotonic()
+            if name in JUDGED:
+                outcome = _judge(name, model, tokenizer, plan, folder.path)
+            else:
+                outcome = score(model, tokenizer, tasks, plan=plan, cache=folder.cache)
+            metrics = (
+                JUDGED_METRICS
+                if name in JUDGED
+                else {task: main_metric(config) for task, config in outcome["configs"].items()}
+            )
+            facts = {
+                "data": {name: _describe_data(name, plan)},
+                "main_metric": {task: metrics[task] for task in outcome["configs"]},
+                "highest_score": {name: 10.0} if name == MT_BENCH else {},
+                "seconds": time.monotonic() - started,
+            }
+            if name in POOLED:
+                outcome["group_subtasks"] = {name: list(outcome["configs"])}
+            folder.add(name, outcome, facts)
+    return folder.results
+
+
+def score(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[dict[str, Any]],
+    *,
+    plan: EvaluationPlan,
+    cache: str | None = None,
+) -> dict[str, Any]:
+    """Run lm-eval's harness on a model in memory.
+
+    Args:
+        model: Decoder in evaluation mode, on the device where it is to run.
+        tokenizer: Its tokenizer.
+        tasks: Configurations of tasks, as `depthmix.evaluation.tasks` makes them.
+        plan: Limit, number of examples, batch size and seed.
+        cache: Beginning of the path of the file in which every answered request is kept; `None`
+            keeps none.
+
+    Returns:
+        What `lm_eval.simple_evaluate` returns, with samples.
+
+    Raises:
+        RuntimeError: If lm-eval is not installed.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        from depthmix.evaluation.harness_model import HarnessModel
+    except ImportError as error:
+        raise RuntimeError(
+            "Benchmarks need lm-eval, which is not installed: run `pip install depthmix[eval]`."
+        ) from error
+    # It warns of things that we do on purpose, once for every task.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # In a dict, since lm-eval's annotations are narrower than what it takes.
+    options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer}
+    language_model = HarnessModel(**options, batch_size=plan.batch_size, softmax_dtype="float32")
+    seeds = {f"{name}_seed": plan.seed for name in ("random", "numpy_random", "torch_random")}
+    outcome = simple_evaluate(
+        model=language_model,
+        tasks=list(tasks),
+        task_manager=TaskManager(include_defaults=False),
+        limit=plan.limit,
+        use_cache=cache,
+        bootstrap_iters=0,  # intervals are made from the samples
+        fewshot_random_seed=plan.seed,
+        **seeds,
+    )
+    assert outcome is not None  # only other ranks get nothing
+    return dict(outcome)
+
+
+def evaluate_all(
+    names: Sequence[str],
+    plan: EvaluationPlan,
+    *,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> Iterator[Path]:
+    """Measure several models one after the other.
+
+    Args:
+        names: Models as `model.name` takes them, runs, or folders of runs.
+        plan: What to measure.
+        dtype: Type of the weights in memory.
+        output: Folder of results, with a folder inside for each of several models; `None` takes
+            each model's `default_output`.
+        overwrite: Begin anew where a folder holds an evaluation with other settings.
+
+    Yields:
+        The folder of each evaluation, as soon as it is finished.
+
+    Raises:
+        ValueError: As `evaluate`, and if two models would share a folder.
+    """
+    sections = [
+        found for name in names for found in find_models(ModelSection(name=name, dtype=dtype))
+    ]
+    folders = [default_output(section, plan) for section in sections]
+    if output is not None:
+        inner = [output / Path(section.name).expanduser().resolve().name for section in sections]
+        folders = inner if len(sections) > 1 else [output]
+    if len(set(folders)) < len(folders):
+        raise ValueError(
+            "`models` must have different names, since each has its folder of results, got "
+            f"{', '.join(section.name for section in sections)}; evaluate them one by one with "
+            "`--output`."
+        )
+    for section, folder in zip(sections, folders, strict=True):
+        evaluate(section, plan, output_dir=folder, overwrite=overwrite)
+        yield folder
+
+
+def find_models(section: ModelSection) -> list[ModelSection]:
+    """List the models that a section stands for.
+
+    Args:
+        section: A model, a run, or a folder of runs as its `name`.
+
+    Returns:
+        The section itself, or one for each run in the folder, by name.
+    """
+    folder = Path(section.name).expanduser()
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return [section]
+    runs = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    return [replace(section, name=str(run)) for run in runs] or [section]
+
+
+def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
+    """Name the folder of an evaluation: inside a run, or below `evaluations` for other models.
+
+    Args:
+        section: The model.
+        plan: What to measure.
+
+    Returns:
+        `RUN/evaluation/PROTOCOL`, with the layer where it is not the ensemble that answers.
+    """
+    name = plan.protocol if plan.layer == "ensemble" else f"{plan.protocol}-layer-{plan.layer}"
+    adapter = find_base(section).adapter
+    if adapter is not None:
+        return Path(adapter).expanduser() / "evaluation" / name
+    return Path("evaluations") / Path(section.name).name / name
+
+
+def _plan_tasks(plan: EvaluationPlan) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Configure every named set and the own records, before a model is loaded."""
+    for name in plan.names:
+        if name in JUDGED:
+            load_split(DATA_SETS.get(name, name), data_dir=plan.data_dir)
+            yield name, []
+        else:
+            yield (
+                name,
+                task_config(
+                    name,
+                    protocol=plan.protocol,
+                    num_fewshot=plan.num_fewshot,
+                    data_dir=plan.data_dir,
+                ),
+            )
+    if plan.records is not None:
+        yield OWN_RECORDS, records_config(plan.records, metric=plan.metric)
+
+
+def _judge(
+    name: str,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: EvaluationPlan,
+    folder: Path,
+) -> dict[str, Any]:
+    """Run a judged benchmark."""
+    assert plan.judge is not None  # the plan has checked it
+    judged = JUDGED[name](
+        model,
+        tokenizer,
+        judge=plan.judge,
+        output_dir=folder,
+        data_dir=Path(plan.data_dir) if plan.data_dir else None,
+        limit=plan.limit,
+        seed=plan.seed,
+    )
+    return judged.to_harness()
+
+
+def _describe_data(name: str, plan: EvaluationPlan) -> dict[str, Any]:
+    """Say where a task's records came from."""
+    if name == OWN_RECORDS:
+        return {"source": plan.records}
+    name = DATA_SETS.get(name, name)
+    return {
+        "source": name_source(name, data_dir=plan.data_dir),
+        "num_records": len(load_split(name, data_dir=plan.data_dir)),
+    }

@@ -1,0 +1,105 @@
+"""What to measure, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from depthmix.evaluation.judge import JudgeSection
+from depthmix.evaluation.tasks import TASKS
+from depthmix.options import build_section
+from depthmix.readout import Readout
+
+JUDGED_METRICS = {"mt_bench": "score,none", "truthfulqa_judged": "true_and_informative,none"}
+"""Benchmarks whose answers a judge rates, and the metric that heads a table of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What to measure, and how."""
+
+    tasks: tuple[str, ...] = ()
+    """Named data sets (`TASKS`), `mt_bench` or `truthfulqa_judged`; `all` stands for those that
+    need no judge."""
+
+    records: str | None = None
+    """File of the user's own records."""
+
+    metric: Literal["exact_match", "choices"] = "exact_match"
+    """How own records are judged: by a generated answer, or by the likeliest of given choices."""
+
+    protocol: Literal["default", "llm-adapters"] = "default"
+    """`default`: lm-eval's tasks, greedy and strict. `llm-adapters`: LLM-Adapters' prompt, beams
+    and rules, for comparison with published numbers."""
+
+    layer: Readout = "ensemble"
+    """Which depth answers: the ensemble, `final`, or the number of a late layer."""
+
+    data_dir: str | None = None
+    """Local folder of data sets; `None` takes DEPTHMIX_DATA, and else public sources."""
+
+    limit: int | None = None
+    """Items per task, from the start; `None` takes all."""
+
+    num_fewshot: int | None = None
+    """Examples in the prompt; `None` takes each task's own number."""
+
+    batch_size: int = 16
+    """Sequences that are run together."""
+
+    seed: int = 0
+    """Of few-shot examples and sampling."""
+
+    judge: JudgeSection | None = None
+    """Who rates answers; needed by `mt_bench` and `truthfulqa_judged` alone."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks and self.records is None:
+            raise ValueError(
+                "`tasks` must name at least one data set, or `records` a file of own ones; `all` "
+                "stands for all named sets."
+            )
+        if self.layer not in ("ensemble", "final") and not isinstance(self.layer, int):
+            raise ValueError(
+                f"`layer` must be `ensemble`, `final` or the number of a layer, got {self.layer!r}."
+            )
+        for name in ("limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.judge is None and (judged := set(JUDGED_METRICS) & set(self.tasks)):
+            raise ValueError(
+                f"`tasks` names {min(judged)}, whose answers a judge must rate; pass "
+                "`--judge.model` and, for another endpoint than OpenAI's, `--judge.base-url`."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The named sets, each once."""
+        every = TASKS[self.protocol]
+        named = [name for task in self.tasks for name in (every if task == "all" else [task])]
+        return tuple(dict.fromkeys(named))
+
+
+def read_plan(options: Mapping[str, Any]) -> EvaluationPlan:
+    """Read a plan from options as a command line gives them.
+
+    Args:
+        options: Values by field of `EvaluationPlan`; `tasks` with commas between them, `layer` as
+            text, `judge` as a mapping of texts or None.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If an option is unknown or does not fit.
+    """
+    options = dict(options)
+    tasks, judge, layer = (options.pop(name) for name in ("tasks", "judge", "layer"))
+    return EvaluationPlan(
+        tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
+        layer=int(layer) if layer.isdecimal() else layer,
+        judge=build_section("judge", judge, JudgeSection) if judge else None,
+        **options,
+    )
