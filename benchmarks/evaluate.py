@@ -89,7 +89,7 @@ def main() -> None:
     """Measure, compare, write."""
     arguments = parse_arguments(__doc__ or "", "evaluate")
     disable_progress_bar()
-    rounds, limit = 3, 200
+    rounds, limit = 3, 60
     if arguments.quick:
         rounds, limit = 2, 20
     if arguments.toy:

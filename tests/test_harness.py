@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from checkpoints import make_model, make_tokenizer, save_checkpoint
 from data_folder import small_data  # noqa: F401  (a fixture)
 from depthmix import MoDEConfig
 from depthmix.comparison.comparison import compare
+from depthmix.evaluation import mt_bench
+from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.harness import evaluate, evaluate_all, find_models
 from depthmix.evaluation.harness_model import HarnessModel
 from depthmix.evaluation.plan import EvaluationPlan, read_plan
@@ -227,6 +230,7 @@ def test_judged_benchmarks_are_evaluations_like_others(
 ):
     pytest.importorskip("openai")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(mt_bench, "MTBenchSection", partial(MTBenchSection, max_new_tokens=8))
     with serve(lambda _body, _number: Reply(content=reply)) as server:
         plan = EvaluationPlan(tasks=(task,), data_dir=str(small_data), judge=server.section())
         results = evaluate(section(model), plan, output_dir=tmp_path / "out")

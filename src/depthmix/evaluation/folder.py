@@ -75,9 +75,9 @@ class EvaluationFolder:
 
         Args:
             task: The named set.
-            outcome: What `lm_eval.simple_evaluate` returned for it.
+            outcome: What `lm_eval.evaluate` returned for it.
             facts: What we say of it: by task `data`, `main_metric` and, if it is not 1,
-                `highest_score`; and `seconds`.
+                `highest_score`; `packages` and `seconds`.
         """
         for name, samples in outcome.get("samples", {}).items():
             lines = [json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples]
@@ -90,6 +90,7 @@ class EvaluationFolder:
         ours = {**self.settings, **self.results.get("depthmix", {})}
         for key in ("data", "main_metric", "highest_score"):
             ours[key] = {**ours.get(key, {}), **facts[key]}
+        ours["packages"] = facts["packages"]
         ours["seconds"] = ours.get("seconds", 0.0) + facts["seconds"]
         self.results["depthmix"] = ours
         self._write(RESULTS_NAME, self.results)

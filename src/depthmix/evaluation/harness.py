@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from depthmix.data.catalog import load_split, name_source
 from depthmix.evaluation.folder import EvaluationFolder
@@ -36,6 +37,9 @@ POOLED = ("mmlu_stem",)
 
 OWN_RECORDS = "records"
 """Name of the task of the user's own records."""
+
+REPORTED_PACKAGES = ("depthmix", "lm-eval", "torch", "transformers", "peft")
+"""Packages whose versions stand in the results."""
 
 SETTINGS = ("protocol", "layer", "limit", "num_fewshot")
 """Fields of a plan that determine every result."""
@@ -100,6 +104,7 @@ def evaluate(
                 "data": {name: _describe_data(name, plan)},
                 "main_metric": {task: metrics[task] for task in outcome["configs"]},
                 "highest_score": {name: 10.0} if name == MT_BENCH else {},
+                "packages": {package: version(package) for package in REPORTED_PACKAGES},
                 "seconds": time.monotonic() - started,
             }
             if name in POOLED:
@@ -127,13 +132,14 @@ def score(
             keeps none.
 
     Returns:
-        What `lm_eval.simple_evaluate` returns, with samples.
+        What `lm_eval.evaluate` returns, with samples.
 
     Raises:
         RuntimeError: If lm-eval is not installed.
     """
     try:
-        from lm_eval import simple_evaluate
+        import lm_eval
+        from lm_eval.api.model import CachingLM
         from lm_eval.tasks import TaskManager
 
         from depthmix.evaluation.harness_model import HarnessModel
@@ -143,20 +149,19 @@ def score(
         ) from error
     # It warns of things that we do on purpose, once for every task.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    set_seed(plan.seed)
+    loaded = TaskManager(include_defaults=False).load(list(tasks))
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=plan.seed)
     # In a dict, since lm-eval's annotations are narrower than what it takes.
     options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer}
-    language_model = HarnessModel(**options, batch_size=plan.batch_size, softmax_dtype="float32")
-    seeds = {f"{name}_seed": plan.seed for name in ("random", "numpy_random", "torch_random")}
-    outcome = simple_evaluate(
-        model=language_model,
-        tasks=list(tasks),
-        task_manager=TaskManager(include_defaults=False),
-        limit=plan.limit,
-        use_cache=cache,
-        bootstrap_iters=0,  # intervals are made from the samples
-        fewshot_random_seed=plan.seed,
-        **seeds,
+    language_model: Any = HarnessModel(
+        **options, batch_size=plan.batch_size, softmax_dtype="float32"
     )
+    if cache is not None:
+        language_model = CachingLM(language_model, f"{cache}.db")
+    # Not `simple_evaluate`, which runs pip and git for each call; intervals are made from samples.
+    outcome = lm_eval.evaluate(language_model, loaded, limit=plan.limit, bootstrap_iters=0)
     assert outcome is not None  # only other ranks get nothing
     return dict(outcome)
 
