@@ -255,7 +255,14 @@ def quick_audit():
 
 
 @needs_data
-@pytest.mark.parametrize("path", TRAINING_FILES)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # Half a minute for all, since each call is checked against its annotations.
+        path if name == "mawps" else pytest.param(path, marks=pytest.mark.slow)
+        for path, name in TRAINING_FILES.items()
+    ],
+)
 def test_the_published_counts_are_reproduced(path, quick_audit):
     name = TRAINING_FILES[path]
     expected = tuple(json.loads((REAL / "leakage.json").read_text())[path])
@@ -273,6 +280,6 @@ def test_the_published_counts_are_reproduced(path, quick_audit):
 @needs_data
 def test_math7k_is_clean(quick_audit):
     assert not quick_audit("math7k", ["all"], data_dir=REAL).leaking
-    questions = {record["question"] for record in load_split("aqua", "train", data_dir=REAL)}
-    assert len(questions) == 2142
+    aqua = load_split("aqua", "train", data_dir=REAL)
+    assert len({same_letters(record["question"]) for record in aqua}) == 2142
     assert len(read_source("gsm8k", "train", data_dir=REAL)) == 7473

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from depthmix.data.questions import same_letters
 from depthmix.data.schemas import FORMS, LETTERS, Files, Records
 
 Record = Mapping[str, Any]
@@ -21,8 +22,8 @@ NUM_AQUA = 1000
 def mix_math7k(files: Files) -> Records:
     """Build the closest to the paper's MATH7K that is public: GSM8K and AQuA, without MAWPS.
 
-    All of GSM8K's training set, then 1,000 of AQuA's 2,142 different training questions, drawn with
-    seed 0. The paper's mixture has ChatGPT's rationales; here they are the human ones.
+    All of GSM8K's training set, then 1,000 of AQuA's 2,142 training questions that differ in letters
+    or digits, drawn with seed 0. The paper's mixture has ChatGPT's rationales; here they are the human ones.
 
     Args:
         files: Rows of GSM8K's training file, then of AQuA's.
@@ -32,7 +33,9 @@ def mix_math7k(files: Files) -> Records:
     """
     (gsm8k_path, gsm8k_rows), (aqua_path, aqua_rows) = files.items()
     gsm8k = FORMS["gsm8k"]({gsm8k_path: gsm8k_rows})
-    aqua = {record["question"]: record for record in FORMS["aqua"]({aqua_path: aqua_rows})}
+    aqua = {}
+    for record in FORMS["aqua"]({aqua_path: aqua_rows}):
+        aqua.setdefault(same_letters(record["question"]), record)
     drawn = random.Random(0).sample(list(aqua.values()), NUM_AQUA)
     return [from_gsm8k(record) for record in gsm8k] + [from_aqua(record) for record in drawn]
 
