@@ -22,8 +22,9 @@ NUM_AQUA = 1000
 def mix_math7k(files: Files) -> Records:
     """Build the closest to the paper's MATH7K that is public: GSM8K and AQuA, without MAWPS.
 
-    All of GSM8K's training set, then 1,000 of AQuA's 2,142 training questions that differ in letters
-    or digits, drawn with seed 0. The paper's mixture has ChatGPT's rationales; here they are the human ones.
+    All of GSM8K's training set, then 1,000 of AQuA's 2,142 training questions that differ in
+    letters or digits, drawn with seed 0. The paper's mixture has ChatGPT's rationales; here they
+    are the human ones.
 
     Args:
         files: Rows of GSM8K's training file, then of AQuA's.

@@ -53,7 +53,7 @@ class JudgedEvaluation:
     """What determines the outcome, in JSON's types; without the judge's key."""
 
     def to_harness(self) -> dict[str, Any]:
-        """Write the outcome as the dictionary that `lm_eval.simple_evaluate` returns.
+        """Write the outcome as the dictionary that `lm_eval.evaluate` returns.
 
         Returns:
             `results` (also with `<metric>_interval` and `<metric>_unrated`), `configs`, `versions`,
