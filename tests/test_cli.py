@@ -52,7 +52,8 @@ def run_file(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["train", "generate", "chat", "info"]),
+        (["--help"], ["train", "evaluate", "compare", "audit", "generate", "chat", "info"]),
+        (["evaluate", "--help"], ["llm-adapters", "--limit", "--judge", "OPENAI_API_KEY"]),
         (["train", "--help"], ["MoDEConfig", "SFTConfig", "--mode", "exact_match", "--preset"]),
         (["generate", "--help"], ["GenerationConfig"]),
     ],
@@ -93,6 +94,23 @@ def test_train_generate_and_continue(run_file, tmp_path, capsys):
     assert depthmix_cli.main(["train", str(run_file)]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert depthmix_cli.main(["train", str(out / "run_config.json"), "--overwrite"]) == 0
+
+
+def test_evaluate_and_compare(checkpoint, tmp_path, capsys):
+    rows = [{"prompt": f"{n} =", "choices": [f" {n}", " no"], "answer": 0} for n in range(3)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ["--records", str(tmp_path / "own.jsonl"), "--metric", "choices"]
+    for layer in ("ensemble", "2"):
+        options = ["--layer", layer, "--output", str(tmp_path / layer)]
+        assert depthmix_cli.main(["evaluate", str(checkpoint), *common, *options]) == 0
+        shown = capsys.readouterr().out
+        assert "records" in shown
+        assert f"Saved in {tmp_path / layer}." in shown
+    runs = [str(tmp_path / "ensemble"), str(tmp_path / "2")]
+    assert depthmix_cli.main(["compare", *runs, "--output", str(tmp_path / "tables")]) == 0
+    assert "pretrained, layer 2" in capsys.readouterr().out
+    kinds = {path.suffix for path in (tmp_path / "tables").iterdir()}
+    assert kinds == {".json", ".csv", ".md", ".tex"}
 
 
 def test_settings_reach_the_library(run_file, monkeypatch):
