@@ -154,6 +154,7 @@ def evaluate(
     tasks: str | None = None,
     records: str | None = None,
     metric: Literal["exact_match", "choices"] = "exact_match",
+    template: Literal["auto", "plain", "alpaca", "chat"] = "auto",
     protocol: Literal["default", "llm-adapters"] = "default",
     layer: str = "ensemble",
     data_dir: str | None = None,
@@ -178,6 +179,7 @@ def evaluate(
         tasks: Data sets by name, with commas between; `all` stands for those that need no judge.
         records: File of own records, with `prompt` and `answer`, or `choices` as well.
         metric: How own records are judged: by a generated answer, or by the likeliest choice.
+        template: How a record of one's own becomes text; take the one used in training.
         protocol: `default` (lm-eval's tasks, greedy and strict) or `llm-adapters` (its prompt,
             beams and rules, for comparison with published numbers).
         layer: Which depth answers: `ensemble`, `final`, or the number of a late layer.
@@ -203,6 +205,7 @@ def evaluate(
             "tasks": tasks,
             "records": records,
             "metric": metric,
+            "template": template,
             "protocol": protocol,
             "layer": layer,
             "data_dir": data_dir,

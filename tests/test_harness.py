@@ -20,10 +20,11 @@ from depthmix import MoDEConfig
 from depthmix.comparison.comparison import compare
 from depthmix.evaluation import mt_bench
 from depthmix.evaluation.conversations import MTBenchSection
-from depthmix.evaluation.harness import evaluate, evaluate_all, find_models
+from depthmix.evaluation.harness import evaluate, evaluate_all
 from depthmix.evaluation.harness_model import HarnessModel
 from depthmix.evaluation.plan import EvaluationPlan, read_plan
 from depthmix.evaluation.tasks import TASKS
+from depthmix.models import find_models
 from depthmix.run_config import ModelSection
 from judge_server import Reply, serve
 from models import tiny_model
@@ -241,6 +242,18 @@ def test_judged_benchmarks_are_evaluations_like_others(
     assert results["results"][task][metric] == value
     (row,) = compare([tmp_path / "out"]).tasks
     assert (row.task, row.scores[0].mean) == (task, value / (10 if task == "mt_bench" else 1))
+
+
+def test_own_records_may_be_instructions_and_may_change(model, tmp_path):
+    path, prompts = tmp_path / "own.jsonl", []
+    for question in ("Add 2 and 1.", "Add 2 and 2."):
+        path.write_text(json.dumps({"instruction": question, "answer": "3"}) + "\n", "utf-8")
+        evaluate(section(model), EvaluationPlan(records=str(path)), output_dir=tmp_path / "out")
+        (sample,) = read_samples(tmp_path / "out")["samples_records.jsonl"]
+        prompts.append(sample["arguments"][0][0])
+    for prompt, question in zip(prompts, ("Add 2 and 1.", "Add 2 and 2."), strict=True):
+        assert prompt.startswith("Below is an instruction")
+        assert question in prompt
 
 
 def test_a_folder_of_runs_stands_for_its_runs(runs, records):

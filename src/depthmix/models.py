@@ -166,6 +166,22 @@ def find_base(section: ModelSection) -> ModelSection:
     return replace(section, name=names[-1], adapter=str(folder))
 
 
+def find_models(section: ModelSection) -> list[ModelSection]:
+    """List the models that a section stands for.
+
+    Args:
+        section: A model, a run, or a folder of runs as its `name`.
+
+    Returns:
+        The section itself, or one for each run in the folder, by name.
+    """
+    folder = Path(section.name).expanduser()
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return [section]
+    runs = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    return [replace(section, name=str(run)) for run in runs] or [section]
+
+
 def check_adapter(directory: Path) -> dict[str, Any]:
     """Check that a saved adapter is complete.
 

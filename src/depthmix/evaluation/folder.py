@@ -66,9 +66,9 @@ class EvaluationFolder:
         """Beginning of the path of lm-eval's cache."""
         return str(self.path / CACHE_NAME)
 
-    def is_finished(self, task: str) -> bool:
-        """Tell whether a named set has been evaluated."""
-        return task in self.results.get("depthmix", {}).get("data", {})
+    def is_finished(self, task: str, data: Mapping[str, Any]) -> bool:
+        """Tell whether a task has been evaluated on the same data."""
+        return self.results.get("depthmix", {}).get("data", {}).get(task) == data
 
     def add(self, task: str, outcome: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Keep a finished task.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from depthmix.data.catalog import load_split, name_source
+from depthmix.data.templates import load_evaluation_records
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.mt_bench import TASK as MT_BENCH
 from depthmix.evaluation.mt_bench import evaluate_mt_bench
@@ -22,9 +23,9 @@ from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
 from depthmix.evaluation.tasks import main_metric, records_config, task_config
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
-from depthmix.models import find_base, load_model, load_tokenizer
+from depthmix.models import find_base, find_models, load_model, load_tokenizer
 from depthmix.readout import reading_out
-from depthmix.run_config import ModelSection
+from depthmix.run_config import EvaluationSection, ModelSection
 
 JUDGED = {"mt_bench": evaluate_mt_bench, "truthfulqa_judged": evaluate_truthfulqa}
 """How each judged benchmark is run."""
@@ -73,14 +74,15 @@ def evaluate(
         FileExistsError: If the folder holds something else.
         RuntimeError: If lm-eval is not installed.
     """
-    configs = list(_plan_tasks(plan))
+    configs = list(_plan_tasks(plan, section))
     settings = describe_model(section)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
     settings["evaluation_seed"] = plan.seed
     folder = EvaluationFolder(
         Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
     )
-    missing = [name for name, _ in configs if not folder.is_finished(name)]
+    data = {name: _describe_data(name, plan) for name, _ in configs}
+    missing = [name for name in data if not folder.is_finished(name, data[name])]
     if not missing:
         return folder.results
     tokenizer, model = load_tokenizer(section), load_model(section)
@@ -101,7 +103,7 @@ def evaluate(
                 else {task: main_metric(config) for task, config in outcome["configs"].items()}
             )
             facts = {
-                "data": {name: _describe_data(name, plan)},
+                "data": {name: data[name]},
                 "main_metric": {task: metrics[task] for task in outcome["configs"]},
                 "highest_score": {name: 10.0} if name == MT_BENCH else {},
                 "packages": {package: version(package) for package in REPORTED_PACKAGES},
@@ -208,22 +210,6 @@ def evaluate_all(
         yield folder
 
 
-def find_models(section: ModelSection) -> list[ModelSection]:
-    """List the models that a section stands for.
-
-    Args:
-        section: A model, a run, or a folder of runs as its `name`.
-
-    Returns:
-        The section itself, or one for each run in the folder, by name.
-    """
-    folder = Path(section.name).expanduser()
-    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return [section]
-    runs = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
-    return [replace(section, name=str(run)) for run in runs] or [section]
-
-
 def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
     """Name the folder of an evaluation: inside a run, or below `evaluations` for other models.
 
@@ -241,7 +227,9 @@ def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
     return Path("evaluations") / Path(section.name).name / name
 
 
-def _plan_tasks(plan: EvaluationPlan) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _plan_tasks(
+    plan: EvaluationPlan, section: ModelSection
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Configure every named set and the own records, before a model is loaded."""
     for name in plan.names:
         if name in JUDGED:
@@ -258,7 +246,9 @@ def _plan_tasks(plan: EvaluationPlan) -> Iterator[tuple[str, list[dict[str, Any]
                 ),
             )
     if plan.records is not None:
-        yield OWN_RECORDS, records_config(plan.records, metric=plan.metric)
+        own = EvaluationSection(data=plan.records, metric=plan.metric, num_items=plan.limit)
+        records = load_evaluation_records(own, plan.template, load_tokenizer(section))
+        yield OWN_RECORDS, records_config(records, metric=plan.metric)
 
 
 def _judge(
@@ -285,7 +275,11 @@ def _judge(
 def _describe_data(name: str, plan: EvaluationPlan) -> dict[str, Any]:
     """Say where a task's records came from."""
     if name == OWN_RECORDS:
-        return {"source": plan.records}
+        assert plan.records is not None  # or there were no such task
+        path = Path(plan.records).expanduser()
+        content = path.read_bytes() if path.is_file() else plan.records.encode()
+        facts = {"source": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+        return {**facts, "metric": plan.metric, "template": plan.template}
     name = DATA_SETS.get(name, name)
     return {
         "source": name_source(name, data_dir=plan.data_dir),

@@ -10,6 +10,7 @@ from depthmix.evaluation.judge import JudgeSection
 from depthmix.evaluation.tasks import TASKS
 from depthmix.options import build_section
 from depthmix.readout import Readout
+from depthmix.run_config import Template
 
 JUDGED_METRICS = {"mt_bench": "score,none", "truthfulqa_judged": "true_and_informative,none"}
 """Benchmarks whose answers a judge rates, and the metric that heads a table of each."""
@@ -28,6 +29,9 @@ class EvaluationPlan:
 
     metric: Literal["exact_match", "choices"] = "exact_match"
     """How own records are judged: by a generated answer, or by the likeliest of given choices."""
+
+    template: Template = "auto"
+    """How a record of one's own becomes text, as in training."""
 
     protocol: Literal["default", "llm-adapters"] = "default"
     """`default`: lm-eval's tasks, greedy and strict. `llm-adapters`: LLM-Adapters' prompt, beams
