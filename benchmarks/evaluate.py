@@ -15,6 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from measure import Build, measure, ratio
 from peft import get_peft_model
 from results import fast_dtype, parse_arguments, rounded, write_results
@@ -54,10 +57,6 @@ def build(folder: str, *, version: str, records: str | None, limit: int) -> Call
     depthmix.evaluation.harness.load_tokenizer = lambda _section: tokenizer
 
     def alone() -> None:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-
         simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE),
             tasks=tasks,
@@ -89,9 +88,9 @@ def main() -> None:
     """Measure, compare, write."""
     arguments = parse_arguments(__doc__ or "", "evaluate")
     disable_progress_bar()
-    rounds, limit = 3, 60
+    rounds, limit = 3, 48
     if arguments.quick:
-        rounds, limit = 2, 20
+        rounds, limit = 2, 16
     if arguments.toy:
         rounds, limit = 1, 4
     has_data = is_at_hand("arc_easy") and not arguments.toy
@@ -108,7 +107,7 @@ def main() -> None:
             name: partial(build, folder, version=name, records=records, limit=limit)
             for name in ("lm_eval", "base", "mode")
         }
-        measured = measure(versions, rounds=rounds, threads=arguments.threads, warm_ups=0)
+        measured = measure(versions, rounds=rounds, threads=arguments.threads, warm_ups=1)
     ratios = {
         "evaluate_over_lm_eval_time": ratio(measured, "mode", "lm_eval")["time"],
         "evaluate_base_over_lm_eval_time": ratio(measured, "base", "lm_eval")["time"],

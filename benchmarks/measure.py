@@ -134,7 +134,7 @@ def _work(pipe: Connection, build: Build, threads: int) -> None:
             pipe.send({} if what == "build" else _take_turn(step))
             _trim()
         except Exception as error:  # the version is reported as one that cannot run
-            pipe.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+            pipe.send({"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"})
 
 
 def _take_turn(step: Callable[[], None]) -> dict[str, float]:

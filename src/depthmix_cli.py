@@ -128,6 +128,7 @@ def chat(
     *,
     adapter: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    top_k: int | None = None,
     system: str | None = None,
     generation: Options | None = None,
 ) -> None:
@@ -137,13 +138,14 @@ def chat(
         model: Output folder of a training run, or a model as `model.name` takes it.
         adapter: Folder of an adapter, where `model` is not one itself.
         dtype: Type of the weights in memory.
+        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         system: Instruction that stands before the conversation.
         generation: All options of transformers' `GenerationConfig`, with a dot.
     """
     from depthmix.generation import chat
     from depthmix.run_config import ModelSection
 
-    section = ModelSection(name=model, adapter=adapter, dtype=dtype)
+    section = ModelSection(name=model, adapter=adapter, dtype=dtype, top_k=top_k)
     chat(section, system=system, options=generation)
 
 
@@ -157,6 +159,7 @@ def evaluate(
     template: Literal["auto", "plain", "alpaca", "chat"] = "auto",
     protocol: Literal["default", "llm-adapters"] = "default",
     layer: str = "ensemble",
+    top_k: int | None = None,
     data_dir: str | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
@@ -183,6 +186,7 @@ def evaluate(
         protocol: `default` (lm-eval's tasks, greedy and strict) or `llm-adapters` (its prompt,
             beams and rules, for comparison with published numbers).
         layer: Which depth answers: `ensemble`, `final`, or the number of a late layer.
+        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         data_dir: Local folder of data sets, instead of DEPTHMIX_DATA or public sources.
         limit: Items per task, from the start.
         num_fewshot: Examples in the prompt, instead of each task's own number.
@@ -216,7 +220,8 @@ def evaluate(
             "judge": judge,
         }
     )
-    for folder in evaluate_all(models, plan, dtype=dtype, output=output, overwrite=overwrite):
+    options = {"dtype": dtype, "top_k": top_k, "output": output, "overwrite": overwrite}
+    for folder in evaluate_all(models, plan, **options):
         print(to_text(compare([folder])), f"Saved in {folder}.", sep="\n")
 
 

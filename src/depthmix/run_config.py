@@ -63,6 +63,9 @@ class ModelSection:
     adapter: str | None = None
     """Folder of a saved adapter to load onto the model."""
 
+    top_k: int | None = None
+    """Routes that a loaded mixture keeps per token; `None` keeps what it was trained with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:

@@ -173,6 +173,7 @@ def evaluate_all(
     plan: EvaluationPlan,
     *,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    top_k: int | None = None,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> Iterator[Path]:
@@ -182,6 +183,7 @@ def evaluate_all(
         names: Models as `model.name` takes them, runs, or folders of runs.
         plan: What to measure.
         dtype: Type of the weights in memory.
+        top_k: Routes that a mixture keeps per token; `None` keeps what it was trained with.
         output: Folder of results, with a folder inside for each of several models; `None` takes
             each model's `default_output`.
         overwrite: Begin anew where a folder holds an evaluation with other settings.
@@ -192,9 +194,8 @@ def evaluate_all(
     Raises:
         ValueError: As `evaluate`, and if two models would share a folder.
     """
-    sections = [
-        found for name in names for found in find_models(ModelSection(name=name, dtype=dtype))
-    ]
+    named = [ModelSection(name=name, dtype=dtype, top_k=top_k) for name in names]
+    sections = [found for section in named for found in find_models(section)]
     folders = [default_output(section, plan) for section in sections]
     if output is not None:
         inner = [output / Path(section.name).expanduser().resolve().name for section in sections]
@@ -218,9 +219,11 @@ def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
         plan: What to measure.
 
     Returns:
-        `RUN/evaluation/PROTOCOL`, with the layer where it is not the ensemble that answers.
+        `RUN/evaluation/PROTOCOL`, with the layer where it is not the ensemble that answers, and
+        with Top-K where it is set.
     """
     name = plan.protocol if plan.layer == "ensemble" else f"{plan.protocol}-layer-{plan.layer}"
+    name += "" if section.top_k is None else f"-top-{section.top_k}"
     adapter = find_base(section).adapter
     if adapter is not None:
         return Path(adapter).expanduser() / "evaluation" / name

@@ -24,7 +24,7 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         `model` (the base model's name), `adapter` (folder, or None), `adapter_sha256` (of its
         weights), `method` (label such as `LoRA_¬K + MoDE`), `settings` (hash of the run's settings
         without seed and place, or None: runs that share it are seeds of one experiment), `run`
-        (name of the folder), `seed` (of training; 0 without one) and `dtype`.
+        (name of the folder), `seed` (of training; 0 without one), `dtype` and `top_k`.
 
     Raises:
         ValueError: If the adapter is damaged.
@@ -39,6 +39,7 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         "run": Path(base.adapter or base.name).name,
         "seed": 0,
         "dtype": section.dtype,
+        "top_k": section.top_k,
     }
     if base.adapter is None:
         return facts
