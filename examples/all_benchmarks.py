@@ -15,6 +15,9 @@ from depthmix.comparison.tables import to_markdown, to_text
 from depthmix.evaluation.harness import evaluate_all
 from depthmix.evaluation.plan import EvaluationPlan
 
+BEGIN, END = "<!-- begin benchmarks -->", "<!-- end benchmarks -->"
+MARKED = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
+
 
 def main() -> None:
     """Evaluate, compare, write."""
@@ -24,24 +27,23 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--data-dir", help="local folder of data sets")
     parser.add_argument("--output", type=Path, default=Path("evaluations/all"))
+    parser.add_argument("--overwrite", action="store_true", help="begin anew")
     parser.add_argument("--page", type=Path, help="Markdown page with the two markers")
     arguments = parser.parse_args()
+    page = arguments.page
+    if page is not None and len(MARKED.findall(page.read_text("utf-8"))) != 1:
+        raise SystemExit(f"{page} must hold `{BEGIN}` and `{END}` once.")
     plan = EvaluationPlan(
         tasks=("all",), limit=arguments.limit, data_dir=arguments.data_dir, batch_size=32
     )
-    folders = list(
-        evaluate_all(arguments.models, plan, dtype=arguments.dtype, output=arguments.output)
+    options = {"dtype": arguments.dtype, "overwrite": arguments.overwrite}
+    comparison = compare(
+        list(evaluate_all(arguments.models, plan, output=arguments.output, **options))
     )
-    comparison = compare(folders)
     print(to_text(comparison))
-    if arguments.page is not None:
-        page = arguments.page.read_text("utf-8")
-        begin, end = "<!-- begin benchmarks -->", "<!-- end benchmarks -->"
-        text = f"{begin}\n{to_markdown(comparison).strip()}\n{end}"
-        page, count = re.subn(f"{begin}.*?{end}", lambda _: text, page, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{arguments.page} must hold the two markers once, got {count}.")
-        arguments.page.write_text(page, "utf-8")
+    if page is not None:
+        text = f"{BEGIN}\n{to_markdown(comparison).strip()}\n{END}"
+        page.write_text(MARKED.sub(lambda _: text, page.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

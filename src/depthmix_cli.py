@@ -167,6 +167,7 @@ def evaluate(
     seed: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     judge: Options | None = None,
+    mt_bench: Options | None = None,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -180,7 +181,7 @@ def evaluate(
     Args:
         models: Models as `model.name` takes them, runs, or folders of runs.
         tasks: Data sets by name, with commas between; `all` stands for those that need no judge.
-        records: File of own records, with `prompt` and `answer`, or `choices` as well.
+        records: File of own records, in the forms that `depthmix train` evaluates on.
         metric: How own records are judged: by a generated answer, or by the likeliest choice.
         template: How a record of one's own becomes text; take the one used in training.
         protocol: `default` (lm-eval's tasks, greedy and strict) or `llm-adapters` (its prompt,
@@ -195,6 +196,8 @@ def evaluate(
         dtype: Type of the weights in memory.
         judge: Who rates answers of `mt_bench` and `truthfulqa_judged`: `model`, `base_url`, …,
             with a dot. The key stays in the environment variable OPENAI_API_KEY.
+        mt_bench: How the model answers MT-Bench, with a dot: `template` (chat or alpaca),
+            `sampling` (fastchat or greedy), `max_new_tokens`.
         output: Folder of results, one folder inside for each of several models; by default
             `evaluation/` in a run, or `evaluations/` here for other models.
         overwrite: Begin anew where the folder holds an evaluation with other settings.
@@ -218,6 +221,7 @@ def evaluate(
             "batch_size": batch_size,
             "seed": seed,
             "judge": judge,
+            "mt_bench": mt_bench,
         }
     )
     options = {"dtype": dtype, "top_k": top_k, "output": output, "overwrite": overwrite}

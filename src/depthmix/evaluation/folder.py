@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,14 @@ from typing import Any
 RESULTS_NAME = "results.json"
 """lm-eval's results, and ours under `depthmix`."""
 
-SETTINGS_NAME = "settings.json"
+SETTINGS_NAME = "evaluation.json"
 """What determines the results; written before the first one."""
+
+PLACES = ("model", "adapter", "run")
+"""Settings that only say where a model lies; its weights are known by their hashes."""
+
+OWN_FILES = ("results.json", "evaluation.json", "samples_*.jsonl", "*_answers.jsonl", "requests*")
+"""What `overwrite` removes. A judge's answers stay: they are kept by content, and paid for."""
 
 CACHE_NAME = "requests"
 """Beginning of the file in which lm-eval keeps every answered request."""
@@ -42,15 +47,15 @@ class EvaluationFolder:
         self.path = path
         self.settings = dict(settings)
         found = self._read(SETTINGS_NAME)
-        if found is not None and found != self.settings and overwrite:
-            shutil.rmtree(path)
-            found = None
-        if found is not None and found != self.settings:
-            names = sorted(name for name in {*found, *self.settings} if self._differs(name, found))
+        differing = [] if found is None else self._compare(found)
+        if differing and overwrite:
+            for file in (file for pattern in OWN_FILES for file in path.glob(pattern)):
+                file.unlink()
+        elif found is not None and differing:
             raise FileExistsError(
                 f"`output` must be a new folder or one of the same evaluation, and {path} holds "
-                f"one with another `{names[0]}` ({found.get(names[0])!r}, now "
-                f"{self.settings.get(names[0])!r}); pass `--overwrite`, or another `--output`."
+                f"one with another `{differing[0]}` ({found.get(differing[0])!r}, now "
+                f"{self.settings.get(differing[0])!r}); pass `--overwrite`, or another `--output`."
             )
         if found is None and path.exists() and any(path.iterdir()):
             raise FileExistsError(
@@ -76,8 +81,8 @@ class EvaluationFolder:
         Args:
             task: The named set.
             outcome: What `lm_eval.evaluate` returned for it.
-            facts: What we say of it: by task `data`, `main_metric` and, if it is not 1,
-                `highest_score`; `packages` and `seconds`.
+            facts: What we say of it: by task `data`, `main_metric`, `intervals` and, if it is not
+                1, `highest_score`; `packages` and `seconds`.
         """
         for name, samples in outcome.get("samples", {}).items():
             lines = [json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples]
@@ -88,7 +93,7 @@ class EvaluationFolder:
             elif key != "samples":
                 self.results[key] = value
         ours = {**self.settings, **self.results.get("depthmix", {})}
-        for key in ("data", "main_metric", "highest_score"):
+        for key in ("data", "main_metric", "highest_score", "intervals"):
             ours[key] = {**ours.get(key, {}), **facts[key]}
         ours["packages"] = facts["packages"]
         ours["seconds"] = ours.get("seconds", 0.0) + facts["seconds"]
@@ -96,8 +101,10 @@ class EvaluationFolder:
         self._write(RESULTS_NAME, self.results)
         self.results = self._read(RESULTS_NAME) or {}  # in JSON's types, as a later call sees them
 
-    def _differs(self, name: str, found: Mapping[str, Any]) -> bool:
-        return found.get(name) != self.settings.get(name)
+    def _compare(self, found: Mapping[str, Any]) -> list[str]:
+        """Name the settings that differ and matter."""
+        names = sorted({*found, *self.settings} - set(PLACES))
+        return [name for name in names if found.get(name) != self.settings.get(name)]
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name

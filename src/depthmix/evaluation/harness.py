@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from depthmix.data.catalog import load_split, name_source
-from depthmix.data.templates import load_evaluation_records
+from depthmix.evaluation.agenda import describe_data, prepare_tasks
+from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.folder import EvaluationFolder
-from depthmix.evaluation.mt_bench import TASK as MT_BENCH
 from depthmix.evaluation.mt_bench import evaluate_mt_bench
 from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
-from depthmix.evaluation.tasks import main_metric, records_config, task_config
+from depthmix.evaluation.statistics import mean_interval
+from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
 from depthmix.models import find_base, find_models, load_model, load_tokenizer
 from depthmix.readout import reading_out
-from depthmix.run_config import EvaluationSection, ModelSection
-
-JUDGED = {"mt_bench": evaluate_mt_bench, "truthfulqa_judged": evaluate_truthfulqa}
-"""How each judged benchmark is run."""
-
-DATA_SETS = {"truthfulqa_judged": "truthfulqa", "truthfulqa_gen": "truthfulqa"}
-"""Data sets of tasks that are not called after theirs."""
+from depthmix.run_config import ModelSection
 
 POOLED = ("mmlu_stem",)
 """Data sets whose tasks are parts of one test, counted together."""
-
-OWN_RECORDS = "records"
-"""Name of the task of the user's own records."""
 
 REPORTED_PACKAGES = ("depthmix", "lm-eval", "torch", "transformers", "peft")
 """Packages whose versions stand in the results."""
@@ -74,14 +66,14 @@ def evaluate(
         FileExistsError: If the folder holds something else.
         RuntimeError: If lm-eval is not installed.
     """
-    configs = list(_plan_tasks(plan, section))
+    configs = dict(prepare_tasks(plan, section))
     settings = describe_model(section)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
     settings["evaluation_seed"] = plan.seed
     folder = EvaluationFolder(
         Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
     )
-    data = {name: _describe_data(name, plan) for name, _ in configs}
+    data = {name: describe_data(name, plan) for name in configs}
     missing = [name for name in data if not folder.is_finished(name, data[name])]
     if not missing:
         return folder.results
@@ -89,30 +81,53 @@ def evaluate(
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     model = model.to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
     with reading_out(model, plan.layer):
-        for name, tasks in configs:
-            if name not in missing:
-                continue
+        for number, name in enumerate(missing, start=1):
+            print(f"{name} ({number} of {len(missing)})", file=sys.stderr)
             started = time.monotonic()
-            if name in JUDGED:
+            if name in JUDGED_METRICS:
                 outcome = _judge(name, model, tokenizer, plan, folder.path)
+                metrics = {name: JUDGED_METRICS[name]}
             else:
-                outcome = score(model, tokenizer, tasks, plan=plan, cache=folder.cache)
-            metrics = (
-                JUDGED_METRICS
-                if name in JUDGED
-                else {task: main_metric(config) for task, config in outcome["configs"].items()}
-            )
+                outcome = score(model, tokenizer, configs[name], plan=plan, cache=folder.cache)
+                metrics = {task: main_metric(config) for task, config in outcome["configs"].items()}
+            if name in POOLED:
+                outcome["group_subtasks"] = {name: list(outcome["configs"])}
+            highest = 10.0 if name == "mt_bench" else 1.0
             facts = {
                 "data": {name: data[name]},
-                "main_metric": {task: metrics[task] for task in outcome["configs"]},
-                "highest_score": {name: 10.0} if name == MT_BENCH else {},
+                "main_metric": metrics,
+                "highest_score": {} if highest == 1 else {name: highest},
+                "intervals": {
+                    task: find_intervals(samples, highest=highest)
+                    for task, samples in outcome["samples"].items()
+                },
                 "packages": {package: version(package) for package in REPORTED_PACKAGES},
                 "seconds": time.monotonic() - started,
             }
-            if name in POOLED:
-                outcome["group_subtasks"] = {name: list(outcome["configs"])}
             folder.add(name, outcome, facts)
     return folder.results
+
+
+def find_intervals(
+    samples: Sequence[Mapping[str, Any]], *, highest: float = 1.0
+) -> dict[str, list[float]]:
+    """Compute a 95 % interval of every metric that is a mean over items.
+
+    Args:
+        samples: lm-eval's samples of one task.
+        highest: Highest score of an item; the lowest is 0.
+
+    Returns:
+        Lower and upper end by lm-eval's name of metric and filter.
+    """
+    scores: dict[str, list[float]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            value = sample.get(metric)
+            if isinstance(value, int | float) and 0 <= value <= highest:
+                scores.setdefault(f"{metric},{sample['filter']}", []).append(value / highest)
+    intervals = {key: mean_interval(np.array(values)) for key, values in scores.items()}
+    return {key: [one.low * highest, one.high * highest] for key, one in intervals.items()}
 
 
 def score(
@@ -230,30 +245,6 @@ def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
     return Path("evaluations") / Path(section.name).name / name
 
 
-def _plan_tasks(
-    plan: EvaluationPlan, section: ModelSection
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Configure every named set and the own records, before a model is loaded."""
-    for name in plan.names:
-        if name in JUDGED:
-            load_split(DATA_SETS.get(name, name), data_dir=plan.data_dir)
-            yield name, []
-        else:
-            yield (
-                name,
-                task_config(
-                    name,
-                    protocol=plan.protocol,
-                    num_fewshot=plan.num_fewshot,
-                    data_dir=plan.data_dir,
-                ),
-            )
-    if plan.records is not None:
-        own = EvaluationSection(data=plan.records, metric=plan.metric, num_items=plan.limit)
-        records = load_evaluation_records(own, plan.template, load_tokenizer(section))
-        yield OWN_RECORDS, records_config(records, metric=plan.metric)
-
-
 def _judge(
     name: str,
     model: PreTrainedModel | PeftModel,
@@ -263,28 +254,16 @@ def _judge(
 ) -> dict[str, Any]:
     """Run a judged benchmark."""
     assert plan.judge is not None  # the plan has checked it
-    judged = JUDGED[name](
-        model,
-        tokenizer,
-        judge=plan.judge,
-        output_dir=folder,
-        data_dir=Path(plan.data_dir) if plan.data_dir else None,
-        limit=plan.limit,
-        seed=plan.seed,
-    )
-    return judged.to_harness()
-
-
-def _describe_data(name: str, plan: EvaluationPlan) -> dict[str, Any]:
-    """Say where a task's records came from."""
-    if name == OWN_RECORDS:
-        assert plan.records is not None  # or there were no such task
-        path = Path(plan.records).expanduser()
-        content = path.read_bytes() if path.is_file() else plan.records.encode()
-        facts = {"source": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-        return {**facts, "metric": plan.metric, "template": plan.template}
-    name = DATA_SETS.get(name, name)
-    return {
-        "source": name_source(name, data_dir=plan.data_dir),
-        "num_records": len(load_split(name, data_dir=plan.data_dir)),
+    options: dict[str, Any] = {
+        "judge": plan.judge,
+        "output_dir": folder,
+        "data_dir": Path(plan.data_dir) if plan.data_dir else None,
+        "limit": plan.limit,
+        "seed": plan.seed,
     }
+    if name == "mt_bench":
+        conversations = plan.mt_bench or MTBenchSection(batch_size=plan.batch_size)
+        judged = evaluate_mt_bench(model, tokenizer, section=conversations, **options)
+    else:
+        judged = evaluate_truthfulqa(model, tokenizer, batch_size=plan.batch_size, **options)
+    return judged.to_harness()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.judge import JudgeSection
 from depthmix.evaluation.tasks import TASKS
 from depthmix.options import build_section
@@ -58,6 +59,9 @@ class EvaluationPlan:
     judge: JudgeSection | None = None
     """Who rates answers; needed by `mt_bench` and `truthfulqa_judged` alone."""
 
+    mt_bench: MTBenchSection | None = None
+    """How the model answers MT-Bench; `None` takes the defaults."""
+
     def __post_init__(self) -> None:
         if not self.tasks and self.records is None:
             raise ValueError(
@@ -72,10 +76,31 @@ class EvaluationPlan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if self.judge is None and (judged := set(JUDGED_METRICS) & set(self.tasks)):
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ValueError(f"`num_fewshot` must not be negative, got {self.num_fewshot}.")
+        judged = sorted(set(JUDGED_METRICS) & set(self.tasks))
+        if judged and self.judge is None:
             raise ValueError(
-                f"`tasks` names {min(judged)}, whose answers a judge must rate; pass "
+                f"`tasks` names {judged[0]}, whose answers a judge must rate; pass "
                 "`--judge.model` and, for another endpoint than OpenAI's, `--judge.base-url`."
+            )
+        self._refuse_what_would_be_ignored(judged)
+
+    def _refuse_what_would_be_ignored(self, judged: list[str]) -> None:
+        """Check that every option that is given has an effect."""
+        if self.judge is not None and not judged:
+            raise ValueError(
+                f"`judge` is for {' and '.join(JUDGED_METRICS)}, and `tasks` names neither; leave "
+                "it out, or add one."
+            )
+        if self.mt_bench is not None and "mt_bench" not in self.tasks:
+            raise ValueError("`mt_bench` has options, and `tasks` does not name it; add it.")
+        if self.records is None and (self.metric, self.template) != ("exact_match", "auto"):
+            raise ValueError("`metric` and `template` are for own `records`; pass them, too.")
+        other = [*judged, *(["records"] if self.records is not None else [])]
+        if other and (self.num_fewshot is not None or self.protocol != "default"):
+            raise ValueError(
+                f"`num_fewshot` and `protocol` have no effect on {other[0]}; evaluate it by itself."
             )
 
     @property
@@ -91,7 +116,7 @@ def read_plan(options: Mapping[str, Any]) -> EvaluationPlan:
 
     Args:
         options: Values by field of `EvaluationPlan`; `tasks` with commas between them, `layer` as
-            text, `judge` as a mapping of texts or None.
+            text, `judge` and `mt_bench` as mappings of texts or None.
 
     Returns:
         The plan.
@@ -100,10 +125,15 @@ def read_plan(options: Mapping[str, Any]) -> EvaluationPlan:
         ValueError: If an option is unknown or does not fit.
     """
     options = dict(options)
-    tasks, judge, layer = (options.pop(name) for name in ("tasks", "judge", "layer"))
+    tasks, layer = options.pop("tasks"), options.pop("layer")
+    sections = {"judge": JudgeSection, "mt_bench": MTBenchSection}
+    given = {name: options.pop(name, None) for name in sections}
     return EvaluationPlan(
         tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
         layer=int(layer) if layer.isdecimal() else layer,
-        judge=build_section("judge", judge, JudgeSection) if judge else None,
+        **{
+            name: build_section(name, values, sections[name]) if values else None
+            for name, values in given.items()
+        },
         **options,
     )

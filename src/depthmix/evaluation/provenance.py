@@ -7,11 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from depthmix.models import check_adapter, find_base
+from depthmix.models import check_adapter, find_base, holds_mixture, resolve_model
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
 
 UNTUNED = "pretrained"
 """Label of a model without an adapter."""
+
+ATTACHED = "MoDE"
+"""Label of a model that `depthmix.save` has written with its mixture."""
+
+DEFAULT_SEED = 42
+"""Training seed of runs that set none: transformers' own."""
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def describe_model(section: ModelSection) -> dict[str, Any]:
@@ -21,8 +29,9 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         section: The model; its `name` may be the folder of an adapter or of a run.
 
     Returns:
-        `model` (the base model's name), `adapter` (folder, or None), `adapter_sha256` (of its
-        weights), `method` (label such as `LoRA_¬K + MoDE`), `settings` (hash of the run's settings
+        `model` (the base model's name), `revision`, `weights` (hash that changes with a local
+        model's files, or None), `adapter` (folder, or None), `adapter_sha256` (of its weights),
+        `method` (label such as `LoRA_¬K + MoDE`), `settings` (hash of the run's settings
         without seed and place, or None: runs that share it are seeds of one experiment), `run`
         (name of the folder), `seed` (of training; 0 without one), `dtype` and `top_k`.
 
@@ -32,9 +41,11 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
     base = find_base(section)
     facts: dict[str, Any] = {
         "model": base.name,
+        "revision": base.revision,
+        "weights": _hash_files(base.name),
         "adapter": base.adapter,
         "adapter_sha256": None,
-        "method": UNTUNED,
+        "method": UNTUNED if not holds_mixture(base.name) else ATTACHED,
         "settings": None,
         "run": Path(base.adapter or base.name).name,
         "seed": 0,
@@ -48,7 +59,7 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
     if (folder / RUN_CONFIG_NAME).is_file():
         run = json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))
         facts["model"] = run["model"]["name"]
-        facts["seed"] = run.get("training", {}).get("seed", 0)
+        facts["seed"] = run.get("training", {}).get("seed", DEFAULT_SEED)
         facts["settings"] = _hash_settings(run)
     facts["method"] = name_method(check_adapter(folder), run)
     with (folder / "adapter_model.safetensors").open("rb") as weights:
@@ -73,6 +84,17 @@ def name_method(adapter: dict[str, Any], run: dict[str, Any]) -> str:
     base = "DoRA" if adapter.get("use_dora") else "LoRA"
     layers = {"all": "_all", "below": "_¬K"}[where or "below"] if has_mixture or run else ""
     return f"{base}{layers} + MoDE" if has_mixture else f"{base}{layers}"
+
+
+def _hash_files(name: str) -> str | None:
+    """Hash the names, sizes and times of a local model's weight files."""
+    source = resolve_model(name)
+    if not source.is_local:
+        return None
+    folder = Path(source.directory_or_id)
+    files = sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:12]
 
 
 def _hash_settings(run: dict[str, Any]) -> str:
