@@ -162,7 +162,7 @@ def score(
         from depthmix.evaluation.harness_model import HarnessModel
     except ImportError as error:
         raise RuntimeError(
-            "Benchmarks need lm-eval, which is not installed: run `pip install depthmix[eval]`."
+            "Benchmarks need lm-eval, which is not installed: run `pip install -e '.[eval]'`."
         ) from error
     # It warns of things that we do on purpose, once for every task.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

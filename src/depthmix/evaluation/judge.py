@@ -114,7 +114,7 @@ class Judge:
         except ImportError as error:
             raise RuntimeError(
                 "A judge needs the package openai, which is not installed: run "
-                "`pip install depthmix[judge]`."
+                "`pip install -e '.[judge]'`."
             ) from error
         self.section = section
         self.cache_dir = cache_dir

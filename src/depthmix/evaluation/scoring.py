@@ -149,7 +149,7 @@ def choice_likelihood(
     except ImportError as error:
         raise RuntimeError(
             "`choice_likelihood` needs lm-eval, which is not installed: run "
-            "`pip install depthmix[eval]`."
+            "`pip install -e '.[eval]'`."
         ) from error
     pairs = [(record["prompt"], choice) for record in records for choice in record["choices"]]
     with prepared(model, tokenizer):
