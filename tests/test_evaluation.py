@@ -200,7 +200,7 @@ def test_missing_lm_eval_names_the_extra(model, tokenizer, monkeypatch):
         return plain_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", import_without_lm_eval)
-    with pytest.raises(RuntimeError, match=r"pip install depthmix\[eval\]"):
+    with pytest.raises(RuntimeError, match=r"pip install -e '.\[eval\]'"):
         choice_likelihood(
             model, tokenizer, [{"prompt": "w1", "choices": [" w2", " w3"], "answer": 0}]
         )
