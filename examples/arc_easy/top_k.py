@@ -1,9 +1,9 @@
 """Table 4 on ARC-Easy: accuracy, layers per token and tokens per second against Top-K.
 
 `python examples/arc_easy/top_k.py RUNS --output results.json` reads the runs that top_k.toml names:
-folder K was trained with Top-K = K; the densest one and `paper` are also read with every smaller K.
-Accuracy comes from the test items, depths from the right answers of the first hundred, speed from
-answers that are generated one prompt at a time by lazy depth, all versions by turns.
+folder K was trained with Top-K = K; the densest one is also read with every smaller K.
+Accuracy and depths come from the test items, speed from answers that are generated one prompt at a
+time by lazy depth, all versions by turns.
 """
 
 from __future__ import annotations
@@ -23,15 +23,28 @@ import torch
 
 from depthmix import LazyDepth, set_top_k
 from depthmix.attachment import find_mixture_norm
-from depthmix.evaluation.scoring import Evaluation, choice_likelihood
-from depthmix.evaluation.statistics import paired_difference
+from depthmix.evaluation.statistics import mean_interval, paired_difference
+from depthmix.mixture import mix, route
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import ModelSection
 
 NUM_ROUTES = 6
 NUM_NEW_TOKENS = 24
-NUM_DEPTH_ITEMS = 100
 SEED = 0
+
+
+@dataclass
+class Scores:
+    """What one pass says of one Top-K, item by item."""
+
+    correct: list[float] = field(default_factory=list)
+    """Whether the likeliest choice per byte is the right one."""
+
+    nll: list[float] = field(default_factory=list)
+    """Of the right choice, nats per token."""
+
+    deepest: list[int] = field(default_factory=list)
+    """Route of the deepest layer that each token of the right choice keeps."""
 
 
 @dataclass
@@ -64,23 +77,39 @@ def versions(folder: Path) -> Iterator[tuple[Path, list[int]]]:
 
 
 @torch.inference_mode()
-def answer_depths(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[float]:
-    """Give the share of right answers' tokens by the deepest layer that they keep."""
-    mixture = find_mixture_norm(model).active_mixture
-    counts = torch.zeros(mixture.config.num_routes)
-    places = torch.arange(1, len(counts) + 1)
-    weigh, seen = mixture.weigh, []
-    mixture.weigh = lambda router_input: seen.append(weigh(router_input)) or seen[-1]
+def score(
+    model: Any, tokenizer: Any, items: list[dict[str, Any]], top_ks: list[int]
+) -> dict[int, Scores]:
+    """Score every choice under each Top-K in one pass: only the last mixture differs.
+
+    Routing weights under Top-K are the dense ones, renormalised over the K largest.
+    """
+    norm, found = find_mixture_norm(model), {top_k: Scores() for top_k in top_ks}
+    backbone, seen = norm.backbone, []
+    norm.listener = seen.append
+    set_top_k(model, None)
     try:
         for item in items:
-            prompt = tokenizer(item["prompt"])["input_ids"]
-            whole = tokenizer(item["prompt"] + item["choices"][item["answer"]], return_tensors="pt")
-            model(**whole)
-            deepest = ((seen.pop() > 0) * places).amax(-1)[0, len(prompt) - 1 : -1] - 1
-            counts += torch.bincount(deepest, minlength=len(counts))
+            start = len(tokenizer(item["prompt"])["input_ids"])
+            texts = [item["prompt"] + choice for choice in item["choices"]]
+            batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+            model(**batch, logits_to_keep=1)
+            routes, labels = seen.pop(), batch["input_ids"][:, start:]
+            states = tuple(state[:, start - 1 : -1] for state in routes.states)
+            counted = batch["attention_mask"][:, start:].float()
+            num_bytes = torch.tensor([len(choice.encode()) for choice in item["choices"]])
+            for top_k, scores in found.items():
+                kept = route(routes.weights[:, start - 1 : -1].log(), top_k=top_k)
+                log_probs = backbone.unembed(mix(states, kept)).float().log_softmax(-1)
+                log_probs = log_probs.gather(-1, labels[..., None])[..., 0] * counted
+                totals, answer = log_probs.sum(-1), item["answer"]
+                scores.correct.append(float((totals / num_bytes).argmax() == answer))
+                scores.nll.append(float(-totals[answer] / counted[answer].sum()))
+                deepest = ((kept[answer] > 0) * torch.arange(1, 1 + kept.shape[-1])).amax(-1)
+                scores.deepest += (deepest - 1)[counted[answer] > 0].tolist()
     finally:
-        del mixture.weigh
-    return (counts / counts.sum()).tolist()
+        norm.listener = None
+    return found
 
 
 def time_generation(
@@ -125,37 +154,36 @@ def main() -> None:
     items = items[: arguments.num_items]
     prompts = [item["prompt"] for item in random.Random(SEED).sample(items, arguments.num_prompts)]
     found: list[Version] = []
-    outcomes: dict[str, dict[int, Evaluation]] = {}
+    outcomes: dict[tuple[str, int], np.ndarray] = {}
     for path, top_ks in versions(arguments.runs):
         section = ModelSection(name=str(path), dtype="float32")
         model, tokenizer = load_model(section).eval(), load_tokenizer(section)
         speeds = time_generation(model, tokenizer, prompts, top_ks)
-        outcomes[path.name] = {}
-        for top_k in top_ks:
-            set_top_k(model, top_k)
-            outcome = choice_likelihood(model, tokenizer, items, batch_size=32)
-            outcomes[path.name][top_k] = outcome
+        for top_k, scores in score(model, tokenizer, items, top_ks).items():
+            correct = outcomes[path.name, top_k] = np.array(scores.correct)
             speed, layers, speedup = speeds[top_k]
+            ends = mean_interval(correct)
+            depths = np.bincount(scores.deepest, minlength=NUM_ROUTES) / len(scores.deepest)
             version = Version(
                 run=path.name,
                 top_k=top_k,
-                accuracy=outcome.accuracy,
-                interval=(outcome.interval.low, outcome.interval.high),
-                nll=outcome.measures["nll"],
-                deepest=answer_depths(model, tokenizer, items[:NUM_DEPTH_ITEMS]),
+                accuracy=float(correct.mean()),
+                interval=(ends.low, ends.high),
+                nll=float(np.mean(scores.nll)),
+                deepest=depths.tolist(),
                 layers_per_token=layers,
                 tokens_per_second=speed,
                 speedup=speedup,
             )
             found.append(version)
             print(
-                f"{path.name:6} Top-{top_k}: {outcome.accuracy:.3f}, nll {version.nll:.3f}, "
+                f"{path.name:6} Top-{top_k}: {version.accuracy:.3f}, nll {version.nll:.3f}, "
                 f"{layers:.2f} layers, {speed:.1f} tokens/s, {speedup:.2f} x",
                 flush=True,
             )
-    dense = np.array(outcomes[str(NUM_ROUTES)][NUM_ROUTES].correct, dtype=float)
+    dense = outcomes[str(NUM_ROUTES), NUM_ROUTES]
     for version in found:
-        own = np.array(outcomes[version.run][version.top_k].correct, dtype=float)
+        own = outcomes[version.run, version.top_k]
         version.difference = asdict(paired_difference(dense, own))
     results = {"num_items": len(items), "versions": [asdict(version) for version in found]}
     arguments.output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
