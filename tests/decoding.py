@@ -93,8 +93,8 @@ def call_at(length, function):
 
 def own_functions(model):
     """Say which functions and hooks each module holds by itself."""
+    names = {"forward", "_replaced_forward", "weigh"}
     return {
-        name: (vars(module).keys() & {"forward", "_replaced_forward", "weigh"}, hooks)
+        name: (vars(module).keys() & names, list(module._forward_pre_hooks))
         for name, module in model.named_modules()
-        if (hooks := list(module._forward_pre_hooks)) is not None
     }
