@@ -87,7 +87,7 @@ def generate(
     top_k: int | None = None,
     lazy: bool = False,
     draft_layer: int | None = None,
-    num_draft_tokens: int = 4,
+    num_draft_tokens: int | None = None,
     generation: Options | None = None,
 ) -> None:
     """Print a model's answers to prompts.
@@ -101,7 +101,7 @@ def generate(
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         lazy: Run late layers only when a token needs them: the same text, sooner.
         draft_layer: Let this late layer draft, and the ensemble verify: the same text.
-        num_draft_tokens: Tokens that it drafts at a time.
+        num_draft_tokens: Tokens that it drafts at a time, 4 by default.
         generation: All options of transformers' `GenerationConfig`, with a dot:
             `--generation.max-new-tokens 64`, `--generation.temperature 0.7`.
     """

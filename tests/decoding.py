@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from depthmix import attach
 from depthmix.attachment import find_mixture_norm
@@ -60,3 +66,35 @@ def assert_same(found, expected, inputs, **tolerance):
             torch.testing.assert_close(
                 a.transpose(1, 2)[real], b.transpose(1, 2)[real], **tolerance
             )
+
+
+def follow(sequences):
+    """Let the loop choose the tokens of these sequences, whatever the logits say."""
+
+    class Follow(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            chosen = sequences[:, input_ids.shape[1], None]
+            return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+    return LogitsProcessorList([Follow()])
+
+
+def call_at(length, function):
+    """Call a function, as a stopping criterion that never stops, once there are so many tokens."""
+
+    class Call(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            if input_ids.shape[1] == length:
+                function(input_ids)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    return StoppingCriteriaList([Call()])
+
+
+def own_functions(model):
+    """Say which functions and hooks each module holds by itself."""
+    names = {"forward", "_replaced_forward", "weigh"}
+    return {
+        name: (vars(module).keys() & names, list(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from string import ascii_letters, digits
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     PreTrainedTokenizerFast,
     StoppingCriteria,
@@ -18,9 +20,24 @@ from transformers import (
 )
 
 from adapters import tuned_model
-from decoding import DECODERS, assert_same, decode, make_model, prompts, top_1
-from depthmix import LazyDepth, set_top_k
+from decoding import (
+    DECODERS,
+    assert_same,
+    call_at,
+    decode,
+    follow,
+    make_model,
+    own_functions,
+    prompts,
+    top_1,
+)
+from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, set_top_k
 from depthmix.attachment import find_mixture_norm
+from depthmix.decoding.deferral import check_device
+from depthmix.generation import generate as answer_prompts
+from depthmix.generation import warn_of_dense_routing
+from depthmix.readout import reading_out
+from depthmix.run_config import ModelSection
 from models import random_ids, tiny_model
 
 ROUTINGS = ["all shallow", "all deep", "alternating", "random", "one row deep"]
@@ -99,21 +116,56 @@ def test_lazy_equals_dense(
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, None)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 0.1)])
 def test_narrow_types(model_type, dtype, tolerance):
+    """Along the same tokens, each step's logits agree to a few roundings, as a relative norm."""
     generator = torch.Generator().manual_seed(0)
     model = make_model(model_type, dtype=dtype)
     depths = draw_depths("random", batch=2, length=14, k=3, generator=generator)
     force(model, depths, k=3, generator=generator, dtype=torch.float32)
     inputs = prompts(2, 5, padded=True)
+    options = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 9}
+    expected = generate(model, inputs, lazy=False, **options)
+    lazy = LazyDepth(model)
+    processor = follow(expected.sequences)
+    found = generate(model, inputs, lazy=lazy, logits_processor=processor, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert lazy.layers_per_pass < 4
+    for ours, truth in zip(found.logits, expected.logits, strict=True):
+        assert (ours - truth).norm() <= tolerance * truth.norm()
+
+
+def test_a_pass_is_routed_once():
+    """A router that answers differently each time would let depth and weights part."""
+    model, inputs = make_model(top_k=1), prompts(2, 5, padded=True)
+    router, shapes = find_mixture_norm(model).active_mixture.router, []
+
+    def turn(_router, args, logits):
+        shapes.append(tuple(args[0].shape[:2]))
+        return logits.mul_(0).index_fill_(-1, torch.tensor(len(shapes) % 3), 1.0)
+
+    router.register_forward_hook(turn)
     options = {"return_dict_in_generate": True, "output_logits": True}
     expected = generate(model, inputs, lazy=False, **options)
-    found = generate(model, inputs, lazy=True, **options)
-    if tolerance:
-        assert_same(found, expected, inputs, rtol=tolerance, atol=tolerance)
-    else:
-        first = (found.logits[0] - expected.logits[0]).norm() / expected.logits[0].norm()
-        assert first < 0.05
+    dense, shapes[:] = list(shapes), []
+    lazy = LazyDepth(model)
+    found = generate(model, inputs, lazy=lazy, **options)
+    assert shapes == dense == [(2, 5)] + [(2, 1)] * 5
+    assert_same(found, expected, inputs, rtol=1e-9, atol=1e-9)
+    assert lazy.layers_per_pass < 4
+
+
+def test_what_is_put_off_holds_no_masks():
+    model, seen = top_1(), []
+    lazy = LazyDepth(model)
+
+    def look(_input_ids):
+        seen.extend(call.get("attention_mask") for layer in lazy._layers for call in layer.calls)
+
+    inputs = prompts(2, 5, padded=True)
+    generate(model, inputs, lazy=lazy, stopping_criteria=call_at(9, look))
+    assert seen
+    assert all(mask is None for mask in seen)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +316,102 @@ def test_what_cannot_be_deferred_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         generate(model, prompts(2, 5, padded=False), lazy=True, **options)
     assert "forward" not in vars(model.model.layers[-1])
+
+
+def test_a_plain_cache_must_have_the_models_layers():
+    model, inputs = top_1("mistral"), prompts(1, 5, padded=False)
+    for cache in (DynamicCache(), DynamicCache(config=tiny_model("llama").config)):
+        with pytest.raises(ValueError, match=r"4 DynamicSlidingWindowLayer.*config=model.config"):
+            generate(model, inputs, lazy=True, past_key_values=cache)
+    found, expected = (
+        generate(model, inputs, lazy=lazy, past_key_values=DynamicCache(config=model.config))
+        for lazy in (True, False)
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+def test_passes_of_another_call_are_refused(way):
+    model, inputs = top_1(), prompts(2, 5, padded=True)
+    for function in (model, lambda ids: model(ids, past_key_values=DynamicCache())):
+        with pytest.raises(ValueError, match="`past_key_values` must be the decoding loop's"):
+            decode(way(model), inputs, stopping_criteria=call_at(8, function))
+    with pytest.raises(ValueError, match=r"`guidance_scale` asks for, got 1.5; leave it out"):
+        decode(way(model), inputs, guidance_scale=1.5)
+
+
+@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_everything_is_put_back_whatever_raises(way, error):
+    def fail(_input_ids):
+        raise error("stop")
+
+    model, inputs = top_1(), prompts(2, 5, padded=True)
+    expected, before = decode(model, inputs), own_functions(model)
+    generator = way(model)
+    with pytest.raises(error, match="stop"):
+        decode(generator, inputs, stopping_criteria=call_at(8, fail))
+    assert own_functions(model) == before
+    assert torch.equal(decode(generator, inputs), expected)
+    assert torch.equal(decode(model, inputs), expected)
+    # While it takes its place in front of the layers.
+    model.model.layers[-1].__dict__["forward"] = None
+    with pytest.raises(TypeError):
+        decode(generator, inputs)
+    del model.model.layers[-1].forward
+    assert own_functions(model) == before
+    assert torch.equal(decode(generator, inputs), expected)
+
+
+@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+def test_another_mixture_is_refused(way):
+    model, inputs = tuned_model(top_k=1), prompts(2, 5, padded=True)
+    generator, message = way(model), f"make a new {way.__name__}"
+    with model.disable_adapter(), pytest.raises(RuntimeError, match=message):
+        decode(generator, inputs)
+    with reading_out(model, 3), pytest.raises(RuntimeError, match=message):
+        decode(generator, inputs)
+    model.add_adapter("other", MoDEConfig(target_modules=["q_proj"], late_layers=2))
+    model.set_adapter("other")
+    with pytest.raises(RuntimeError, match=message):
+        decode(generator, inputs)
+    model.set_adapter("default")
+    assert torch.equal(decode(generator, inputs), decode(model, inputs))
+
+
+def test_a_cache_is_not_handed_back_on_mps():
+    check_device(torch.device("mps"), outlives=False, name="Lazy depth")
+    check_device(torch.device("cpu"), outlives=True, name="Lazy depth")
+    with pytest.raises(ValueError, match="cannot hand a cache back on the device mps"):
+        check_device(torch.device("mps"), outlives=True, name="Lazy depth")
+
+
+@pytest.mark.parametrize(
+    ("layer_types", "message"),
+    [
+        (["full_attention"] * 4, "cannot defer layers that take `position_embeddings`"),
+        (["chunked_attention"] * 3 + ["full_attention"], "attend by chunks"),
+    ],
+)
+@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+def test_llama_4_is_refused(way, layer_types, message):
+    model = tiny_model(
+        "llama4_text", layer_types=layer_types, intermediate_size_mlp=24, num_local_experts=2
+    )
+    attach(model, late_layers=3)
+    with pytest.raises(ValueError, match=message):
+        decode(way(model), prompts(1, 5, padded=False))
+
+
+def test_options_that_do_nothing_are_not_passed_over():
+    with pytest.raises(ValueError, match="`num_draft_tokens` needs a `draft_layer`"):
+        answer_prompts(ModelSection(name="nowhere"), ["1 + 1 ="], num_draft_tokens=3)
+    for top_k in (None, 3):
+        with pytest.warns(UserWarning, match="`lazy` skips no layer while each .* all 3 routes"):
+            warn_of_dense_routing(find_mixture_norm(make_model(top_k=top_k)).active_mixture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_dense_routing(find_mixture_norm(make_model(top_k=2)).active_mixture)
 
 
 def test_unknown_layer_arguments_are_refused():

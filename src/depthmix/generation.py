@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from depthmix.attachment import set_top_k
 from depthmix.data.templates import render_prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
+from depthmix.mixture import Mixture
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_value, suggest, underscored
 from depthmix.run_config import ModelSection, Template
@@ -36,7 +38,7 @@ def generate(
     top_k: int | None = None,
     lazy: bool = False,
     draft_layer: int | None = None,
-    num_draft_tokens: int = 4,
+    num_draft_tokens: int | None = None,
 ) -> list[str]:
     """Let a model, with its adapter, answer prompts.
 
@@ -51,7 +53,7 @@ def generate(
         lazy: Run late layers only when a token needs them (`LazyDepth`): the same text, sooner.
         draft_layer: Late layer that drafts for the ensemble (`SelfSpeculation`): the same text;
             `None` drafts nothing.
-        num_draft_tokens: Tokens that it drafts at a time.
+        num_draft_tokens: Tokens that it drafts at a time; `None` takes 4.
 
     Returns:
         The new text for each prompt, or each of `num_return_sequences` in turn.
@@ -64,17 +66,24 @@ def generate(
         raise ValueError(
             "`lazy` and `draft_layer` are two ways to generate, got both; leave one of them out."
         )
+    if num_draft_tokens is not None and draft_layer is None:
+        raise ValueError(
+            f"`num_draft_tokens` needs a `draft_layer` that drafts them, got {num_draft_tokens} "
+            "without one; name a late layer, or leave it out."
+        )
     if not prompts or not all(prompts):
         raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
     settings = read_generation_options(options or {})
     tokenizer, model = load_tokenizer(section), _load(section)
     if top_k is not None:
         set_top_k(model, top_k)
-    generator: Any = LazyDepth(model) if lazy else model
-    if draft_layer is not None:
-        generator = SelfSpeculation(
-            model, draft_layer=draft_layer, num_draft_tokens=num_draft_tokens
-        )
+    generator: Any = model
+    if lazy:
+        generator = LazyDepth(model)
+        warn_of_dense_routing(generator.mixture)
+    elif draft_layer is not None:
+        width = 4 if num_draft_tokens is None else num_draft_tokens
+        generator = SelfSpeculation(model, draft_layer=draft_layer, num_draft_tokens=width)
     texts = [render_prompt({"prompt": prompt}, template, tokenizer) for prompt in prompts]
     answers: list[str] = []
     for start in range(0, len(texts), batch_size):
@@ -135,6 +144,17 @@ def chat(
         except (EOFError, KeyboardInterrupt):
             print()
             return messages
+
+
+def warn_of_dense_routing(mixture: Mixture) -> None:
+    """Say so where every token needs every layer, and lazy depth skips none."""
+    top_k, num_routes = mixture.config.top_k, len(mixture.late_layers)
+    if top_k is None or top_k >= num_routes:
+        warnings.warn(
+            f"`lazy` skips no layer while each token keeps all {num_routes} routes; ask for fewer "
+            "by `top_k`, or let a late layer draft by `draft_layer`.",
+            stacklevel=3,
+        )
 
 
 def read_generation_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import (
     DynamicCache,
@@ -24,9 +26,6 @@ from depthmix.attachment import find_mixture_norm
 
 ATTENTION = ("sdpa", "eager")
 """Attention implementations that take a mask over any queries and keys."""
-
-POSITION_ARGUMENTS = ("position_ids", "cache_position", "position_embeddings")
-"""Arguments of a layer that hold something for each position."""
 
 
 class Deferral(ABC):
@@ -44,13 +43,16 @@ class Deferral(ABC):
     name: str
     """What errors call this way of generating."""
 
+    door: str
+    """What errors say to leave out, so that generation is the model's own."""
+
     def __init__(self, model: nn.Module) -> None:
         norm = find_mixture_norm(model)
         mixture = norm.active_mixture if norm is not None else None
         if norm is None or mixture is None:
             raise ValueError(
                 "`model` must have an active mixture of depths, which says how deep a token goes, "
-                "got none; load an adapter, or leave `custom_generate` out."
+                f"got none; load an adapter, or leave out {self.door}."
             )
         self.model: Any = model
         self.norm = norm
@@ -61,8 +63,12 @@ class Deferral(ABC):
     def generate(self, *args: Any, streamer: Any = None, **kwargs: Any) -> Any:
         """Generate as the model's own `generate` does, with the same arguments and result.
 
+        If it is interrupted, by an exception or Ctrl-C, a cache that was passed to it is of no use.
+
         Raises:
-            ValueError: If the way of decoding, the cache or the attention cannot be deferred.
+            RuntimeError: If another mixture, or none, is active by now.
+            ValueError: If the way of decoding, the cache or the attention cannot be deferred, or
+                something else calls the model meanwhile.
         """
         if kwargs.get("assistant_model") is not None:  # transformers would keep it from us
             raise ValueError(
@@ -85,12 +91,21 @@ class Deferral(ABC):
         """Decode in the place of transformers' own loop, which calls this.
 
         Raises:
-            ValueError: If the way of decoding, the cache or the attention cannot be deferred.
+            RuntimeError: If another mixture, or none, is active by now.
+            ValueError: If the way of decoding, the cache or the attention cannot be deferred, or
+                something else calls the model meanwhile.
         """
+        if self.norm.active_mixture is not self.mixture or self.norm.readout is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} needs the mixture that was active when it was made to "
+                "predict, and now another one, the base model or a late layer alone does; "
+                f"activate its adapter, or make a new {type(self).__name__}."
+            )
         cache = kwargs.get("past_key_values")
-        check_deferrable(model, generation_config, cache, name=self.name)
-        self._cache = cache
         outlives = generation_config.return_dict_in_generate or hasattr(cache, "_is_user_defined")
+        check_deferrable(model, generation_config, cache, name=self.name, door=self.door)
+        check_device(input_ids.device, outlives=outlives, name=self.name)
+        self._cache = cache
         if self._streamer is not None:
             self._streamer.put(input_ids.cpu())  # streamers expect the prompt first
         try:
@@ -116,9 +131,38 @@ class Deferral(ABC):
     ) -> AbstractContextManager[None]:
         """Stand in front of the layers for a while."""
 
+    def _check_pass(self, kwargs: dict[str, Any]) -> None:
+        """Refuse a pass that is not the decoding loop's."""
+        cache = kwargs.get("past_key_values")
+        if cache is not self._cache:
+            raise ValueError(
+                f"`past_key_values` must be the decoding loop's in each pass during "
+                f"{self.name.lower()}, got {type(cache).__name__} of another call; let logits "
+                f"processors and stopping criteria call another model, or leave out {self.door}."
+            )
+
     @abstractmethod
     def _complete_cache(self) -> None:
         """Bring the cache to where the dense model would have it."""
+
+
+@contextmanager
+def replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Let a module have another function under a name for a while.
+
+    Args:
+        module: Any module.
+        name: The function's name in what the module itself holds.
+        function: Called in its place.
+    """
+    own = vars(module).get(name)
+    try:
+        vars(module)[name] = function
+        yield
+    finally:
+        vars(module).pop(name, None)
+        if own is not None:
+            vars(module)[name] = own
 
 
 def read_stop_strings(options: dict[str, Any]) -> dict[str, Any]:
@@ -151,94 +195,13 @@ def read_stop_strings(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "stopping_criteria": StoppingCriteriaList(criteria)}
 
 
-def read_call(
-    module: nn.Module, names: list[str], args: tuple, kwargs: dict[str, Any], *, name: str
-) -> dict[str, Any]:
-    """Name what a layer was called with, beside its hidden states.
-
-    Args:
-        module: The layer.
-        names: Its forward pass's parameters.
-        args: What was passed by position, hidden states apart.
-        kwargs: What was passed by name.
-        name: What an error calls this way of generating.
-
-    Raises:
-        ValueError: If something among it has another form at other positions, as far as we know.
-    """
-    call = {**dict(zip(names[1:], args, strict=False)), **kwargs}
-    unknown = [key for key, value in call.items() if isinstance(value, Tensor | tuple)]
-    unknown = sorted(set(unknown) - {"attention_mask", *POSITION_ARGUMENTS})
-    if unknown:
-        raise ValueError(
-            f"{name} cannot defer layers that take `{unknown[0]}`, as those of "
-            f"{type(module).__name__} do; leave `custom_generate` out for this model."
-        )
-    return call
-
-
-def join_calls(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join what several passes handed to a layer into one call over all of their positions."""
-    joined = dict(calls[-1])
-    for name in POSITION_ARGUMENTS:
-        parts: list[Any] = [call.get(name) for call in calls]
-        if isinstance(parts[0], Tensor):
-            joined[name] = torch.cat(parts, dim=-1)
-        elif isinstance(parts[0], tuple):  # cosines and sines
-            joined[name] = tuple(torch.cat(own, dim=-2) for own in zip(*parts, strict=True))
-    return joined
-
-
-def last_position(call: dict[str, Any]) -> dict[str, Any]:
-    """Narrow a call of a layer to the last of its positions."""
-    narrowed = dict(call)
-    for name in POSITION_ARGUMENTS:
-        part = call.get(name)
-        if isinstance(part, Tensor):
-            narrowed[name] = part[..., -1:]
-        elif isinstance(part, tuple):  # cosines and sines
-            narrowed[name] = tuple(own[..., -1:, :] for own in part)
-    return narrowed
-
-
-def mask_missed(
-    inputs: Float[Tensor, "batch missed hidden"],
-    *,
-    cache: DynamicCache,
-    index: int,
-    padding: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"] | None,
-) -> Float[Tensor, "rows 1 missed keys"] | None:
-    """Let each missed position see itself and what came before, as far as the layer looks.
-
-    Args:
-        inputs: What the layer takes in at the positions that it has missed.
-        cache: Keys and values so far.
-        index: The layer's place in the cache.
-        padding: 0 where a row has no token, for all positions; `None` where each one has.
-
-    Returns:
-        What is added to the attention's logits, or `None` where everything is seen.
-    """
-    num_queries = inputs.shape[1]
-    if num_queries == 1 and padding is None:
-        return None
-    first_query = cache.get_seq_length(index)
-    num_keys, first_key = cache.get_mask_sizes(num_queries, index)
-    queries = first_query + torch.arange(num_queries, device=inputs.device)[:, None]
-    keys = first_key + torch.arange(num_keys, device=inputs.device)
-    seen = keys <= queries  # (missed, keys)
-    window = getattr(cache.layers[index], "sliding_window", None)
-    if window is not None:
-        seen = seen & (keys > queries - window)
-    if padding is not None:
-        own = padding[:, first_key : first_key + num_keys].to(inputs.device, torch.bool)
-        seen = seen & own[:, None]  # (B, missed, keys)
-    lowest = torch.full_like(seen, torch.finfo(inputs.dtype).min, dtype=inputs.dtype)
-    return lowest.masked_fill(seen, 0.0).view(-1, 1, num_queries, num_keys)
-
-
 def check_deferrable(
-    model: PreTrainedModel, generation_config: GenerationConfig, cache: Any, *, name: str
+    model: PreTrainedModel,
+    generation_config: GenerationConfig,
+    cache: Any,
+    *,
+    name: str,
+    door: str,
 ) -> None:
     """Refuse what cannot be deferred exactly.
 
@@ -249,12 +212,17 @@ def check_deferrable(
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
             f"{name} needs greedy decoding or sampling, and `generate` was asked for "
-            f"{mode.value.replace('_', ' ')}; leave `custom_generate` out for that."
+            f"{mode.value.replace('_', ' ')}; leave out {door} for that."
+        )
+    if generation_config.guidance_scale not in (None, 1):
+        raise ValueError(
+            f"{name} cannot run the second pass of each step that `guidance_scale` asks for, got "
+            f"{generation_config.guidance_scale}; leave it out, or {door}."
         )
     if generation_config.output_hidden_states or generation_config.output_attentions:
         raise ValueError(
             f"{name} has no hidden states or attentions of skipped layers to return; leave out "
-            "`output_hidden_states` and `output_attentions`, or `custom_generate`."
+            f"`output_hidden_states` and `output_attentions`, or {door}."
         )
     layers = getattr(cache, "layers", [])
     if (
@@ -262,15 +230,45 @@ def check_deferrable(
         or cache.offloading
         or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
     ):
-        kinds = sorted({type(layer).__name__ for layer in layers})
         raise ValueError(
             f"{name} needs a plain `DynamicCache` of keys and values, got "
-            f"{type(cache).__name__} of {', '.join(kinds) or 'nothing'}; leave out "
-            "`cache_implementation`, or `custom_generate`."
+            f"{type(cache).__name__} of {_name_kinds(layers)}; leave out "
+            f"`cache_implementation`, or {door}."
         )
-    attention = model.config.get_text_config()._attn_implementation
+    config = model.config.get_text_config(decoder=True)
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ValueError(
+            f"{name} needs layers that attend to all before them or to a sliding window, and some "
+            f"of {type(model).__name__} attend by chunks; leave out {door} for this model."
+        )
+    expected = DynamicCache(config=config).layers
+    if list(map(type, layers)) != list(map(type, expected)):
+        raise ValueError(
+            f"`past_key_values` must have the model's own layers ({_name_kinds(expected)}), got "
+            f"{_name_kinds(layers)}; make it by `DynamicCache(config=model.config)`."
+        )
+    attention = config._attn_implementation
     if attention not in ATTENTION:
         raise ValueError(
             f"{name} needs attention by {' or '.join(ATTENTION)}, got {attention}; load the "
-            "model with `attn_implementation='sdpa'`, or leave `custom_generate` out."
+            f"model with `attn_implementation='sdpa'`, or leave out {door}."
         )
+
+
+def check_device(device: torch.device, *, outlives: bool, name: str) -> None:
+    """Refuse to hand back a cache where transformers' loop takes its last step back by itself.
+
+    Raises:
+        ValueError: If the device is Apple's and the cache outlives the call.
+    """
+    if device.type == "mps" and outlives:
+        raise ValueError(
+            f"{name} cannot hand a cache back on the device mps, where transformers crops it "
+            "meanwhile; leave out `return_dict_in_generate` and `past_key_values`."
+        )
+
+
+def _name_kinds(layers: list[Any]) -> str:
+    """Name the kinds of a cache's layers, and how many there are of each."""
+    kinds = Counter(type(layer).__name__ for layer in layers)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"

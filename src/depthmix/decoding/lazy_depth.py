@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from depthmix.decoding.deferral import Deferral, join_calls, mask_missed, read_call
+from depthmix.decoding.calls import join_calls, mask_missed, read_call
+from depthmix.decoding.deferral import Deferral, replaced
 
 
 @dataclass
@@ -36,7 +37,7 @@ class LateLayer:
     """What the layer below put out at those positions, as far as that one has run."""
 
     calls: list[dict[str, Any]] = field(default_factory=list)
-    """What each pass handed over with those positions."""
+    """What each pass handed over with those positions, masks above the first late layer apart."""
 
 
 class LazyDepth(Deferral):
@@ -62,6 +63,7 @@ class LazyDepth(Deferral):
     """
 
     name = "Lazy depth"
+    door = "`--lazy` or `custom_generate`"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -73,6 +75,8 @@ class LazyDepth(Deferral):
             above = self._layers[0] if self._layers else None
             self._layers.insert(0, LateLayer(modules[index], index, above))
         self._needed = 0
+        self._weigh: Any = None
+        self._weights: Float[Tensor, "batch new routes"] | None = None
         self._gives_tuple = False
         self._padding: Int[Tensor, "batch seq"] | None = None
 
@@ -89,22 +93,23 @@ class LazyDepth(Deferral):
         generation_config: GenerationConfig,
     ) -> Iterator[None]:
         """Stand in front of the late layers for a while."""
-        handle = model.register_forward_pre_hook(self._begin, with_kwargs=True)
-        patched: dict[int, Any] = {
-            layer.index: vars(layer.module).get("forward") for layer in self._layers
-        }
-        for layer in self._layers:
-            layer.forward = layer.module.forward
-            names = list(signature(layer.forward).parameters)
-            layer.module.forward = partial(self._forward, layer, names)
+        self._weigh = self.mixture.weigh
         try:
-            yield
+            with ExitStack() as stack:
+                handle = model.register_forward_pre_hook(self._begin, with_kwargs=True)
+                stack.callback(handle.remove)
+                # A second product might round to other routes than those that ran.
+                weigh = replaced(self.mixture, "weigh", lambda _router_input: self._weights)
+                stack.enter_context(weigh)
+                for layer in self._layers:
+                    layer.forward = layer.module.forward
+                    names = list(signature(layer.forward).parameters)
+                    forward = partial(self._forward, layer, names)
+                    stack.enter_context(replaced(layer.module, "forward", forward))
+                yield
         finally:
-            handle.remove()
+            self._weigh = self._weights = self._padding = None
             for layer in self._layers:
-                del layer.module.forward
-                if patched[layer.index] is not None:
-                    layer.module.forward = patched[layer.index]
                 layer.inputs, layer.calls = [], []
 
     def _complete_cache(self) -> None:
@@ -115,6 +120,7 @@ class LazyDepth(Deferral):
 
     def _begin(self, _model: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
         """Note a pass's padding, from which masks are made."""
+        self._check_pass(kwargs)
         self._padding = kwargs.get("attention_mask")  # None where there is no padding
         self.num_passes += 1
 
@@ -127,12 +133,15 @@ class LazyDepth(Deferral):
         **kwargs: Any,
     ) -> Any:
         """Run a late layer if this pass needs it, and else remember what it has missed."""
-        call = read_call(layer.module, names, args, kwargs, name=self.name)
+        call = read_call(layer.module, names, args, kwargs, name=self.name, door=self.door)
         if layer is self._layers[0]:
-            weights = self.mixture.weigh(hidden_states[:, -1:])[:, 0]  # (B, k)
-            deepest = int((weights > 0).any(0).nonzero().max())
+            # Layers may sit on several devices; the mixture lives on one.
+            self._weights = self._weigh(hidden_states.to(self.mixture.router.weight.device))
+            deepest = int((self._weights[:, -1] > 0).any(0).nonzero().max())
             self._needed = self.mixture.late_layers[deepest] - 1
             layer.inputs.append(hidden_states)
+        else:
+            call.pop("attention_mask", None)  # made anew for all that the layer has missed
         layer.calls.append(call)
         output = hidden_states  # where nobody looks at it: its routing weight is 0
         if layer.index <= self._needed:

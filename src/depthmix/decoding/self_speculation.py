@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
 from typing import Any, Literal
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from depthmix.decoding.deferral import Deferral, last_position, mask_missed, read_call
+from depthmix.decoding.calls import last_position, mask_missed, read_call
+from depthmix.decoding.deferral import Deferral, replaced
 from depthmix.decoding.lookahead import Guess, Lookahead
-from depthmix.mixture_norm import MixtureNorm
 
 LOOP_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 """What the decoding loop passes that is made anew for tokens ahead of it."""
@@ -51,6 +51,7 @@ class SelfSpeculation(Deferral):
     """
 
     name = "Self-speculation"
+    door = "`--draft-layer` or `custom_generate`"
 
     def __init__(
         self, model: nn.Module, *, draft_layer: int | None = None, num_draft_tokens: int = 4
@@ -106,7 +107,7 @@ class SelfSpeculation(Deferral):
         if "position_ids" not in signature(model.forward).parameters:
             raise ValueError(
                 "Self-speculation needs a model that takes `position_ids`, and "
-                f"{type(model).__name__} does not; leave `custom_generate` out for this model."
+                f"{type(model).__name__} does not; leave out {self.door} for this model."
             )
         cache = self._cache
         self._lookahead = Lookahead(
@@ -118,22 +119,19 @@ class SelfSpeculation(Deferral):
         self._next = input_ids.new_zeros(len(input_ids))
         layers = self.norm.backbone.layers
         recorded = [getattr(layer, "record_past", None) for layer in cache.layers]
-        cache.activate_past_recording()
-        modules = [model, *layers, self.norm]
-        patched = [own_forward(module) for module in modules]
         self._model_forward = model.forward
-        model.forward = self._step
-        for index, layer in enumerate(layers):
-            names = list(signature(layer.forward).parameters)
-            layer.forward = partial(self._run_layer, index, layer, layer.forward, names)
-        self.norm.forward = partial(self._run_norm, self.norm.forward)
         try:
-            yield
+            cache.activate_past_recording()
+            with ExitStack() as stack:
+                stack.enter_context(replaced(model, "forward", self._step))
+                for index, layer in enumerate(layers):
+                    names = list(signature(layer.forward).parameters)
+                    forward = partial(self._run_layer, index, layer, layer.forward, names)
+                    stack.enter_context(replaced(layer, "forward", forward))
+                forward = partial(self._run_norm, self.norm.forward)
+                stack.enter_context(replaced(self.norm, "_replaced_forward", forward))
+                yield
         finally:
-            for module, forward in zip(modules, patched, strict=True):
-                del module.forward
-                if forward is not None:
-                    module.forward = forward
             for layer, own in zip(cache.layers, recorded, strict=False):
                 if own is not None:
                     layer.record_past = own
@@ -146,6 +144,7 @@ class SelfSpeculation(Deferral):
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         """Answer the decoding loop, which asks for the logits after its newest tokens."""
+        self._check_pass(kwargs)
         self.num_steps += 1
         input_ids = kwargs.get("input_ids")
         ahead = self._lookahead
@@ -249,7 +248,7 @@ class SelfSpeculation(Deferral):
         **kwargs: Any,
     ) -> Any:
         """Run a layer at the positions that it has missed, or not at all."""
-        call = read_call(layer, names, args, kwargs, name=self.name)
+        call = read_call(layer, names, args, kwargs, name=self.name, door=self.door)
         is_early = index < self.draft_layer
         if self._stage == "draft" and not is_early:
             return (hidden_states,) if self._gives_tuple else hidden_states
@@ -288,9 +287,3 @@ def find_endings(
     if ends is None or padding is None:
         return 0, torch.empty(0, dtype=torch.long, device=device)
     return int(padding), torch.cat([ends.view(-1), padding.view(-1)]).to(device)
-
-
-def own_forward(module: nn.Module) -> Any:
-    """Give the forward pass that someone has set on this module itself, or None."""
-    name = "_replaced_forward" if isinstance(module, MixtureNorm) else "forward"
-    return vars(module).get(name)

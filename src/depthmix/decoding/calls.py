@@ -1,0 +1,108 @@
+"""What layers are called with, at positions of several passes or of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+POSITION_ARGUMENTS = ("position_ids", "cache_position", "position_embeddings")
+"""Arguments of a layer that hold something for each position."""
+
+
+def read_call(
+    module: nn.Module,
+    names: list[str],
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    name: str,
+    door: str,
+) -> dict[str, Any]:
+    """Name what a layer was called with, beside its hidden states.
+
+    Args:
+        module: The layer.
+        names: Its forward pass's parameters.
+        args: What was passed by position, hidden states apart.
+        kwargs: What was passed by name.
+        name: What an error calls this way of generating.
+        door: What an error says to leave out.
+
+    Raises:
+        ValueError: If something among it has another form at other positions, as far as we know.
+    """
+    call = {**dict(zip(names[1:], args, strict=False)), **kwargs}
+    unknown = [key for key, value in call.items() if isinstance(value, Tensor | tuple)]
+    unknown = sorted(set(unknown) - {"attention_mask", *POSITION_ARGUMENTS})
+    if isinstance(call.get("position_embeddings"), Tensor):  # complex ones, with axes of their own
+        unknown.append("position_embeddings")
+    if unknown:
+        raise ValueError(
+            f"{name} cannot defer layers that take `{unknown[0]}` as "
+            f"{type(module).__name__} does; leave out {door} for this model."
+        )
+    return call
+
+
+def join_calls(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join what several passes handed to a layer into one call over all of their positions."""
+    joined = dict(calls[-1])
+    for name in POSITION_ARGUMENTS:
+        parts: list[Any] = [call.get(name) for call in calls]
+        if isinstance(parts[0], Tensor):
+            joined[name] = torch.cat(parts, dim=-1)
+        elif isinstance(parts[0], tuple):  # cosines and sines
+            joined[name] = tuple(torch.cat(own, dim=-2) for own in zip(*parts, strict=True))
+    return joined
+
+
+def last_position(call: dict[str, Any]) -> dict[str, Any]:
+    """Narrow a call of a layer to the last of its positions."""
+    narrowed = dict(call)
+    for name in POSITION_ARGUMENTS:
+        part = call.get(name)
+        if isinstance(part, Tensor):
+            narrowed[name] = part[..., -1:]
+        elif isinstance(part, tuple):  # cosines and sines
+            narrowed[name] = tuple(own[..., -1:, :] for own in part)
+    return narrowed
+
+
+def mask_missed(
+    inputs: Float[Tensor, "batch missed hidden"],
+    *,
+    cache: DynamicCache,
+    index: int,
+    padding: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"] | None,
+) -> Float[Tensor, "rows 1 missed keys"] | None:
+    """Let each missed position see itself and what came before, as far as the layer looks.
+
+    Args:
+        inputs: What the layer takes in at the positions that it has missed.
+        cache: Keys and values so far.
+        index: The layer's place in the cache.
+        padding: 0 where a row has no token, for all positions; `None` where each one has.
+
+    Returns:
+        What is added to the attention's logits, or `None` where everything is seen.
+    """
+    num_queries = inputs.shape[1]
+    if num_queries == 1 and padding is None:
+        return None
+    first_query = cache.get_seq_length(index)
+    num_keys, first_key = cache.get_mask_sizes(num_queries, index)
+    queries = first_query + torch.arange(num_queries, device=inputs.device)[:, None]
+    keys = first_key + torch.arange(num_keys, device=inputs.device)
+    seen = keys <= queries  # (missed, keys)
+    window = getattr(cache.layers[index], "sliding_window", None)
+    if window is not None:
+        seen = seen & (keys > queries - window)
+    if padding is not None:
+        own = padding[:, first_key : first_key + num_keys].to(inputs.device, torch.bool)
+        seen = seen & own[:, None]  # (B, missed, keys)
+    lowest = torch.full_like(seen, torch.finfo(inputs.dtype).min, dtype=inputs.dtype)
+    return lowest.masked_fill(seen, 0.0).view(-1, 1, num_queries, num_keys)
