@@ -3,14 +3,15 @@ import json
 import re
 import warnings
 
+import datasets
+import pooch
 import pytest
 
 import depthmix_cli
-from checkpoints import save_checkpoint
+from checkpoints import make_tokenizer, save_checkpoint
 from data_folder import REAL, WORD_PROBLEM, needs_data
 from depthmix.data.audit import (
     audit,
-    find_leaks,
     list_leaks,
     named_test_sets,
     read_source,
@@ -18,10 +19,20 @@ from depthmix.data.audit import (
     write_rest,
 )
 from depthmix.data.catalog import load_split
+from depthmix.data.leaks import find_leaks
 from depthmix.data.questions import question_stems, same_letters, same_words
 from depthmix.data.records import load_records
+from depthmix.data.templates import ALPACA_PROMPT_WITH_INPUT, to_training_dataset
 from depthmix.run_config import load_run_config
 from depthmix.training import train
+
+IN_PARTS = [{"type": "text", "text": "Why?"}, {"type": "image"}, {"text": "How?"}]
+ANSWER = {"role": "assistant", "content": "No."}
+CHAT = [
+    {"role": "user", "content": text}
+    for text in ("How far is it?", "Go on, please.", "为什么是一里?", "继续。")
+]
+"""Two questions, each with a short turn behind it."""
 
 TRAINING_FILES = {
     "gsm8k/train.jsonl": "gsm8k",
@@ -94,6 +105,23 @@ def test_normalising(text, words, letters):
         ({"ctx": "Birds", "activity_label": "Flying"}, ["Birds", "Flying: Birds"]),
         ({"ctx": "Birds", "activity_label": ""}, ["Birds"]),
         ({"instruction": "Why?", "question": "why", "label": 1}, ["Why?"]),
+        ({"instruction": "Translate.", "input": "Ja.", "output": "Yes."}, ["Translate.\nJa."]),
+        ({"instruction": "Translate.", "input": "", "output": "Yes."}, ["Translate."]),
+        ({"instruction": "Translate.", "input": None, "output": "Yes."}, ["Translate."]),
+        (
+            {"prompt": ALPACA_PROMPT_WITH_INPUT.format(instruction="Translate.", input="Ja.")},
+            ["Translate.\nJa."],
+        ),
+        ({"instruction": "a", "input": "b", "output": "c", "prompt": "Why?"}, ["Why?"]),
+        ({"prompt": "Why?", "completion": " No.", "turns": 2}, ["Why?"]),
+        ({"prompt": "Why?", "completion": " No.", "turns": ["a", "b"]}, ["Why?"]),
+        (
+            {"messages": None, "prompt": [{"role": "user", "content": "Why?"}], "completion": []},
+            ["Why?"],
+        ),
+        ({"messages": [{"role": "user", "content": IN_PARTS}]}, ["Why?\nHow?"]),
+        ({"messages": [{"role": "user", "content": None}]}, [""]),
+        ({"prompt": CHAT, "completion": "Yes."}, ["How far is it?", "为什么是一里?"]),
     ],
 )
 def test_stems(record, stems):
@@ -109,9 +137,31 @@ def test_a_prompt_within_a_prompt_is_removed(small_data):
     assert question_stems(wrapped) == ["What do fish breathe with?"]
 
 
-def test_a_record_without_a_question():
-    with pytest.raises(ValueError, match=r"must have one of instruction, .* only text, label"):
-        question_stems({"text": "x", "label": 1})
+@pytest.mark.parametrize(
+    "record", [{"text": "x", "label": 1}, {"turns": 2, "label": 1}, {"prompt": ["Why?"], None: []}]
+)
+def test_a_record_without_a_question(record):
+    names = ", ".join(map(str, record))
+    with pytest.raises(ValueError, match=rf"must have one of prompt, .* only {names}\."):
+        question_stems(record)
+
+
+def test_an_instruction_leaks_only_with_its_input():
+    train_records = [{"instruction": "Translate.", "input": text} for text in ("Ja.", "Nein.")]
+    assert find_leaks(train_records, train_records[1:]).same_letters == (1,)
+
+
+def test_short_turns_of_a_conversation_do_not_leak():
+    def conversation(*turns):
+        return {"messages": [{"role": "user", "content": turn} for turn in turns]}
+
+    train_records = [
+        conversation("How far is it to Bern?", "Continue."),
+        conversation("Continue."),
+        conversation("Go on.", "Why do fish not drown?"),
+    ]
+    test_records = [{"turns": ["Continue.", "Go on.", "Why do fish not drown?"]}]
+    assert find_leaks(train_records, test_records).same_letters == (1, 2)
 
 
 def test_shared_questions_are_found_either_way():
@@ -206,15 +256,74 @@ def test_a_run_is_warned(small_data, monkeypatch):
         r"`depthmix audit mawps addsub multiarith --drop rest.jsonl`"
     )
     with pytest.warns(UserWarning, match=message):
-        warn_of_leaks(records, "mawps", None)
+        warn_of_leaks(records, "mawps")
     with pytest.warns(UserWarning, match=r"1 of 1 .*\(1 arc_easy, 1 arc_challenge\)"):
-        warn_of_leaks(load_records("arc_easy"), "arc_easy", None)
+        warn_of_leaks(load_records("arc_easy"), "arc_easy")
+    command = "`depthmix audit mawps:validation addsub multiarith --drop rest.jsonl`"
+    with pytest.warns(UserWarning, match=command):
+        warn_of_leaks(records, "mawps", split="validation")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_leaks(records[1:], "mawps", None)
+        warn_of_leaks(records[1:], "mawps")
     (small_data / "boolq" / "test.json").write_text("[]")
     with pytest.warns(UserWarning, match=r"Leaks into boolq could not be looked for: .*sha256"):
-        warn_of_leaks(records[1:], "mawps", None)
+        warn_of_leaks(records[1:], "mawps")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "Why?", "completion": " No.", "turns": 2},
+        {"messages": [{"role": "user", "content": IN_PARTS}, ANSWER]},
+        {"messages": None, "prompt": [{"role": "user", "content": "Why?"}], "completion": [ANSWER]},
+        {"prompt": [{"role": "user"}], "completion": "No."},
+        {"prompt": [], "completion": "No."},
+        {"instruction": 5, "output": "No."},
+    ],
+)
+def test_what_can_be_trained_on_can_be_looked_at(record, small_data, monkeypatch):
+    monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
+    assert len(to_training_dataset([record], "auto", make_tokenizer())) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_leaks([record], "mine.jsonl")
+
+
+def test_a_missing_folder_stops_no_run(small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHMIX_DATA", str(tmp_path / "nowhere"))
+    path = tmp_path / "my test.jsonl"
+    records = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}", "answer": "1"} for n in (1, 2)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.warns(UserWarning, match=r"could not be looked for") as caught:
+        warn_of_leaks(records, "mine.jsonl", evaluation=str(path))
+    missing, leaking = (str(warning.message) for warning in caught)
+    assert re.search(r"named test sets could not be looked for: .*DEPTHMIX_DATA", missing)
+    assert leaking.startswith("2 of 2 training records")
+    assert f"`depthmix audit mine.jsonl '{path}' --drop rest.jsonl`" in leaking
+    with pytest.warns(UserWarning, match=r"^1 of 2 training records") as caught:
+        warn_of_leaks(records, "mine.jsonl", evaluation=str(path), num_items=1)
+    assert len(caught) == 2
+
+
+def test_nothing_is_downloaded_for_the_warning(small_data, monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("asked for a download")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    for evaluation in ("owner/name", "gsm8k", "mmlu_stem"):
+        warn_of_leaks(
+            [{"prompt": "Why?", "completion": "No."}], "mine.jsonl", evaluation=evaluation
+        )
+
+
+def test_a_split_of_the_hub_can_be_audited(small_data, monkeypatch):
+    def load_dataset(source, *, split):
+        assert (source, split) == ("owner/name", "held_out")
+        return datasets.Dataset.from_list([{"question": WORD_PROBLEM}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert audit("owner/name:held_out", ["addsub"], data_dir=small_data).leaking == (0,)
 
 
 def test_a_run_is_warned_of_its_own_evaluation(small_data, tmp_path):

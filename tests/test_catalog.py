@@ -1,5 +1,6 @@
 import functools
 import http.server
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from depthmix.data.catalog import (
     load_split,
     name_source,
 )
+from depthmix.data.instructions import from_arithmetic
 from depthmix.data.records import load_records
 from depthmix.data.templates import to_training_dataset
 
@@ -155,6 +157,47 @@ def test_named_data_sets_become_instructions(small_data, name, instruction, outp
     dataset = to_training_dataset(records, "auto", make_tokenizer())
     assert "### Instruction:\n" in dataset[0]["prompt"]
     assert load_records(name, split="train", limit=1, data_dir=small_data) == records[:1]
+
+
+@pytest.mark.parametrize(
+    ("equation", "answer", "output"),
+    [
+        ("X=((22.0-14.0)/4.0)", "2.0", "((22.0-14.0)/4.0) = 2.\nThe answer is 2."),
+        ("x=3*6", "18.0", "3*6 = 18.\nThe answer is 18."),
+        ("miles=4.0/30.0*48.0", "6.4", "4.0/30.0*48.0 = 6.4.\nThe answer is 6.4."),
+        ("x=-(1.5 - 2)", "0.5", "-(1.5 - 2) = 0.5.\nThe answer is 0.5."),
+        ("X=1.0/6.0", "0.1666667", "1.0/6.0 = 0.1666667.\nThe answer is 0.1666667."),
+        ("X=1.0/6.0", "0.1667", "The answer is 0.1667."),
+        ("X=1-1", "0.0", "1-1 = 0.\nThe answer is 0."),
+        ("X=34*4", "134.0", "The answer is 134."),
+        ("X-6=52", "58", "The answer is 58."),
+        ("7=3+x", "4.0", "The answer is 4."),
+        ("X=0.32=0.21", "0.53", "The answer is 0.53."),
+        ("X=1/0", "1.0", "The answer is 1."),
+        ("X=2**3", "8.0", "The answer is 8."),
+        ("X=True", "1.0", "The answer is 1."),
+        ("X=abs(2)", "2.0", "The answer is 2."),
+    ],
+)
+def test_an_equation_is_learnt_only_if_it_gives_the_answer(equation, answer, output):
+    record = {"question": "How many ?", "answer": answer, "equation": equation}
+    assert from_arithmetic(record)["output"] == output
+
+
+@needs_data
+def test_all_equations_of_mawps_that_are_learnt_are_true():
+    records = load_records("mawps", data_dir=REAL)
+    shown = [record for record in records if " = " in record["output"]]
+    assert (len(records), len(shown)) == (1898, 1832)
+    for record in shown:
+        expression, number = re.fullmatch(
+            r"([-+*/(). 0-9]+) = (.+)\.\nThe answer is \2\.", record["output"]
+        ).groups()
+        assert float(number) == float(record["answer"])
+        assert eval(expression) == pytest.approx(float(number), rel=1.1e-6)
+    for record in records:
+        assert record["output"].endswith(f"The answer is {record['answer'].removesuffix('.0')}.")
+        assert "=" not in record["output"] or record in shown
 
 
 def test_a_file_wins_over_a_name(small_data, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from checkpoints import make_model, make_tokenizer
+from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MoDEConfig
+from depthmix.run_config import load_run_config
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer
 from models import random_ids, randomise, tiny_model
 from references import reference_step
@@ -393,3 +396,78 @@ def test_golden_run(tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == pytest.approx(GOLDEN_LOSSES, abs=1e-4)
+
+
+def run_on(data, checkpoint, output_dir):
+    """Train two steps on a named data set; give the prepared records as text, and the result."""
+    prepared = []
+    training = importlib.import_module("depthmix.training")
+
+    def keep(dataset, num_records):
+        for ids, labels in zip(dataset["input_ids"], dataset["labels"], strict=True):
+            learnt = [label for label in labels if label != -100]
+            prepared.append((TOKENIZER.decode(ids), TOKENIZER.decode(learnt)))
+        assert len(prepared) == num_records
+
+    config = load_run_config(
+        None,
+        {
+            "model": {"name": str(checkpoint)},
+            "data": {"train": data},
+            "mode": {"late_layers": 2, "target_modules": ["q_proj"]},
+            "training": {
+                "output_dir": str(output_dir),
+                "max_steps": 2,
+                "max_length": 1024,
+                "logging_steps": 1,
+                "report_to": "none",
+            },
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "check_label_tokens", keep)
+        return prepared, training.train(config)
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "learnt"),
+    [
+        (
+            "math7k",
+            "### Instruction:\nAnn sold 48/2 clips. And then?\n\n### Response:\n",
+            "48/2 = 24 clips.\nIt is 1,024.\nThe answer is 1024.",
+        ),
+        (
+            "arc_easy",
+            "What do fish breathe with?\n\nAnswer1: gills Answer2: lungs Answer3: skin\n\n"
+            "Answer format: answer1/answer2/answer3\n\n### Response:\n",
+            "the correct answer is answer1",
+        ),
+    ],
+)
+def test_named_data_sets_are_trained_on_as_instructions(
+    data, asked, learnt, small_data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".* training records ask a question of a test set")
+        prepared, result = run_on(data, save_checkpoint(tmp_path / "base"), tmp_path / "out")
+    whole, answer = prepared[0]
+    assert whole.startswith("Below is an instruction")
+    assert f"{asked}{learnt}" in whole
+    assert answer.removesuffix("</s>") == learnt
+    assert result.metrics["train_loss"] > 0
+    if data == "math7k":
+        assert "Answer Choices: (A) 1 (B) 2 km" in prepared[1][0]
+        assert prepared[1][1].removesuffix("</s>") == "Add.\nDone.\nThe answer is C."
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_only_the_main_process_warns_of_leaks(is_main, small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
+    monkeypatch.setattr(MoDESFTTrainer, "is_world_process_zero", lambda self: is_main)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_on("arc_easy", save_checkpoint(tmp_path / "base"), tmp_path / "out")
+    texts = [str(warning.message) for warning in caught]
+    assert any("ask a question of a test set (1 arc_easy" in text for text in texts) == is_main

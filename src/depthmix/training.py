@@ -103,8 +103,6 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         if config.evaluation is not None
         else None
     )
-    evaluation_data = None if config.evaluation is None else config.evaluation.data
-    warn_of_leaks(records, config.data.train, evaluation_data)
     model = load_model(config.model)
     if isinstance(model, PeftModel):
         raise ValueError(
@@ -128,6 +126,13 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
     ledger = parameter_ledger(tuned, first_late_layer=first_late_layer)
     is_main = trainer.is_world_process_zero()
     if is_main:
+        warn_of_leaks(
+            records,
+            config.data.train,
+            split=config.data.split,
+            evaluation=config.evaluation.data if config.evaluation else None,
+            num_items=config.evaluation.num_items if config.evaluation else None,
+        )
         if overwrite and output_dir.exists():
             shutil.rmtree(output_dir)
         save_run_config(config, output_dir)

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from depthmix.data.catalog import CATALOG, describe, is_at_hand, load_split
-from depthmix.data.questions import Record, question_stems, same_letters, same_words
+from depthmix.data.leaks import Leak, compare_questions, read_questions
+from depthmix.data.questions import Record, question_stems, same_words
 from depthmix.data.records import load_records
 from depthmix.data.schemas import read_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Questions:
-    """The questions of each record of a set, as they are compared."""
-
-    words: Sequence[frozenset[str]]
-    letters: Sequence[frozenset[str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leak:
-    """What a training set shares with one test set; records are numbered from 0."""
-
-    test: str
-    """Name of the test set."""
-
-    num_questions: int
-    """Records of the test set."""
-
-    same_words: tuple[int, ...]
-    """Training records whose question is there after lower-casing and collapsing white space."""
-
-    same_letters: tuple[int, ...]
-    """These, and those found after also dropping all but letters and digits, which catches
-    tokenised copies."""
-
-    covered: tuple[int, ...]
-    """Test records that are so exposed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +55,6 @@ class AuditResult:
         return "\n".join(lines)
 
 
-def find_leaks(train: Sequence[Record], test: Sequence[Record], *, name: str = "test") -> Leak:
-    """Find the training records whose question is in a test set.
-
-    Args:
-        train: Training records, of any form that `question_stems` takes.
-        test: Test records, likewise.
-        name: Name of the test set, for the result.
-
-    Returns:
-        The records on both sides.
-
-    Raises:
-        ValueError: If a record holds no question.
-    """
-    return _compare(_read_questions(train), test, name)
-
-
 def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = None) -> AuditResult:
     """Compare a training set with test sets, question by question.
 
@@ -124,9 +80,11 @@ def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = Non
             "`data_dir` or the environment variable DEPTHMIX_DATA."
         )
     records = read_source(train, "train", data_dir=data_dir)
-    asked = _read_questions(records)
+    asked = read_questions(records)
     leaks = [
-        _compare(asked, read_source(name, "test", data_dir=data_dir), name)
+        compare_questions(
+            asked, read_questions(read_source(name, "test", data_dir=data_dir)), name=name
+        )
         for name in dict.fromkeys(names)
     ]
     return AuditResult(train=train, num_records=len(records), leaks=tuple(leaks))
@@ -156,8 +114,9 @@ def read_source(source: str, split: str, *, data_dir: str | Path | None = None) 
     """Read what `audit` compares: a file as it is, or a named data set in its schema.
 
     Args:
-        source: Path, name, or name and split with a colon between; an existing file wins.
-        split: Split of a named data set where `source` names none.
+        source: Path, name or id on the hub, the latter two perhaps with a colon and a split; an
+            existing file wins.
+        split: Split where `source` names none; files have none.
         data_dir: As for `catalog.load_split`.
 
     Returns:
@@ -170,9 +129,11 @@ def read_source(source: str, split: str, *, data_dir: str | Path | None = None) 
     path = Path(source).expanduser()
     if path.suffix == ".tsv" and path.is_file():
         return read_rows(path)
-    if path.is_file() or "/" in source:
-        return load_records(source, split=split)
+    if path.is_file():
+        return load_records(source)
     name, _, named_split = source.partition(":")
+    if "/" in name:
+        return load_records(name, split=named_split or split)
     return load_split(describe(name).name, named_split or split, data_dir=data_dir)
 
 
@@ -193,7 +154,7 @@ def write_rest(result: AuditResult, path: Path, *, data_dir: str | Path | None =
         ValueError: If the records cannot be trained on.
     """
     name, _, split = result.train.partition(":")
-    if name not in CATALOG or Path(result.train).is_file():
+    if Path(result.train).expanduser().is_file():
         name, split = result.train, ""
     records = load_records(name, split=split or "train", data_dir=data_dir)
     leaking = set(result.leaking)
@@ -227,62 +188,66 @@ def list_leaks(result: AuditResult, *, data_dir: str | Path | None = None) -> li
     return lines
 
 
-def warn_of_leaks(records: Sequence[Record], source: str, evaluation: str | None) -> None:
+def warn_of_leaks(
+    records: Sequence[Record],
+    source: str,
+    *,
+    split: str = "train",
+    evaluation: str | None = None,
+    num_items: int | None = None,
+) -> None:
     """Warn if training records are in the run's own evaluation, or in a test set at hand.
 
-    Nothing is downloaded. A named test set that cannot be read is named in the warning.
+    Nothing is downloaded: of evaluation records, a file or a named set at hand is compared, and
+    none of the hub. A test set that cannot be read is named in a warning. Records without a
+    readable question are taken to ask none.
 
     Args:
         records: Training records.
         source: Where they come from, for the message.
+        split: The split that they are, where `source` is no file.
         evaluation: Source of the evaluation records, if there are any.
+        num_items: Records of an evaluation file that count, from its start; `None` takes all.
     """
-    asked = _read_questions(records)
-    tests: dict[str, Sequence[Record]] = {}
-    if evaluation is not None:
-        tests[evaluation] = load_records(evaluation, split="test")
-    for name in named_test_sets():
+    own_file = evaluation if evaluation and Path(evaluation).expanduser().is_file() else None
+    try:
+        names = named_test_sets()
+    except OSError as error:
+        names = []
+        warnings.warn(f"Leaks into named test sets could not be looked for: {error}", stacklevel=2)
+    asked = read_questions(records, read=_readable_stems)
+    found = []
+    for name in ([own_file] if own_file else []) + names:
         try:
-            tests[name] = read_source(name, "test")
-        except ValueError as error:
+            test = (
+                load_records(name, limit=num_items)
+                if name == own_file
+                else read_source(name, "test")
+            )
+        except (ValueError, OSError) as error:
             warnings.warn(f"Leaks into {name} could not be looked for: {error}", stacklevel=2)
-    found = [leak for name, test in tests.items() if (leak := _compare(asked, test, name)).covered]
+            continue
+        leak = compare_questions(asked, read_questions(test, read=_readable_stems), name=name)
+        if leak.covered:
+            found.append(leak)
     if not found:
         return
     num_leaking = len({record for leak in found for record in leak.same_letters})
     counts = ", ".join(f"{len(leak.same_letters):,} {leak.test}" for leak in found)
-    names = " ".join(leak.test for leak in found)
+    if split != "train" and not Path(source).expanduser().is_file():
+        source = f"{source}:{split}"
+    command = shlex.join(["depthmix", "audit", source, *(leak.test for leak in found)])
     warnings.warn(
         f"{num_leaking:,} of {len(records):,} training records ask a question of a test set "
-        f"({counts}), so scores there will be too high; `depthmix audit {source} {names} --drop "
-        "rest.jsonl` writes the others.",
+        f"({counts}), so scores there will be too high; `{command} --drop rest.jsonl` writes the "
+        "others.",
         stacklevel=2,
     )
 
 
-def _read_questions(records: Sequence[Record]) -> _Questions:
-    stems = list(map(question_stems, records))
-    return _Questions(
-        words=[frozenset(map(same_words, texts)) for texts in stems],
-        letters=[frozenset(map(same_letters, texts)) for texts in stems],
-    )
-
-
-def _compare(asked: _Questions, test: Sequence[Record], name: str) -> Leak:
-    tested = _read_questions(test)
-    by_words = _find_shared(asked.words, tested.words)
-    by_letters = _find_shared(asked.letters, tested.letters)
-    covered = _find_shared(tested.words, asked.words) | _find_shared(tested.letters, asked.letters)
-    return Leak(
-        test=name,
-        num_questions=len(test),
-        same_words=tuple(sorted(by_words)),
-        same_letters=tuple(sorted(by_words | by_letters)),
-        covered=tuple(sorted(covered)),
-    )
-
-
-def _find_shared(these: Sequence[frozenset[str]], those: Sequence[frozenset[str]]) -> set[int]:
-    """Number the records of which a question is also asked by the others."""
-    known = frozenset().union(*those) - {""}
-    return {number for number, texts in enumerate(these) if not known.isdisjoint(texts)}
+def _readable_stems(record: Record) -> list[str]:
+    """Take the question out of a record; nothing where it cannot be read."""
+    try:
+        return question_stems(record)
+    except ValueError:
+        return []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import random
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from depthmix.data.questions import same_letters
@@ -14,6 +17,20 @@ Record = Mapping[str, Any]
 
 CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
 """What GSM8K's rationales hold for a calculator: `<<48/2=24>>`."""
+
+UNKNOWN = re.compile(r"^\s*[A-Za-z]+\s*=\s*")
+"""The unknown on the left of MAWPS's equations: `X=`, `x=`, `miles=`."""
+
+OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+"""What MAWPS's equations are made of."""
+
+RELATIVE_ERROR = Fraction(1, 10**6)
+"""By how much an answer may be rounded and still equal its equation."""
 
 NUM_AQUA = 1000
 """AQuA's records in MATH7K, as in the paper."""
@@ -73,7 +90,9 @@ def from_aqua(record: Record) -> dict[str, Any]:
 
 
 def from_arithmetic(record: Record) -> dict[str, Any]:
-    """Answer a word problem by its equation, where there is one, and its number.
+    """Answer a word problem by its number, after its equation where that gives the number.
+
+    Some of MAWPS's equations are unsolved, such as `X-6=52`, round the number, or contradict it.
 
     Args:
         record: `question`, `answer` and perhaps `equation`, such as `X=((22.0-14.0)/4.0)`.
@@ -82,9 +101,8 @@ def from_arithmetic(record: Record) -> dict[str, Any]:
         `instruction`, `input`, `output` and `answer`, the number.
     """
     number = record["answer"].removesuffix(".0")
-    steps = ""
-    if "equation" in record:
-        steps = f"{record['equation'].removeprefix('X=')} = {number}."
+    expression = UNKNOWN.sub("", record.get("equation", ""))
+    steps = f"{expression} = {number}." if _equals(expression, number) else ""
     return _instruction(record["question"], _conclude(steps, number), record["answer"])
 
 
@@ -133,6 +151,27 @@ def from_hellaswag(record: Record) -> dict[str, Any]:
     )
     answer = f"ending{record['label'] + 1}"
     return _instruction(instruction, f"the correct answer is {answer}", answer)
+
+
+def _equals(expression: str, number: str) -> bool:
+    """Tell whether a text is arithmetic that gives the number."""
+    try:
+        value = _evaluate(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return False
+    return abs(value - Fraction(number)) <= RELATIVE_ERROR * abs(Fraction(number))
+
+
+def _evaluate(node: ast.expr) -> Fraction:
+    """Give the exact value of parsed arithmetic."""
+    match node:
+        case ast.BinOp(left, operation, right) if type(operation) in OPERATIONS:
+            return OPERATIONS[type(operation)](_evaluate(left), _evaluate(right))
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_evaluate(operand)
+        case ast.Constant(int() | float() as number) if not isinstance(number, bool):
+            return Fraction(repr(number))
+    raise ValueError(f"{ast.unparse(node)} is not arithmetic.")
 
 
 def _conclude(steps: str, answer: str) -> str:
