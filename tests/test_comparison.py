@@ -12,10 +12,10 @@ import pytest
 
 import depthmix_cli
 from depthmix.comparison.comparison import compare
+from depthmix.comparison.notes import notes
 from depthmix.comparison.outcomes import find_evaluation, load_outcomes
 from depthmix.comparison.overlaps import count_overlaps
 from depthmix.comparison.tables import (
-    notes,
     to_csv,
     to_json,
     to_latex,
@@ -35,13 +35,18 @@ from depthmix.evaluation.statistics import (
 HOSTILE = "LoRA_¬K & 50 % | $x^2$ {a}\\b~#\n<b>[red]`*"
 
 
-def write_evaluation(folder, tasks, *, order=None, groups=None, **facts):
-    """Write scores, a dict of arrays by task, as `depthmix evaluate` would."""
+def write_evaluation(folder, tasks, *, order=None, groups=None, shots=None, **facts):
+    """Write scores, a dict of arrays by task, as `depthmix evaluate` would.
+
+    Tasks of the same kind, before a plus in their names, ask the same items. A score that is None
+    is left out, as that of an item without a verdict.
+    """
     folder.mkdir(parents=True)
     metrics = {task: "acc,none" for task in tasks} | facts.pop("main_metric", {})
     about = {"method": folder.name, "model": "base", "protocol": "default", "layer": "ensemble"}
     about |= {"seed": 0, "main_metric": metrics} | facts
     results = {"results": {}, "group_subtasks": groups or {}, "depthmix": about}
+    results |= {"n-shot": shots} if shots else {}
     (folder / "results.json").write_text(json.dumps(results))
     for task, scores in tasks.items():
         name = metrics[task].split(",")[0]
@@ -51,13 +56,13 @@ def write_evaluation(folder, tasks, *, order=None, groups=None, **facts):
                     "doc_id": item,
                     "doc": {"question": f"{task} {item}"},
                     "filter": filter_name,
-                    "metrics": [name],
-                    "doc_hash": f"{task}-{item}",
-                    name: score if filter_name in metrics[task] else 1,
+                    "metrics": [name] if score is not None else [],
+                    "doc_hash": f"{task.partition('+')[0]}-{item}",
                 }
+                | ({} if score is None else {name: score if filter_name in metrics[task] else 1})
             )
             for filter_name in ("none", "flexible")
-            for item, score in enumerate(np.asarray(scores).tolist())
+            for item, score in enumerate(np.asarray(scores, dtype=object).tolist())
         ]
         order_of = order or (lambda n: range(n))
         chosen = [lines[item] for item in order_of(len(lines))]
@@ -259,10 +264,115 @@ def test_names_on_the_command_line_group_runs(tmp_path):
 def test_layers_are_told_apart(tmp_path):
     runs = [
         write_evaluation(tmp_path / f"{layer}", {"arc": [1, 0]}, method="MoDE", layer=layer)
-        for layer in ("ensemble", 28, 29)
+        for layer in ("ensemble", 28, 29, "final")
     ]
     labels = [method.label for method in compare(runs).methods]
-    assert labels == ["MoDE", "MoDE, layer 28", "MoDE, layer 29"]
+    assert labels == ["MoDE", "MoDE, layer 28", "MoDE, layer 29", "MoDE, final layer"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"model": "x"}, "have the model base and x"),
+        ({"protocol": "llm-adapters"}, "have the protocol default and llm-adapters"),
+        ({"settings": "b2"}, "of M have the training settings with the hash a1 and b2"),
+        ({"dtype": "bfloat16"}, "have the dtype float32 and bfloat16"),
+        ({"top_k": 3}, "have the top_k None and 3"),
+        ({"layer": "final"}, "have the layer ensemble and final"),
+    ],
+)
+def test_seeds_of_a_method_differ_in_nothing_else(named, facts, message, tmp_path):
+    common = {"method": "M", "settings": "a1", "dtype": "float32", "top_k": None}
+    a = write_evaluation(tmp_path / "a", {"arc": [1, 0]}, **common)
+    b = write_evaluation(tmp_path / "b", {"arc": [1, 0]}, **common | {"seed": 1} | facts)
+    c = write_evaluation(tmp_path / "c", {"arc": [1, 0]}, method="M", seed=2)  # an older one
+    runs = [f"M={a},{b}"] if named else [a, b]
+    assert len(compare([f"A={a},{c}", f"B={b}"]).methods) == 2
+    if facts.get("layer") and not named:
+        assert len(compare(runs).methods) == 2
+        return
+    with pytest.raises(ValueError, match=f"{message}, in .*as `NAME=RUN`"):
+        compare(runs)
+
+
+def test_methods_are_evaluated_under_the_same_conditions(tmp_path):
+    judge = {"judge": {"model": "gpt", "temperature": 0}, "num_records": 2}
+    tasks = {"gsm8k": [1, 0], "truthfulqa_mc1": [0, 1]}
+
+    def write(name, *, shots=None, data=None, **facts):
+        data = {"gsm8k": {}, "truthfulqa": judge} if data is None else {"truthfulqa": data}
+        return write_evaluation(tmp_path / name, tasks, shots=shots, data=data, **facts)
+
+    base = write("base", shots={"gsm8k": 5}, num_fewshot=None, dtype="float32")
+    same = write("same", shots={"gsm8k": 5}, num_fewshot=5, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"on truthfulqa_mc1 .*num_fewshot 0 and .* 5;"):
+        compare([write("asked", num_fewshot=0), same], tasks=["truthfulqa_mc1"])
+    said = notes(compare([base, same], tasks=["gsm8k"]))
+    assert "The methods differ in dtype: float32 for base, bfloat16 for same." in said
+    fewer = write("fewer", shots={"gsm8k": 0})
+    with pytest.raises(ValueError, match=r"on gsm8k .*base has the num_fewshot 5 and .*fewer 0;"):
+        compare([base, fewer])
+    other = write("other", data=judge | {"judge": {"model": "qwen", "temperature": 0}})
+    with pytest.raises(ValueError, match=r"mc1 .*base has the judge.model gpt and .*other qwen;"):
+        compare([base, other])
+    old = write("old", data={"num_records": 2})
+    assert not [note for note in notes(compare([base, old])) if "differ in" in note]
+
+
+def test_items_without_a_rating_are_left_out(tmp_path):
+    a = write_evaluation(tmp_path / "a", {"arc": [1, 0, None, 1], "boolq": [1, 0]})
+    b = write_evaluation(tmp_path / "b", {"arc": [1, None, 0, 0], "boolq": [1, 1]})
+    comparison = compare([a, b])
+    task = comparison.tasks[0]
+    assert (task.num_items, task.num_left_out) == (2, 2)
+    assert [score.mean for score in task.scores] == [1, 0.5]
+    assert comparison.average.num_left_out == 2
+    assert "Items left out, since at least one run has no rating of them: 2 of arc." in notes(
+        comparison
+    )
+    assert "left out" not in to_text(compare([a, b], tasks=["boolq"]))
+    none = write_evaluation(tmp_path / "none", {"arc": [None, 1, None, None]})
+    with pytest.raises(ValueError, match="on arc each of the 4 items lacks one in some run"):
+        compare([b, none], tasks=["arc"])
+
+
+def test_items_that_tasks_share_are_drawn_once(tmp_path):
+    """Two metrics of the same answers say no more than one of them."""
+    scores, changed = draw(0.5), draw(0.6, seed=1)
+
+    def average(names):
+        first = write_evaluation(tmp_path / names[1] / "a", dict.fromkeys(names, scores))
+        second = write_evaluation(
+            tmp_path / names[1] / "b", dict.fromkeys(names, changed), order=lambda n: range(n)[::-1]
+        )
+        score = compare([first, second]).average.scores[1]
+        ends = score.difference.interval
+        return score.interval.high - score.interval.low, ends.high - ends.low
+
+    single = paired_difference(scores, changed).interval
+    shared, apart = average(["qa+mc1", "qa+mc2"]), average(["arc", "boolq"])
+    assert shared[0] == pytest.approx(2**0.5 * apart[0], rel=0.1)
+    assert shared[1] == pytest.approx(2**0.5 * apart[1], rel=0.1)
+    assert shared[1] == pytest.approx(single.high - single.low, rel=0.07)
+
+
+def test_a_training_run_is_known_by_its_weights(tmp_path):
+    """Evaluations in several folders, or of several layers, share the luck of their seeds."""
+    runs = []
+    for seed, share in enumerate((0.2, 0.5, 0.8)):
+        for task, layer in (("arc", "ensemble"), ("boolq", "ensemble"), ("arc", 3), ("boolq", 3)):
+            folder = tmp_path / f"{seed}-{task}-{layer}"
+            scores = {task: np.arange(400) < 400 * share}
+            facts = {"method": "M", "seed": seed, "layer": layer, "adapter_sha256": f"{seed}"}
+            runs.append(write_evaluation(folder, scores, **facts))
+    average = compare(runs).average
+    assert average.scores[0].seed_means == pytest.approx((0.2, 0.5, 0.8))
+    one = compare(runs, tasks=["arc"]).tasks[0].scores[0].interval
+    both = average.scores[0].interval
+    assert both.high - both.low == pytest.approx(one.high - one.low, rel=0.1)
+    assert average.scores[1].difference.p_value == 1
+    assert average.scores[1].difference.interval.high < 0.05
 
 
 def test_a_run_has_one_evaluation(tmp_path):
@@ -290,10 +400,9 @@ def test_a_run_has_one_evaluation(tmp_path):
         ({"boolq": [1, 0, 1]}, {}, "other lacks arc, which"),
         ({"arc": [1, 0, 1]}, {"main_metric": {"arc": "f1,none"}}, "has acc,none and .* f1,none"),
         ({"arc": [1, 0, 1]}, {"method": "base"}, "of base both have seed 0 on arc"),
-        ({"arc": [1, 0, 1]}, {"method": "base", "seed": 1, "model": "x"}, "have the model base"),
-        ({"arc": [1, 0, 1]}, {"method": "base", "seed": 1, "layer": "final"}, "have the layer"),
+        ({"arc": [1, 0, 1, None]}, {}, "has 1 others"),
         ({"arc": [1, 0, 9]}, {}, "acc,none is 9 for item 2 of arc"),
-        ({"arc": [1, 0, None]}, {}, "acc,none is None for item 2"),
+        ({"arc": [1, 0, "1"]}, {}, "acc,none is '1' for item 2"),
         ({"arc": [1, 0, float("nan")]}, {}, "acc,none is nan for item 2"),
     ],
 )

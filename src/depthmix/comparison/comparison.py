@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
+from depthmix.comparison.alignment import AlignedTask, Resamples, align, resample
 from depthmix.comparison.methods import choose_runs, read_methods
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.overlaps import Overlap, count_overlaps
-from depthmix.evaluation.resampling import average_seeds, resample_items, resample_seeds
 from depthmix.evaluation.statistics import (
     Interval,
     PairedDifference,
@@ -40,6 +39,15 @@ class Method:
 
     seeds: tuple[int, ...]
     """Their training seeds."""
+
+    model: str
+    """The pretrained model."""
+
+    protocol: str
+    """How questions were put and answers read."""
+
+    dtype: str | None
+    """Of the weights; `None` if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +87,10 @@ class TaskComparison:
     """lm-eval's name of the metric and its filter; of an average, of all its tasks."""
 
     num_items: int
-    """Items that every method answered; of an average, of all its tasks."""
+    """Items with a rating in every run; of an average, the sum over its tasks."""
+
+    num_left_out: int
+    """Items without a rating in at least one run; of an average, the sum over its tasks."""
 
     scores: tuple[MethodScore, ...]
     """One per method, the baseline first."""
@@ -111,15 +122,6 @@ class Comparison:
         return self.tasks if self.average is None else (*self.tasks, self.average)
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One method's scores on one task, and their resampled means."""
-
-    folders: tuple[Path, ...]
-    scores: Float[np.ndarray, "seeds items"]
-    resampled: Float[np.ndarray, " resamples"]
-
-
 def compare(
     runs: Sequence[str | Path],
     *,
@@ -141,21 +143,20 @@ def compare(
         Means, intervals, differences from the baseline, and the overlap of solved items.
 
     Raises:
-        ValueError: If two runs have different items or metrics, a method lacks a task, or the runs
-            of a method agree in their seed or differ in anything else.
+        ValueError: If two runs have different items, metrics, numbers of examples, data or judges,
+            a method lacks a task, or the runs of a method agree in their seed or differ in anything
+            else.
         OSError: If a folder holds no evaluation.
     """
     methods = read_methods(runs, tasks=tasks, metric=metric)
     names = list(dict.fromkeys(tasks or _all_tasks(methods)))
     rng = np.random.default_rng(seed)
-    drawn: dict[tuple[Path, ...], np.ndarray] = {}
-    rows, samples = [], []
-    for task in names:
-        chosen = choose_runs(methods, task)
-        samples.append(_resample(chosen, task, drawn, rng))
-        rows.append(_compare_task(task, chosen, samples[-1]))
+    tables = {task: align(task, choose_runs(methods, task)) for task in names}
+    samples = resample(tables, rng)
+    rows = [_compare_task(tables[task], samples[task]) for task in names]
     if len(names) > 1:
-        rows.append(_compare_average(rows, samples))
+        num_items = len(set().union(*(table.documents for table in tables.values())))
+        rows.append(_compare_average(rows, list(samples.values()), num_items=num_items))
     p_values = [s.difference.p_value for row in rows for s in row.scores if s.difference]
     adjusted = iter(holm(p_values))
     rows = [
@@ -167,6 +168,9 @@ def compare(
                 label=label,
                 folders=tuple(run.folder for run in outcomes),
                 seeds=tuple(run.seed for run in outcomes),
+                model=outcomes[0].model,
+                protocol=outcomes[0].protocol,
+                dtype=next((run.dtype for run in outcomes if run.dtype), None),
             )
             for label, outcomes in methods.items()
         ),
@@ -186,36 +190,7 @@ def _adjust(score: MethodScore, adjusted: Iterator[float]) -> MethodScore:
     return score if score.difference is None else replace(score, adjusted_p_value=next(adjusted))
 
 
-def _resample(
-    chosen: Mapping[str, Sequence[Outcomes]],
-    task: str,
-    drawn: dict[tuple[Path, ...], np.ndarray],
-    rng: np.random.Generator,
-) -> dict[str, _Sample]:
-    """Resample a task's items for all methods at once, and every method's seeds.
-
-    Where the same runs answer several tasks, `drawn` keeps their seeds together, since a lucky
-    seed is lucky on all of them.
-    """
-    items = list(next(iter(chosen.values()))[0].tasks[task].scores)
-    tables = {
-        label: np.array([[run.tasks[task].scores[item] for item in items] for run in outcomes])
-        for label, outcomes in chosen.items()
-    }
-    means = resample_items(np.concatenate(list(tables.values())), rng)
-    samples = {}
-    for label, table in tables.items():
-        own, means = np.split(means, [len(table)], axis=1)
-        folders = tuple(run.folder for run in chosen[label])
-        if folders not in drawn:
-            drawn[folders] = resample_seeds(len(table), rng)
-        samples[label] = _Sample(folders, table, average_seeds(own, drawn[folders]))
-    return samples
-
-
-def _compare_task(
-    task: str, chosen: Mapping[str, Sequence[Outcomes]], samples: Mapping[str, _Sample]
-) -> TaskComparison:
+def _compare_task(table: AlignedTask, samples: Mapping[str, Resamples]) -> TaskComparison:
     """Compare all methods with the first one on one task."""
     baseline = next(iter(samples.values()))
     scores = tuple(
@@ -233,23 +208,29 @@ def _compare_task(
         )
         for label, sample in samples.items()
     )
-    tables = {label: sample.scores for label, sample in samples.items()}
     return TaskComparison(
-        task=task,
-        metric=next(iter(chosen.values()))[0].tasks[task].metric,
-        num_items=baseline.scores.shape[1],
+        task=table.task,
+        metric=table.metric,
+        num_items=len(table.documents),
+        num_left_out=table.num_left_out,
         scores=scores,
-        overlaps=count_overlaps(tables) if all(map(is_binary, tables.values())) else (),
+        overlaps=count_overlaps(table.scores) if all(map(is_binary, table.scores.values())) else (),
     )
 
 
 def _compare_average(
-    rows: Sequence[TaskComparison], samples: Sequence[Mapping[str, _Sample]]
+    rows: Sequence[TaskComparison],
+    samples: Sequence[Mapping[str, Resamples]],
+    *,
+    num_items: int,
 ) -> TaskComparison:
-    """Compare all methods with the first one on the unweighted mean over tasks."""
+    """Compare all methods with the first one on the unweighted mean over tasks.
+
+    `num_items` counts an item that several tasks share once, since it is no further evidence.
+    """
     scores: list[MethodScore] = []
     baseline = next(iter(samples[0]))
-    fewest, total = min(row.num_items for row in rows), sum(row.num_items for row in rows)
+    fewest = min(row.num_items for row in rows)
     resampled = {
         label: np.mean([task[label].resampled for task in samples], axis=0) for label in samples[0]
     }
@@ -263,10 +244,10 @@ def _compare_average(
             difference = PairedDifference(
                 estimate=estimate,
                 interval=bootstrap_interval(changes, estimate, num_items=fewest, lowest=-1),
-                p_value=bootstrap_p_value(changes, num_items=total),
+                p_value=bootstrap_p_value(changes, num_items=num_items),
                 test="bootstrap",
             )
-        together = len({task[label].folders for task in samples}) == 1
+        together = len({task[label].runs for task in samples}) == 1
         scores.append(
             MethodScore(
                 method=label,
@@ -280,4 +261,10 @@ def _compare_average(
             )
         )
     metrics = ", ".join(dict.fromkeys(row.metric for row in rows))
-    return TaskComparison(task=AVERAGE, metric=metrics, num_items=total, scores=tuple(scores))
+    return TaskComparison(
+        task=AVERAGE,
+        metric=metrics,
+        num_items=sum(row.num_items for row in rows),
+        num_left_out=sum(row.num_left_out for row in rows),
+        scores=tuple(scores),
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from depthmix.comparison.outcomes import (
     Outcomes,
@@ -12,6 +13,19 @@ from depthmix.comparison.outcomes import (
     load_outcomes,
     printable,
 )
+
+ASPECTS = {
+    "model": "model",
+    "protocol": "protocol",
+    "layer": "layer",
+    "settings": "training settings with the hash",
+    "dtype": "dtype",
+    "top_k": "top_k",
+}
+"""What the seeds of one method have in common, and how an error calls it."""
+
+UNKNOWN_IF_NONE = ("settings", "dtype")
+"""Aspects that older evaluations do not tell, where `None` says nothing."""
 
 
 def read_methods(
@@ -32,7 +46,7 @@ def read_methods(
 
     Raises:
         ValueError: If there are no runs, none has one of the tasks, or those of a method have
-            different models, protocols or layers.
+            different models, protocols, layers, settings, dtypes or numbers of candidates.
         OSError: If a folder holds no evaluation.
     """
     methods: dict[str, list[Outcomes]] = {}
@@ -55,12 +69,16 @@ def read_methods(
             f"have {', '.join(known)}."
         )
     for label, outcomes in methods.items():
-        for aspect in ("model", "protocol", "layer"):
-            values = {Path(str(getattr(run, aspect))).name: run.folder for run in outcomes}
+        for aspect, name in ASPECTS.items():
+            values = {
+                Path(str(value)).name: run.folder
+                for run in outcomes
+                if (value := getattr(run, aspect)) is not None or aspect not in UNKNOWN_IF_NONE
+            }
             if len(values) > 1:
                 raise ValueError(
                     f"`runs` of one method must differ in nothing but the seed, and those of "
-                    f"{label} have the {aspect} {' and '.join(values)}, in "
+                    f"{label} have the {name} {' and '.join(values)}, in "
                     f"{' and '.join(map(str, values.values()))}; name them apart, as `NAME=RUN`."
                 )
     return methods
@@ -80,7 +98,7 @@ def choose_runs(
 
     Raises:
         ValueError: If a method has no run with the task or two of the same seed, or the runs have
-            different items or metrics.
+            different items, metrics, numbers of examples, data or judges.
     """
     chosen = {
         label: tuple(run for run in outcomes if task in run.tasks)
@@ -102,6 +120,7 @@ def choose_runs(
                     "or name them apart, as `NAME=RUN`."
                 )
             _check_same_items(first, run, task)
+            _check_same_conditions(first, run, task)
     return chosen
 
 
@@ -128,9 +147,11 @@ def _parse_run(run: str | Path) -> tuple[str | None, list[Path]]:
 
 def _label(outcomes: Outcomes) -> str:
     """Name a run by its method, and by the layer where it was not read out as a whole."""
-    if isinstance(outcomes.layer, int):
-        return f"{outcomes.method}, layer {outcomes.layer}"
-    return outcomes.method
+    if outcomes.layer == "ensemble":
+        return outcomes.method
+    if outcomes.layer == "final":
+        return f"{outcomes.method}, final layer"
+    return f"{outcomes.method}, layer {outcomes.layer}"
 
 
 def _check_same_items(first: Outcomes, other: Outcomes, task: str) -> None:
@@ -141,10 +162,38 @@ def _check_same_items(first: Outcomes, other: Outcomes, task: str) -> None:
             f"`metric` must be one for all runs, and on {task} {first.folder} has {ours.metric} "
             f"and {other.folder} {theirs.metric}; choose one by `metric`."
         )
-    lacking, further = ours.scores.keys() - theirs.scores, theirs.scores.keys() - ours.scores
-    if lacking or further:
+    items, others = ours.scores.keys() | ours.unrated, theirs.scores.keys() | theirs.unrated
+    if items != others:
         raise ValueError(
             f"`runs` must have judged the same items, and on {task} {other.folder} lacks "
-            f"{len(lacking)} of the {len(ours.scores)} items of {first.folder} and has "
-            f"{len(further)} others; evaluate both on the same records."
+            f"{len(items - others)} of the {len(items)} items of {first.folder} and has "
+            f"{len(others - items)} others; evaluate both on the same records."
         )
+
+
+def _check_same_conditions(first: Outcomes, other: Outcomes, task: str) -> None:
+    """Check that two evaluations gave as many examples, and used the same data and judge."""
+    ours, theirs = first.tasks[task], other.tasks[task]
+    known = bool(ours.num_fewshot and theirs.num_fewshot)
+    if known and ours.num_fewshot != theirs.num_fewshot:
+        pairs = [("num_fewshot", *(" and ".join(map(str, t.num_fewshot)) for t in (ours, theirs)))]
+    else:
+        pairs = list(_find_differences(ours.data, theirs.data))
+    if pairs:
+        aspect, value, other_value = pairs[0]
+        raise ValueError(
+            f"`runs` must be evaluated alike, and on {task} {first.folder} has the {aspect} "
+            f"{value} and {other.folder} {other_value}; evaluate one of them again."
+        )
+
+
+def _find_differences(
+    first: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name what differs where both say something, with both values."""
+    for name in sorted(first.keys() & other.keys()):
+        ours, theirs = first[name], other[name]
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            yield from _find_differences(ours, theirs, f"{prefix}{name}.")
+        elif ours != theirs:
+            yield f"{prefix}{name}", ours, theirs

@@ -8,18 +8,15 @@ the same records, whatever their order.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from depthmix.comparison.samples import Item, choose_metric, read_samples, score_items
+
 RESULTS_NAME = "results.json"
 FACTS = ("method", "model", "protocol", "layer", "seed", "main_metric")
-
-Item = tuple[str, str, int]
-"""Task, hash of the document, and which of several equal documents it is, by `doc_id`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +27,16 @@ class TaskOutcomes:
     """lm-eval's name of the metric and its filter, such as `acc_norm,none`."""
 
     scores: Mapping[Item, float]
-    """A number from 0 to 1 for each item; 1 is right."""
+    """A number from 0 to 1 for each item with a rating; 1 is right."""
+
+    unrated: frozenset[Item] = frozenset()
+    """Items on which a judge gave no verdict."""
+
+    num_fewshot: tuple[int, ...] = ()
+    """Examples in the prompts, one number if all tasks of a group agree; empty if unknown."""
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What the scores depend on besides the model, such as the judge; empty if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,18 @@ class Outcomes:
 
     seed: int
     """Training seed."""
+
+    settings: str | None
+    """Hash of the training's settings but for the seed; `None` if unknown or untuned."""
+
+    adapter: str | None
+    """Hash of the tuned weights; `None` if unknown or untuned."""
+
+    dtype: str | None
+    """Of the weights; `None` if unknown."""
+
+    top_k: int | None
+    """Candidate tokens that replaced the model's own number; `None` if none did."""
 
     tasks: Mapping[str, TaskOutcomes]
     """The outcomes by task; a group whose tasks share a metric is one task."""
@@ -115,7 +133,8 @@ def load_outcomes(
         OSError: If a file is missing.
     """
     folder = Path(folder).expanduser()
-    facts, available = _read_results(folder)
+    results, available = _read_results(folder)
+    facts = results["depthmix"]
     leaves = facts["main_metric"]
     if tasks is None:
         inside = {leaf for name, inner in available.items() if name not in leaves for leaf in inner}
@@ -132,12 +151,20 @@ def load_outcomes(
         protocol=str(facts["protocol"]),
         layer=facts["layer"],
         seed=int(facts["seed"]),
+        settings=facts.get("settings"),
+        adapter=facts.get("adapter_sha256"),
+        dtype=facts.get("dtype"),
+        top_k=facts.get("top_k"),
         tasks={
-            name: _load_task(
-                folder,
-                {leaf: leaves[leaf] for leaf in available[name]},
-                metric,
-                highest=facts.get("highest_score", {}).get(name, 1.0),
+            name: TaskOutcomes(
+                **_load_scores(
+                    folder,
+                    {leaf: leaves[leaf] for leaf in available[name]},
+                    metric,
+                    highest=facts.get("highest_score", {}).get(name, 1.0),
+                ),
+                num_fewshot=_find_num_fewshot(results, available[name]),
+                data=_find_data(results, name),
             )
             for name in tasks
         },
@@ -166,7 +193,7 @@ def printable(text: str) -> str:
 
 
 def _read_results(folder: Path) -> tuple[Mapping[str, Any], dict[str, tuple[str, ...]]]:
-    """Read what `depthmix evaluate` says of an evaluation, and the tasks of each of its names."""
+    """Read the results of `depthmix evaluate`, and the tasks of each of their names."""
     path = folder / RESULTS_NAME
     try:
         results = json.loads(path.read_text("utf-8"))
@@ -182,7 +209,7 @@ def _read_results(folder: Path) -> tuple[Mapping[str, Any], dict[str, tuple[str,
         )
     leaves = facts["main_metric"]
     groups = _poolable_groups(results.get("group_subtasks") or {}, leaves)
-    return facts, groups | {leaf: (leaf,) for leaf in leaves}
+    return results, groups | {leaf: (leaf,) for leaf in leaves}
 
 
 def _poolable_groups(
@@ -204,94 +231,46 @@ def _poolable_groups(
     return {name: inner for name, inner in groups.items() if name not in inside}
 
 
-def _load_task(
+def _find_num_fewshot(results: Mapping[str, Any], leaves: Sequence[str]) -> tuple[int, ...]:
+    """Find how many examples the prompts had: lm-eval's number, else the one asked for."""
+    asked = results["depthmix"].get("num_fewshot")
+    numbers = {results.get("n-shot", {}).get(leaf, asked) for leaf in leaves}
+    return tuple(sorted(number for number in numbers if number is not None))
+
+
+def _find_data(results: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """Find what is said of a task's data, or of the named set that it is a part of."""
+    data, groups = results["depthmix"].get("data", {}), results.get("group_subtasks") or {}
+    names = [
+        name
+        for name in data
+        if name == task or task in groups.get(name, ()) or task.startswith(f"{name}_")
+    ]
+    return data[max(names, key=len)] if names else {}
+
+
+def _load_scores(
     folder: Path, leaves: Mapping[str, str], metric: str | None, *, highest: float
-) -> TaskOutcomes:
-    """Read the scores of a task, or of all tasks of a group, as shares of the highest one."""
-    scores: dict[Item, float] = {}
+) -> dict[str, Any]:
+    """Read metric, scores and unrated items of a task, or of all tasks of a group.
+
+    Scores are shares of the highest one.
+    """
+    scores: dict[Item, float | None] = {}
     metrics = set()
     for leaf, main_metric in leaves.items():
-        samples = _read_samples(folder / f"samples_{leaf}.jsonl")
-        chosen = _choose_metric(metric or main_metric, samples, f"{leaf} of {folder}")
+        samples = read_samples(folder / f"samples_{leaf}.jsonl")
+        chosen = choose_metric(metric or main_metric, samples, f"{leaf} of {folder}")
         metrics.add(chosen)
-        scores |= _score_items(leaf, chosen, samples, folder, highest=highest)
+        scores |= score_items(leaf, chosen, samples, folder, highest=highest)
     if len(metrics) > 1:
         raise ValueError(
             f"`metric` must name one metric and filter for all of {', '.join(leaves)}, got "
             f"{metric}, which is {' and '.join(sorted(metrics))}."
         )
     of_highest = "" if highest == 1 else f" / {highest:g}"
-    return TaskOutcomes(metric=metrics.pop() + of_highest, scores=scores)
-
-
-def _choose_metric(metric: str, samples: Sequence[Mapping[str, Any]], where: str) -> str:
-    """Complete a metric by its filter, and check that the samples have it."""
-    keys = {
-        f"{name},{sample['filter']}": None for sample in samples for name in sample["metrics"]
-    }  # a dict keeps their order
-    found = [key for key in keys if metric in (key, key.rpartition(",")[0])]
-    if len(found) != 1:
-        raise ValueError(
-            f"`metric` must name one metric of every task, and {metric} names "
-            f"{len(found) or 'none'} in {where}; it has {' '.join(keys)}."
-        )
-    return found[0]
-
-
-def _score_items(
-    task: str,
-    metric: str,
-    samples: Iterable[Mapping[str, Any]],
-    folder: Path,
-    *,
-    highest: float,
-) -> dict[Item, float]:
-    """Name every item by its document, and read its score."""
-    name, _, filter_name = metric.rpartition(",")
-    chosen = [sample for sample in samples if sample["filter"] == filter_name]
-    chosen.sort(key=lambda sample: sample["doc_id"])
-    for earlier, later in pairwise(chosen):
-        if earlier["doc_id"] == later["doc_id"]:
-            raise ValueError(
-                f"Each item must be judged once, and {task} in {folder} has item "
-                f"{later['doc_id']} twice; evaluate it again."
-            )
-    seen: Counter[str] = Counter()
-    scores = {}
-    for sample in chosen:
-        score = sample.get(name)
-        if not isinstance(score, int | float) or not 0 <= score <= highest:
-            raise ValueError(
-                f"`metric` must give every item a number from 0 to {highest:g}, and {metric} is "
-                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another "
-                "by `metric`."
-            )
-        scores[task, sample["doc_hash"], seen[sample["doc_hash"]]] = score / highest
-        seen[sample["doc_hash"]] += 1
-    return scores
-
-
-def _read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read lm-eval's samples, without the long texts that scores do not need."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Cannot find {path}, which `depthmix evaluate` writes; the evaluation did not finish."
-        )
-    unused = ("doc", "arguments", "resps", "filtered_resps")
-    samples = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                sample = json.loads(line)
-                missing = {"doc_id", "doc_hash", "filter", "metrics"} - set(sample)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"Cannot read line {number} of {path}: {error}.") from error
-            if missing:
-                raise ValueError(
-                    f"Line {number} of {path} must be one of lm-eval's samples, and lacks "
-                    f"{', '.join(sorted(missing))}; evaluate again."
-                )
-            samples.append({key: value for key, value in sample.items() if key not in unused})
-    if not samples:
-        raise ValueError(f"{path} must hold at least one item, and is empty; evaluate again.")
-    return samples
+    return {
+        "metric": metrics.pop() + of_highest,
+        "scores": {item: score for item, score in scores.items() if score is not None},
+        "unrated": frozenset(item for item, score in scores.items() if score is None),
+    }

@@ -17,7 +17,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from depthmix.comparison.comparison import Comparison, MethodScore, TaskComparison
-from depthmix.evaluation.resampling import NUM_RESAMPLES
+from depthmix.comparison.notes import notes
 from depthmix.evaluation.statistics import Interval
 
 FILE_STEM = "comparison"
@@ -93,40 +93,6 @@ def overlap_table(comparison: Comparison) -> Table | None:
             for row in tasks
         ),
     )
-
-
-def notes(comparison: Comparison) -> tuple[str, ...]:
-    """Say in sentences how the numbers were made and what they cannot say."""
-    scores = [score for row in comparison.rows for score in row.scores]
-    single = list(dict.fromkeys(score.method for score in scores if score.num_seeds == 1))
-    several = any(score.num_seeds > 1 for score in scores)
-    sentences = [
-        f"Metrics: {'; '.join(f'{row.task} {row.metric}' for row in comparison.tasks)}.",
-        "Intervals are at 95 %: Wilson's for the right and wrong answers of one seed, percentiles "
-        f"of {NUM_RESAMPLES:,} bootstrap resamples otherwise.",
-    ]
-    if comparison.num_tests:
-        sentences += [
-            f"Differences are from {comparison.methods[0].label}, on the same items; p is "
-            "McNemar's exact test where both have one seed of right and wrong answers, the "
-            "bootstrap's otherwise.",
-            f"p (Holm) is corrected for all {comparison.num_tests} comparisons in the table."
-            if comparison.num_tests > 1
-            else "There is one comparison, and nothing to correct for.",
-        ]
-    if several:
-        sentences.append(
-            "With several seeds, seeds and items are resampled, and an item counts as solved if "
-            "more than half of the seeds solve it."
-        )
-    if single:
-        sentences.append(
-            f"One seed means one seed: for {', '.join(single)}, nothing here says what another "
-            "training seed would give."
-        )
-    if comparison.average is not None:
-        sentences.append("The average gives each task the same weight.")
-    return tuple(sentences)
 
 
 def to_text(comparison: Comparison) -> str:

@@ -1,0 +1,87 @@
+"""lm-eval's samples of one task: a score for every item."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+Item = tuple[str, str, int]
+"""Task, hash of the document, and which of several equal documents it is, by `doc_id`."""
+
+
+def choose_metric(metric: str, samples: Sequence[Mapping[str, Any]], where: str) -> str:
+    """Complete a metric by its filter, and check that the samples have it."""
+    keys = {
+        f"{name},{sample['filter']}": None for sample in samples for name in sample["metrics"]
+    }  # a dict keeps their order
+    found = [key for key in keys if metric in (key, key.rpartition(",")[0])]
+    if len(found) != 1:
+        raise ValueError(
+            f"`metric` must name one metric of every task, and {metric} names "
+            f"{len(found) or 'none'} in {where}; it has {' '.join(keys)}."
+        )
+    return found[0]
+
+
+def score_items(
+    task: str,
+    metric: str,
+    samples: Iterable[Mapping[str, Any]],
+    folder: Path,
+    *,
+    highest: float,
+) -> dict[Item, float | None]:
+    """Name every item by its document, and read its score, or None where a judge gave none."""
+    name, _, filter_name = metric.rpartition(",")
+    chosen = [sample for sample in samples if sample["filter"] == filter_name]
+    chosen.sort(key=lambda sample: sample["doc_id"])
+    for earlier, later in pairwise(chosen):
+        if earlier["doc_id"] == later["doc_id"]:
+            raise ValueError(
+                f"Each item must be judged once, and {task} in {folder} has item "
+                f"{later['doc_id']} twice; evaluate it again."
+            )
+    seen: Counter[str] = Counter()
+    scores: dict[Item, float | None] = {}
+    for sample in chosen:
+        score = sample.get(name)
+        if score is not None and not (isinstance(score, int | float) and 0 <= score <= highest):
+            raise ValueError(
+                f"`metric` must give every item a number from 0 to {highest:g}, and {metric} is "
+                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another "
+                "by `metric`."
+            )
+        item = task, sample["doc_hash"], seen[sample["doc_hash"]]
+        scores[item] = None if score is None else score / highest
+        seen[sample["doc_hash"]] += 1
+    return scores
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read lm-eval's samples, without the long texts that scores do not need."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Cannot find {path}, which `depthmix evaluate` writes; the evaluation did not finish."
+        )
+    unused = ("doc", "arguments", "resps", "filtered_resps")
+    samples = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                sample = json.loads(line)
+                missing = {"doc_id", "doc_hash", "filter", "metrics"} - set(sample)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"Cannot read line {number} of {path}: {error}.") from error
+            if missing:
+                raise ValueError(
+                    f"Line {number} of {path} must be one of lm-eval's samples, and lacks "
+                    f"{', '.join(sorted(missing))}; evaluate again."
+                )
+            samples.append({key: value for key, value in sample.items() if key not in unused})
+    if not samples:
+        raise ValueError(f"{path} must hold at least one item, and is empty; evaluate again.")
+    return samples
