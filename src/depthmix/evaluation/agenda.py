@@ -66,8 +66,8 @@ def describe_data(name: str, plan: EvaluationPlan) -> dict[str, Any]:
         options = ("model", "temperature", "max_tokens")
         facts["judge"] = {option: getattr(plan.judge, option) for option in options}
     if name == "mt_bench":
-        facts["answers"] = asdict(plan.mt_bench or MTBenchSection())
-        del facts["answers"]["batch_size"]
+        answers = asdict(plan.mt_bench or MTBenchSection())
+        facts["answers"] = {k: value for k, value in answers.items() if k != "batch_size"}
     return facts
 
 

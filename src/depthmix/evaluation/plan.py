@@ -127,13 +127,11 @@ def read_plan(options: Mapping[str, Any]) -> EvaluationPlan:
     options = dict(options)
     tasks, layer = options.pop("tasks"), options.pop("layer")
     sections = {"judge": JudgeSection, "mt_bench": MTBenchSection}
-    given = {name: options.pop(name, None) for name in sections}
+    for name, owner in sections.items():
+        values = options.pop(name, None)
+        options[name] = build_section(name, values, owner) if values else None
     return EvaluationPlan(
         tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
         layer=int(layer) if layer.isdecimal() else layer,
-        **{
-            name: build_section(name, values, sections[name]) if values else None
-            for name, values in given.items()
-        },
         **options,
     )
