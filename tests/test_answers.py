@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthmix.evaluation.extraction import (
-    first_word,
-    is_close_number,
-    is_same_number,
-    last_number,
-    read_number,
-    stated_letter,
-    stated_number,
-)
+from depthmix.evaluation.extraction import first_word, last_number, stated_letter, stated_number
+from depthmix.evaluation.numbers import is_close_number, is_same_number, read_number
 
 # What a model wrote | by the protocol `default` | by the protocol `llm-adapters`
 NUMBERS = [
@@ -86,6 +79,30 @@ NUMBERS = [
     ("The answer is 6/3", "2", "3"),
     ("The answer is 1 1/2 hours.", "1 1/2", "2"),
     ("The answer is 1/0", None, "0"),
+    # LaTeX.
+    ("\\boxed{1{,}200}", "1200", "200"),
+    ("\\boxed{1\\,200}", "1200", "200"),
+    ("\\boxed{\\$1{,}200}", "1200", "200"),
+    ("\\boxed{25\\%}", "25", "25"),
+    ("\\boxed{12\\text{ cm}}", "12", "12"),
+    ("\\boxed{90^\\circ}", "90", "90"),
+    ("\\boxed{-\\frac12}", "-1/2", "12"),
+    ("\\boxed{\\dfrac{3}{4}}", "3/4", "4"),
+    ("\\boxed{2\\frac{1}{2}}", "2 1/2", "2"),
+    ("\\boxed{\\frac{x}{2}}", None, "2"),
+    ("\\boxed{\\frac{1}{0}}", None, "0"),
+    ("\\boxed{\\sqrt{2}}", None, "2"),
+    ("\\boxed{5\\pi}", None, "5"),
+    ("\\boxed{3 \\times 4 = 12}", "12", "12"),
+    ("\\boxed{3 \\times 4}", None, "4"),
+    # Ordinals, and words that multiply.
+    ("The answer is 1st", None, "1"),
+    ("The answer is the 5th.", None, "5"),
+    ("The answer is 1.5 million", None, "1.5"),
+    ("The answer is 2-thousand.", None, "2"),
+    (" 3 hundred", None, "3"),
+    ("So he has 3 dozen eggs.", None, "3"),
+    ("The answer is 3 dozen = 36 eggs", "36", "36"),
     # Negative numbers.
     ("The answer is -5.", "-5", "-5."),
     ("The answer is \N{MINUS SIGN}5.", "-5", "5."),

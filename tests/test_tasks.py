@@ -183,6 +183,8 @@ def test_requests_are_those_of_lm_evals_own_task(monkeypatch, name, num_fewshot)
             docs = [doc for doc in docs if doc["subject"] == theirs["dataset_name"]]
         splits = dict.fromkeys(["train", "validation", "test", "dev"], Dataset.from_list(docs))
         theirs |= {"custom_dataset": lambda splits=splits, **_: splits, "num_fewshot": num_fewshot}
+        if name == "gsm8k":
+            theirs["generation_kwargs"] |= {"num_beams": 1, "repetition_penalty": 1.0}
         requests = load(theirs)
         assert load(config) == requests
         assert len(requests) >= len(docs)
@@ -220,6 +222,9 @@ def test_gsm8k_has_the_strict_extraction_beside_lm_evals_own():
     assert results["exact_match,strict"] == pytest.approx(4 / 6)
     assert results["exact_match,strict-match"] == pytest.approx(1 / 6)
     assert results["exact_match,flexible-extract"] == pytest.approx(4 / 6)
+    assert results["answered,strict"] == pytest.approx(4 / 6)
+    assert results["answered,strict-match"] == pytest.approx(1 / 6)
+    assert results["answered,flexible-extract"] == pytest.approx(5 / 6)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ The protocol `default` takes only what a text states as its answer; all else is 
 4. A last line whose last `=` is followed by nothing but the number.
 
 "Nothing but" allows three words, as units have. A number that goes on (`3 * 4`, `5 or 6`, `10:30`,
-`1,2`) states nothing, and numbers in words are not read. And a letter:
+`1,2`, `1st`, `1.5 million`) states nothing, and numbers in words are not read. LaTeX's `1{,}200`,
+`\$`, `\%` and `\frac{3}{4}` are read. And a letter:
 
 1. The last mark (also `option is`, `choice is`) with a letter right behind it.
 2. A first line that is nothing but the letter: `B`, `(B).`, `**B**`.
@@ -27,36 +28,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 
-NUMBER = re.compile(
-    r"""
-    (?P<sign>[-+\N{MINUS SIGN}]?) \\?(?:[$£€]\s?)?     # -5, -$5, \$5
-    (?P<inner_sign>[-\N{MINUS SIGN}]?)                 # $-5
-    (?:
-        (?:(?P<whole>[0-9]{1,40})\ )?                  # 1 1/2
-        (?P<numerator>[0-9]{1,40})/(?P<denominator>0{0,9}[1-9][0-9]{0,30})
-        |
-        (?P<decimal>
-            [0-9]{1,3}(?:,[0-9]{3}){1,12}(?:\.[0-9]{1,40})?
-            | [0-9]{1,40}(?:\.[0-9]{1,40})? | \.[0-9]{1,40}
-        )
-    )
-    """,
-    re.VERBOSE,
-)
-"""An integer, a decimal, a fraction or a mixed number, with sign and currency."""
-
-GOES_ON = re.compile(
-    r"""
-    \w*[0-9] | [.,:\ ][0-9] | /\w                          # 1e3, 1.2.3, 1,2, 10:30, 9 500
-    | %?(?:\s+[a-z]+){0,5}\s*                          # 3 * 4, 2 hours and 30 minutes, 5 or 6
-      (?:\b(?:and|of|or|to)\b | [-+*/^÷·x\N{MULTIPLICATION SIGN}\N{MINUS SIGN}\N{EN DASH}])
-      \s*[($£€]*\.?[0-9]
-    """,
-    re.VERBOSE,
-)
-"""What may not follow a number: it would be part of something else."""
+from depthmix.evaluation.numbers import GOES_ON, NUMBER, is_part, plain, value, write
 
 VERB = (
     r"(?:[*_\s]*\([^()\n]*\)|\s+(?:in|to)\s[^.:=\n]{1,40}?)?"
@@ -102,9 +75,6 @@ NAMED_LETTER = re.compile(
 REACH = 200
 """Characters behind a mark that are read."""
 
-CLOSE = 0.001
-"""LLM-Adapters' tolerance."""
-
 
 def stated_number(text: str) -> str | None:
     """Extract the number that a text states as its answer (protocol `default`).
@@ -116,55 +86,8 @@ def stated_number(text: str) -> str | None:
         The number without currency, thousands separators and unit, as `read_number` reads it
         (`1200`, `-0.50`, `3/4`, `1 1/2`), or `None` if the text states none.
     """
-    for mark in reversed(list(NUMBER_MARK.finditer(text))):
-        sentence = _sentence(text, mark.end())
-        if NUMBER.search(sentence):
-            return _write(_right_behind(text, mark.end()) or _result(sentence))
-    lines = text.strip().splitlines() or [""]
-    conclusions = [mark.end() for mark in CONCLUSION.finditer(text)][-1:]
-    return _write(
-        _lone_number(lines[0])
-        or next((_result(_sentence(text, start)) for start in conclusions), None)
-        or _lone_number(_after_equals(lines[-1]))
-    )
-
-
-def read_number(text: str) -> Fraction | None:
-    """Read a number exactly.
-
-    Args:
-        text: An integer, decimal, fraction or mixed number, perhaps with currency, alone.
-
-    Returns:
-        Its value, or `None` if the text is anything else.
-    """
-    number = NUMBER.fullmatch(text.strip())
-    return None if number is None else _value(number)
-
-
-def is_same_number(answer: str, reference: str) -> bool:
-    """Compare two numbers exactly, but for references that are decimals cut off.
-
-    A reference with more than six decimals (`1.8333333333333335` for 11/6) stands for a fraction,
-    and an answer within half a hundredth of it is right: `11/6`, `1 5/6`, `1.83`, not `1.8`.
-
-    Args:
-        answer: As `stated_number` gives it.
-        reference: The right number.
-
-    Returns:
-        Whether they are the same.
-
-    Raises:
-        ValueError: If the reference is not a number.
-    """
-    right, given = read_number(reference), read_number(answer)
-    if right is None:
-        raise ValueError(f"`reference` must be a number, got {reference!r}.")
-    if given is None:
-        return False
-    is_cut_off = len(reference.partition(".")[2]) > 6
-    return abs(given - right) <= Fraction(1, 200) if is_cut_off else given == right
+    number = _find_number(plain(text))
+    return None if number is None else write(number)
 
 
 def stated_letter(text: str) -> str | None:
@@ -201,19 +124,6 @@ def last_number(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def is_close_number(answer: str, reference: str) -> bool:
-    """Compare numbers as LLM-Adapters does: as floats, within 0.001.
-
-    Args:
-        answer: As `last_number` gives it.
-        reference: The right number.
-
-    Returns:
-        Whether they are close.
-    """
-    return abs(float(reference) - float(answer)) <= CLOSE
-
-
 def first_word(text: str, words: Sequence[str]) -> str | None:
     """Extract a choice as LLM-Adapters does: the first of some words, wherever it stands.
 
@@ -228,6 +138,21 @@ def first_word(text: str, words: Sequence[str]) -> str | None:
     """
     found = re.search("|".join(map(re.escape, words)), text)
     return found[0] if found else None
+
+
+def _find_number(text: str) -> re.Match[str] | None:
+    """Match the number that a plain text states, by the rules above."""
+    for mark in reversed(list(NUMBER_MARK.finditer(text))):
+        sentence = _sentence(text, mark.end())
+        if NUMBER.search(sentence):
+            return _right_behind(text, mark.end()) or _result(sentence)
+    lines = text.strip().splitlines() or [""]
+    conclusions = [mark.end() for mark in CONCLUSION.finditer(text)][-1:]
+    return (
+        _lone_number(lines[0])
+        or next((_result(_sentence(text, start)) for start in conclusions), None)
+        or _lone_number(_after_equals(lines[-1]))
+    )
 
 
 def _sentence(text: str, start: int) -> str:
@@ -273,31 +198,7 @@ def _result(sentence: str) -> re.Match[str] | None:
     if number := _leading_number(_after_equals(sentence)):
         return number
     numbers = list(NUMBER.finditer(sentence))
-    alike = len({_value(number) for number in numbers}) == 1
-    if not alike or GOES_ON.match(sentence, numbers[0].end()) or NOT.search(sentence):
+    alike = len({value(number) for number in numbers}) == 1
+    if not alike or any(map(is_part, numbers)) or NOT.search(sentence):
         return None
     return numbers[0]
-
-
-def _write(number: re.Match[str] | None) -> str | None:
-    """Write what `NUMBER` matched without ornament; whole numbers without decimals."""
-    if number is None:
-        return None
-    value = _value(number)
-    if value.denominator == 1:
-        return str(value.numerator)
-    sign = "-" if value < 0 else ""
-    plain = re.search(r"[0-9.][0-9., /]*", number[0])
-    assert plain is not None
-    return sign + plain[0].replace(",", "")
-
-
-def _value(number: re.Match[str]) -> Fraction:
-    """Compute what `NUMBER` matched."""
-    if number["decimal"]:
-        value = Fraction(number["decimal"].replace(",", ""))
-    else:
-        value = Fraction(int(number["numerator"]), int(number["denominator"]))
-        value += int(number["whole"] or 0)
-    negative = (number["sign"] + number["inner_sign"]).strip("+")
-    return -value if negative else value

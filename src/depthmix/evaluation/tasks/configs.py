@@ -68,7 +68,8 @@ def task_config(
     """Configure the evaluation of a named data set.
 
     Where lm-eval has a task, it is that task, with records from the catalogue. GSM8K also gets the
-    strict extraction that the other word problems have, beside lm-eval's own two. BoolQ without
+    strict extraction that the other word problems have, beside lm-eval's own two, their metric
+    `answered`, and their single beam without repetition penalty. BoolQ without
     passages is asked closed-book.
 
     Args:
@@ -198,6 +199,10 @@ def _take_over(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
     if name == "gsm8k":
         changes["filter_list"] = own["filter_list"] + config["filter_list"]
+        answered = [entry for entry in own["metric_list"] if entry["metric"] == "answered"]
+        changes["metric_list"] = config["metric_list"] + answered
+        pinned = {key: own["generation_kwargs"][key] for key in ("num_beams", "repetition_penalty")}
+        changes["generation_kwargs"] = config["generation_kwargs"] | pinned
     return changes
 
 

@@ -8,20 +8,14 @@ from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.filter import Filter
-from lm_eval.api.registry import register_filter
+from lm_eval.api.registry import register_filter, register_metric
 
 from depthmix.data.catalog import describe, load_split
 from depthmix.data.instructions import INSTRUCTIONS
 from depthmix.data.templates import ALPACA_PROMPT
 from depthmix.evaluation.answers import is_correct
-from depthmix.evaluation.extraction import (
-    first_word,
-    is_close_number,
-    is_same_number,
-    last_number,
-    stated_letter,
-    stated_number,
-)
+from depthmix.evaluation.extraction import first_word, last_number, stated_letter, stated_number
+from depthmix.evaluation.numbers import is_close_number, is_same_number
 
 UNANSWERED = "[invalid]"
 """lm-eval's word for a text without an answer."""
@@ -102,6 +96,14 @@ class AnswerFilter(Filter):
     ) -> list[list[str]]:
         """Extract the answers of all responses of all records."""
         return [[self.extract(text) or UNANSWERED for text in texts] for texts in resps]
+
+
+@register_metric(
+    metric="answered", higher_is_better=True, output_type="generate_until", aggregation="mean"
+)
+def count_answered(references: Sequence[str], predictions: Sequence[str]) -> int:
+    """Count an extracted answer, for lm-eval's own tasks, which judge without `judge_number`."""
+    return int(predictions[0] != UNANSWERED)
 
 
 def judge_number(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, int]:
