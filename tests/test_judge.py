@@ -164,6 +164,15 @@ def test_a_refusal_stops_and_a_second_call_goes_on(tmp_path):
     assert sorted(map(said, server.bodies)) == [4, 5, 6, 7, 8]
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT interrupt, also in a process that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_keeps_every_answer(tmp_path):
     def interrupt_at_the_fourth(body, number):
         if number == 3:
@@ -290,5 +299,5 @@ def test_numbers_are_checked(name):
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(RuntimeError, match=r"depthmix\[judge\]"):
+    with pytest.raises(RuntimeError, match=r"pip install -e '.\[judge\]'"):
         Judge(JudgeSection(model="judge"), tmp_path)

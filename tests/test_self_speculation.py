@@ -107,7 +107,9 @@ def test_speculation_equals_dense(
     inputs = prompts(batch, length, padded=padded, seed=seed)
     expected = decode(model, inputs, max_new_tokens=new_tokens, **WHOLE)
     found = decode(speculation, inputs, max_new_tokens=new_tokens, **WHOLE)
-    assert_same(found, expected, inputs, rtol=1e-9, atol=1e-9)
+    # Eager attention's softmax is float32, and rows here have other paddings than the dense ones.
+    tolerance = 1e-5 if model.config._attn_implementation == "eager" else 1e-9
+    assert_same(found, expected, inputs, rtol=tolerance, atol=tolerance)
 
 
 @settings(max_examples=40, deadline=None)

@@ -146,8 +146,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, default=Path("runs/data/arc_easy/text/test.jsonl"))
-    parser.add_argument("--num-items", type=int, default=300)
-    parser.add_argument("--num-prompts", type=int, default=12)
+    parser.add_argument("--num-items", type=int, default=150)
+    parser.add_argument("--num-prompts", type=int, default=4)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     items = [json.loads(line) for line in arguments.data.read_text("utf-8").splitlines()]
