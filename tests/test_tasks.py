@@ -361,7 +361,7 @@ def test_worked_examples_of_word_problems():
 def test_the_yaml_files_are_shipped():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["depthmix"]
-    package = OURS.parent
+    package = OURS.parents[1]
     shipped = {path for pattern in patterns for path in package.glob(pattern)}
     files = set(OURS.rglob("*.yaml"))
     assert len(files) > 20
