@@ -165,7 +165,7 @@ def main() -> None:
     """Measure, compare, write."""
     arguments = parse_arguments(__doc__ or "", "decode")
     disable_progress_bar()
-    num_tokens, rounds = 32, 4
+    num_tokens, rounds = 32, 5
     cases = [(k, batch_size, RATES) for k in ROUTES for batch_size in BATCHES]
     if arguments.quick:
         rounds, num_tokens = 2, 24
