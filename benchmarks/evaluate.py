@@ -40,7 +40,7 @@ BATCH_SIZE = 32
 def build(folder: str, *, version: str, records: str | None, limit: int) -> Callable[[], None]:
     """Load the model; give one evaluation."""
     section = ModelSection(name=folder, dtype=fast_dtype())
-    model, tokenizer = load_model(section).eval(), load_tokenizer(ModelSection(name=MODEL))
+    model, tokenizer = load_model(section).eval(), load_tokenizer(section)
     if version == "mode":
         targets = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
         config = MoDEConfig(r=32, lora_alpha=64, target_modules=targets)
@@ -54,7 +54,6 @@ def build(folder: str, *, version: str, records: str | None, limit: int) -> Call
     )
     tasks = records_config(records, metric="choices") if records else task_config("arc_easy")
     depthmix.evaluation.harness.load_model = lambda _section: model
-    depthmix.evaluation.harness.load_tokenizer = lambda _section: tokenizer
 
     def alone() -> None:
         simple_evaluate(
@@ -70,6 +69,12 @@ def build(folder: str, *, version: str, records: str | None, limit: int) -> Call
             evaluate(section, plan, output_dir=Path(output))
 
     return alone if version == "lm_eval" else ours
+
+
+def save(folder: str, *, toy: bool) -> None:
+    """Write model and tokenizer where every process can load them at once."""
+    save_base(folder, toy=toy, toy_vocab_size=49152)
+    load_tokenizer(ModelSection(name=MODEL)).save_pretrained(folder)
 
 
 def invent_records(path: Path, num_items: int) -> None:
@@ -96,7 +101,7 @@ def main() -> None:
     has_data = is_at_hand("arc_easy") and not arguments.toy
     with tempfile.TemporaryDirectory() as folder:
         saving = get_context("fork").Process(
-            target=partial(save_base, toy=arguments.toy, toy_vocab_size=49152), args=(folder,)
+            target=partial(save, toy=arguments.toy), args=(folder,)
         )
         saving.start()
         saving.join()
