@@ -48,7 +48,7 @@ def build(folder: str, *, version: str, records: str | None, limit: int) -> Call
     plan = EvaluationPlan(
         tasks=() if records else ("arc_easy",),
         records=records,
-        metric="choices",
+        metric="choices" if records else "exact_match",
         limit=limit,
         batch_size=BATCH_SIZE,
     )
