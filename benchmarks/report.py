@@ -37,6 +37,12 @@ LOSS_NAMES = {
     "mode_products": "lower bound of MoDE: its head products alone",
     "ce_products": "lower bound of cross-entropy: its head products alone",
 }
+EVALUATE_NAMES = {
+    "lm_eval": "lm-eval alone, base model",
+    "base": "**`depthmix evaluate`**, base model",
+    "mode": "**`depthmix evaluate`**, MoDE and LoRA on it",
+}
+
 STEP_NAMES = {
     "all": "LoRA_all, Hugging Face's loss",
     "all_trl": "LoRA_all, TRL's loss",
@@ -241,6 +247,27 @@ def growth_figure(results: dict[str, Any]) -> Figure:
     return figure
 
 
+def evaluate_table(results: dict[str, Any]) -> str:
+    """Compare our evaluation with lm-eval's."""
+    base = results["versions"]["lm_eval"]["seconds"]
+    rows = [
+        [
+            label,
+            number(version["seconds"]),
+            f"{number(version['seconds_p20'])}-{number(version['seconds_p80'])}",
+            f"{version['seconds'] / base:.2f}",
+        ]
+        for name, label in EVALUATE_NAMES.items()
+        for version in [results["versions"][name]]
+    ]
+    size = (
+        f"{results['num_items']} items of {results['data']}, four choices each, batches of "
+        f"{results['batch_size']}, {results['dtype']}."
+    )
+    header = ["version", "seconds", "20-80 %", "relative time"]
+    return f"{size} {made_by(results)}\n\n{table(header, rows)}"
+
+
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "loss": ("loss", loss_table),
     "grid": ("loss", grid_table),
@@ -250,6 +277,8 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "distillation": ("distillation", distillation_table),
     "decode": ("decode", decode_table),
     "decode ratios": ("decode", ratio_table),
+    "evaluate": ("evaluate", evaluate_table),
+    "evaluate ratios": ("evaluate", ratio_table),
 }
 """Parts of the page: the results that each one reads, and what renders it."""
 
