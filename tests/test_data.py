@@ -156,7 +156,7 @@ def train_dataset(records, tokenizer, tmp_path, **options):
 def test_loss_counts_completions_only(tokenizer, tmp_path, form):
     records = RECORDS if form == "text" else [{"messages": MESSAGES}]
     dataset = train_dataset(records, tokenizer, tmp_path)
-    check_label_tokens(dataset, len(records))
+    check_label_tokens(dataset, range(1, len(records) + 1))
     kept = [token for token in dataset[0]["labels"] if token != -100]
     text = tokenizer.decode(kept)
     assert "Hi" not in text
@@ -169,9 +169,9 @@ def test_records_that_truncation_leaves_nothing_of(tokenizer, tmp_path):
     records = [RECORDS[0], {"prompt": "long " * 50, "completion": "x"}, RECORDS[1]]
     dataset = train_dataset(records, tokenizer, tmp_path, max_length=40)
     with pytest.raises(ValueError, match=r"Record 2 has no token .* raise `training.max_length`"):
-        check_label_tokens(dataset, len(records))
+        check_label_tokens(dataset, range(1, len(records) + 1))
     packed = train_dataset(records, tokenizer, tmp_path, max_length=40, packing=True)
-    check_label_tokens(packed, len(records))
+    check_label_tokens(packed, range(1, len(records) + 1))
 
 
 def test_evaluation_records(tokenizer, tmp_path):

@@ -403,11 +403,11 @@ def run_on(data, checkpoint, output_dir):
     prepared = []
     training = importlib.import_module("depthmix.training")
 
-    def keep(dataset, num_records):
+    def keep(dataset, numbers):
         for ids, labels in zip(dataset["input_ids"], dataset["labels"], strict=True):
             learnt = [label for label in labels if label != -100]
             prepared.append((TOKENIZER.decode(ids), TOKENIZER.decode(learnt)))
-        assert len(prepared) == num_records
+        assert len(prepared) == len(numbers)
 
     config = load_run_config(
         None,

@@ -75,7 +75,8 @@ def read_value(value: Any, hint: Any, *, default: Any = MISSING) -> Any:
     """Read a value by the type of its option.
 
     Text is read as the option's type where that is not text itself: `"1e-4"`, `"true"`,
-    `"[10, 20, 30]"`, `"q_proj,v_proj"` and, for options that may be absent, `"none"`.
+    `"[10, 20, 30]"`, `"q_proj,v_proj"` and, for options that may be absent, `"none"`. Where an
+    option takes no text but a list, any text is one, with commas between its entries.
 
     Args:
         value: What a file or a command line says.
@@ -98,7 +99,7 @@ def read_value(value: Any, hint: Any, *, default: Any = MISSING) -> Any:
             return None
         # Pydantic would keep the text wherever the option also accepts text.
         others = tuple(member for member in members if member not in (str, NoneType))
-        for reading in _readings(value) if others else ():
+        for reading in _readings(value, is_text=str in members) if others else ():
             with contextlib.suppress(ValidationError):
                 return _validate(reading, reduce(or_, others))
     return _validate(value, hint)
@@ -132,14 +133,14 @@ def suggest(name: str, names: Iterable[str]) -> str:
     return f"; choose from {', '.join(names)}." if len(names) < 10 else "."
 
 
-def _readings(text: str) -> list[Any]:
+def _readings(text: str, *, is_text: bool) -> list[Any]:
     """List what a text may stand for: itself, a YAML list or mapping, a comma-separated list."""
     readings: list[Any] = [text]
     if text[:1] in ("[", "{"):
         with contextlib.suppress(yaml.YAMLError):  # a regular expression may begin so
             readings.append(yaml.safe_load(text))
-    elif re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)+", text):
-        readings.append([part.strip() for part in text.split(",")])
+    elif not is_text or re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)+", text):
+        readings.append([part.strip() for part in text.split(",") if part.strip()])
     return readings
 
 

@@ -18,6 +18,9 @@ from depthmix.options import build_section, read_options, suggest, underscored
 Template = Literal["auto", "plain", "alpaca", "chat"]
 """How a record becomes text."""
 
+TrainingTemplate = Literal[Template, "lm-eval"]
+"""How a training record becomes text; `lm-eval` as in its data set's benchmark."""
+
 RUN_CONFIG_NAME = "run_config.json"
 """File beside every result that says how it was made."""
 
@@ -42,6 +45,7 @@ PATH_KEYS = (
     ("model", "adapter"),
     ("data", "train"),
     ("data", "eval"),
+    ("data", "without"),
     ("evaluation", "data"),
 )
 """Settings that may name a file or folder beside the configuration file."""
@@ -78,12 +82,21 @@ class DataSection:
     eval: str | None = None
     """The same for validation during training; `None` does without."""
 
-    template: Template = "auto"
+    template: TrainingTemplate = "auto"
     """How a record becomes text; `auto` takes `chat` for messages, `alpaca` for instructions and
-    prompts as they are."""
+    prompts as they are. `lm-eval` writes a named data set as its benchmark asks and answers."""
 
     limit: int | None = None
-    """Use this many records from the start of each data set; `None` uses all."""
+    """Use this many records from the start of each data set, after `without` and `shuffle`; `None`
+    uses all."""
+
+    without: tuple[str, ...] = ()
+    """Test sets whose questions are left out of training, as `depthmix audit` takes them; `all`
+    stands for every named one at hand."""
+
+    shuffle: int | None = None
+    """Seed of a random order of the training records, of which `limit` takes the first; `None`
+    keeps theirs."""
 
     split: str = "train"
     """Split of a named or hub data set to train on; files have none."""
@@ -272,11 +285,19 @@ def _read_file(path: Path) -> dict[str, Any]:
         )
     given = _normalise({name: value for name, value in given.items() if value is not None})
     for section, option in PATH_KEYS:
-        name = given[section].get(option) if isinstance(given.get(section), dict) else None
-        if not isinstance(name, str) or not name:
-            continue
-        beside = path.parent / name
-        # A folder may be a model; beside a named data set it only has the same name.
-        if beside.is_file() or (section == "model" and beside.is_dir()):
-            given[section][option] = str(beside)
+        named = given[section].get(option) if isinstance(given.get(section), dict) else None
+        if isinstance(named, list):
+            given[section][option] = [_find_beside(path, name, section) for name in named]
+        elif named is not None:
+            given[section][option] = _find_beside(path, named, section)
     return given
+
+
+def _find_beside(path: Path, name: Any, section: str) -> Any:
+    """Give the path of what lies beside the configuration file; any other value stays."""
+    if not isinstance(name, str) or not name:
+        return name
+    beside = path.parent / name
+    # A folder may be a model; beside a named data set it only has the same name.
+    found = beside.is_file() or (section == "model" and beside.is_dir())
+    return str(beside) if found else name

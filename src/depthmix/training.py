@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,12 +23,19 @@ from trl import SFTConfig
 from depthmix.adapter import to_lora
 from depthmix.adapter_config import MoDEConfig
 from depthmix.data.audit import warn_of_leaks
-from depthmix.data.records import load_records
+from depthmix.data.records import load_published, to_instructions
+from depthmix.data.selection import select_records
 from depthmix.data.templates import check_label_tokens, load_evaluation_records, to_training_dataset
 from depthmix.evaluation.scoring import Evaluation, choice_likelihood, exact_match
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import RUN_CONFIG_NAME, EvaluationSection, RunConfig, save_run_config
+from depthmix.run_config import (
+    RUN_CONFIG_NAME,
+    DataSection,
+    EvaluationSection,
+    RunConfig,
+    save_run_config,
+)
 from depthmix.trainers import MoDESFTTrainer
 
 RESULTS_NAME = "results.json"
@@ -54,6 +62,9 @@ class TrainResult:
     ledger: Ledger
     """Trainable parameters by part."""
 
+    data: dict[str, int]
+    """Training records that were `given`, those `dropped` by `data.without`, and those `used`."""
+
     before: Evaluation | None
     """Evaluation of the pretrained model."""
 
@@ -76,6 +87,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         ValueError: If a setting, a record or the model does not fit; nothing is written then.
         FileExistsError: If the output folder holds a run and neither flag says what to do.
         FloatingPointError: If the loss or a gradient is not finite; the last checkpoint is kept.
+        RuntimeError: If the template needs lm-eval, which is not installed.
     """
     started = time.monotonic()
     if config.model.adapter is not None:
@@ -90,16 +102,21 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
     output_dir = Path(config.training["output_dir"])
     checkpoint = _find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model)
-    records = load_records(config.data.train, split=config.data.split, limit=config.data.limit)
-    train_dataset = to_training_dataset(records, config.data.template, tokenizer)
+    data = config.data
+    write = _choose_form(data)
+    selection = select_records(data)
+    records = write(selection.records, data.train)
+    train_dataset = to_training_dataset(
+        records, data.template, tokenizer, numbers=selection.numbers
+    )
     eval_dataset = None
-    if config.data.eval is not None:
-        held_out = load_records(
-            config.data.eval, split=config.data.eval_split, limit=config.data.limit
+    if data.eval is not None:
+        held_out = write(
+            load_published(data.eval, split=data.eval_split, limit=data.limit), data.eval
         )
-        eval_dataset = to_training_dataset(held_out, config.data.template, tokenizer)
+        eval_dataset = to_training_dataset(held_out, data.template, tokenizer)
     items = (
-        load_evaluation_records(config.evaluation, config.data.template, tokenizer)
+        load_evaluation_records(config.evaluation, data.template, tokenizer)
         if config.evaluation is not None
         else None
     )
@@ -120,19 +137,26 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
             peft_config=peft_config,
         )
         assert isinstance(trainer.train_dataset, Dataset)
-        check_label_tokens(trainer.train_dataset, len(records))
+        check_label_tokens(trainer.train_dataset, selection.numbers)
     tuned = trainer.model
     assert isinstance(tuned, PeftModel)
     ledger = parameter_ledger(tuned, first_late_layer=first_late_layer)
     is_main = trainer.is_world_process_zero()
     if is_main:
         warn_of_leaks(
-            records,
-            config.data.train,
-            split=config.data.split,
+            selection.records,
+            data.train,
+            split=data.split,
             evaluation=config.evaluation.data if config.evaluation else None,
             num_items=config.evaluation.num_items if config.evaluation else None,
         )
+        if data.without:
+            print(
+                f"{selection.num_dropped:,} of {selection.num_given:,} training records ask a "
+                f"question of {', '.join(data.without)} and are left out; "
+                f"{len(selection.records):,} are used.",
+                file=sys.stderr,
+            )
         if overwrite and output_dir.exists():
             shutil.rmtree(output_dir)
         save_run_config(config, output_dir)
@@ -155,6 +179,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         metrics=metrics,
         log_history=trainer.state.log_history,
         ledger=ledger,
+        data=selection.counts,
         before=before,
         after=after,
     )
@@ -189,6 +214,22 @@ def evaluate(
         max_new_tokens=section.max_new_tokens,
         batch_size=section.batch_size,
     )
+
+
+def _choose_form(section: DataSection) -> Callable[..., list[dict[str, Any]]]:
+    """Choose how records of named data sets are written, before any is read."""
+    if section.template != "lm-eval":
+        return to_instructions
+    from depthmix.evaluation.tasks.demonstrations import (  # needs lm-eval
+        check_benchmark,
+        to_demonstrations,
+    )
+
+    for option in ("train", "eval"):
+        source = getattr(section, option)
+        if source is not None:
+            check_benchmark(source, f"data.{option}")
+    return to_demonstrations
 
 
 def _adapters(config: RunConfig, model: PreTrainedModel) -> tuple[LoraConfig, int]:
@@ -267,6 +308,7 @@ def _save_results(result: TrainResult) -> None:
     }
     content = {
         "metrics": result.metrics,
+        "data": result.data,
         **evaluations,
         "ledger": asdict(result.ledger),
         "log_history": result.log_history,

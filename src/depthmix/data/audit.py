@@ -71,23 +71,48 @@ def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = Non
         ValueError: If there is no test set, or a file or data set is not what it should be.
         OSError: If there is no such file, or data are neither at hand nor to be had.
     """
+    records = read_source(train, "train", data_dir=data_dir)
+    return audit_records(records, tests, name=train, data_dir=data_dir)
+
+
+def audit_records(
+    records: Sequence[Record],
+    tests: Sequence[str],
+    *,
+    name: str = "train",
+    data_dir: str | Path | None = None,
+) -> AuditResult:
+    """Compare training records with test sets, question by question.
+
+    Args:
+        records: Of any form that `questions.question_stems` takes.
+        tests: As for `audit`.
+        name: Name of the training set, for the result.
+        data_dir: As for `audit`.
+
+    Returns:
+        What they share with each.
+
+    Raises:
+        ValueError: As for `audit`, and if a record holds no question.
+        OSError: As for `audit`.
+    """
     names = []
     for test in tests:
         names += named_test_sets(data_dir=data_dir) if test == "all" else [test]
     if not names:
         raise ValueError(
-            "`tests` must name at least one test set, and none is at hand; name a folder by "
+            "At least one test set must be named, and for `all` none is at hand; name a folder by "
             "`data_dir` or the environment variable DEPTHMIX_DATA."
         )
-    records = read_source(train, "train", data_dir=data_dir)
     asked = read_questions(records)
     leaks = [
         compare_questions(
-            asked, read_questions(read_source(name, "test", data_dir=data_dir)), name=name
+            asked, read_questions(read_source(test, "test", data_dir=data_dir)), name=test
         )
-        for name in dict.fromkeys(names)
+        for test in dict.fromkeys(names)
     ]
-    return AuditResult(train=train, num_records=len(records), leaks=tuple(leaks))
+    return AuditResult(train=name, num_records=len(records), leaks=tuple(leaks))
 
 
 def named_test_sets(*, data_dir: str | Path | None = None) -> list[str]:
@@ -240,7 +265,7 @@ def warn_of_leaks(
     warnings.warn(
         f"{num_leaking:,} of {len(records):,} training records ask a question of a test set "
         f"({counts}), so scores there will be too high; `{command} --drop rest.jsonl` writes the "
-        "others.",
+        "others, and `data.without` leaves these out.",
         stacklevel=2,
     )
 

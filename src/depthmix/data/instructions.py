@@ -70,7 +70,7 @@ def from_gsm8k(record: Record) -> dict[str, Any]:
     rationale, number = record["answer"].rsplit("####", 1)
     number = number.strip().replace(",", "")
     steps = CALCULATOR_MARK.sub("", rationale).strip()
-    return _instruction(record["question"], _conclude(steps, number), number)
+    return _instruction(record["question"], conclude(steps, number), number)
 
 
 def from_aqua(record: Record) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def from_aqua(record: Record) -> dict[str, Any]:
     listed = " ".join(f"({letter}) {option}" for letter, option in options)
     instruction = f"{record['question']} Answer Choices: {listed}"
     steps = record.get("rationale", "").strip()
-    return _instruction(instruction, _conclude(steps, record["answer"]), record["answer"])
+    return _instruction(instruction, conclude(steps, record["answer"]), record["answer"])
 
 
 def from_arithmetic(record: Record) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def from_arithmetic(record: Record) -> dict[str, Any]:
     number = record["answer"].removesuffix(".0")
     expression = UNKNOWN.sub("", record.get("equation", ""))
     steps = f"{expression} = {number}." if _equals(expression, number) else ""
-    return _instruction(record["question"], _conclude(steps, number), record["answer"])
+    return _instruction(record["question"], conclude(steps, number), record["answer"])
 
 
 def from_choices(record: Record) -> dict[str, Any]:
@@ -153,6 +153,19 @@ def from_hellaswag(record: Record) -> dict[str, Any]:
     return _instruction(instruction, f"the correct answer is {answer}", answer)
 
 
+def conclude(steps: str, answer: str) -> str:
+    """Name the answer in words, on a line of its own below the steps.
+
+    Args:
+        steps: What leads to the answer; may be empty.
+        answer: A number or a letter.
+
+    Returns:
+        The rationale.
+    """
+    return f"{steps}\nThe answer is {answer}.".lstrip()
+
+
 def _equals(expression: str, number: str) -> bool:
     """Tell whether a text is arithmetic that gives the number."""
     try:
@@ -172,10 +185,6 @@ def _evaluate(node: ast.expr) -> Fraction:
         case ast.Constant(int() | float() as number) if not isinstance(number, bool):
             return Fraction(repr(number))
     raise ValueError(f"{ast.unparse(node)} is not arithmetic.")
-
-
-def _conclude(steps: str, answer: str) -> str:
-    return f"{steps}\nThe answer is {answer}.".lstrip()
 
 
 def _instruction(instruction: str, output: str, answer: str) -> dict[str, Any]:

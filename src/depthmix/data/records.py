@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from pyarrow import ArrowException, parquet
 
-from depthmix.data.catalog import CATALOG, load_split
+from depthmix.data.catalog import CATALOG, describe, load_split
 from depthmix.data.instructions import INSTRUCTIONS
 
 
@@ -41,10 +41,47 @@ def load_records(
             what the catalogue says, has no such split or cannot be trained on.
         OSError: If there is no such file or data set.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(
-            f"`data.limit` must be at least 1, got {limit}; leave it out to use all records."
-        )
+    records = load_published(source, split=split, limit=limit, data_dir=data_dir)
+    return to_instructions(records, source)
+
+
+def to_instructions(records: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Write the records of a named data set as instructions.
+
+    Args:
+        records: From `load_published`.
+        source: Where they come from.
+
+    Returns:
+        Instructions; records of a file or of the hub as they are.
+    """
+    write = INSTRUCTIONS[describe(source).form] if is_named(source) else dict
+    return [write(record) for record in records]
+
+
+def load_published(
+    source: str,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Read the same records as `load_records`, but those of a named data set in its schema.
+
+    Args:
+        source: As for `load_records`.
+        split: As for `load_records`.
+        limit: As for `load_records`.
+        data_dir: As for `load_records`.
+
+    Returns:
+        The records, at least one.
+
+    Raises:
+        ValueError: As for `load_records`.
+        OSError: As for `load_records`.
+    """
+    check_limit(limit)
     path = Path(source).expanduser()
     if path.is_file():
         try:
@@ -52,8 +89,13 @@ def load_records(
         except (ValueError, ArrowException) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"`data` cannot be read from {path}: {reason}") from error
-    elif source in CATALOG:
-        records = _read_named(source, split, data_dir)[:limit]
+    elif is_named(source):
+        if not describe(source).trainable:
+            raise ValueError(
+                f"`data` must be records that can be written as instructions, and {source} is a "
+                "benchmark only; leave it to the evaluation."
+            )
+        records = load_split(source, split, data_dir=data_dir)[:limit]
     else:
         records = _read_hub(source, split, limit)
     if not records:
@@ -65,6 +107,33 @@ def load_records(
                 f"{source} is {record!r:.80}."
             )
     return records
+
+
+def is_named(source: str) -> bool:
+    """Tell whether a source of records is a named data set.
+
+    Args:
+        source: As for `load_records`, where an existing file wins.
+
+    Returns:
+        Whether it is neither a file nor on the hub.
+    """
+    return source in CATALOG and not Path(source).expanduser().is_file()
+
+
+def check_limit(limit: int | None) -> None:
+    """Check the number of records to use at most.
+
+    Args:
+        limit: The number; `None` stands for all.
+
+    Raises:
+        ValueError: If it is not at least 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(
+            f"`data.limit` must be at least 1, got {limit}; leave it out to use all records."
+        )
 
 
 def _read_file(path: Path, limit: int | None) -> list[Any]:
@@ -82,19 +151,6 @@ def _read_file(path: Path, limit: int | None) -> list[Any]:
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in islice(filter(str.strip, file), limit)]
     raise ValueError(f"its ending must be .json, .jsonl, .csv or .parquet, not {path.suffix!r}.")
-
-
-def _read_named(name: str, split: str, data_dir: str | Path | None) -> list[dict[str, Any]]:
-    """Read a data set of the catalogue as instructions."""
-    data_set = CATALOG[name]
-    if not data_set.trainable:
-        raise ValueError(
-            f"`data` must be records that can be written as instructions, and {name} is a "
-            "benchmark only; leave it to the evaluation."
-        )
-    return [
-        INSTRUCTIONS[data_set.form](record) for record in load_split(name, split, data_dir=data_dir)
-    ]
 
 
 def _read_hub(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from depthmix.config import IGNORE_INDEX
 from depthmix.data.records import load_records
-from depthmix.run_config import EvaluationSection, Template
+from depthmix.run_config import EvaluationSection, TrainingTemplate
 
 Record = Mapping[str, Any]
 
@@ -35,7 +35,11 @@ FORMS = (
 
 
 def to_training_dataset(
-    records: Sequence[Record], template: Template, tokenizer: PreTrainedTokenizerBase
+    records: Sequence[Record],
+    template: TrainingTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> datasets.Dataset:
     """Turn records into prompts and completions, on whose completions TRL trains.
 
@@ -44,19 +48,22 @@ def to_training_dataset(
             completion; `instruction`, `input` and `output`.
         template: How they become text. `auto`: messages by the tokenizer's chat template,
             instructions by Alpaca's, prompts as they are. `plain`: nothing around the text.
-            `alpaca` and `chat` take a prompt as the instruction.
+            `alpaca` and `chat` take a prompt as the instruction. `lm-eval`: prompts as they are,
+            such as `evaluation.tasks.demonstrations` writes.
         tokenizer: For its chat template.
+        numbers: Numbers of the records in their source; `None` counts from 1.
 
     Returns:
-        Columns `prompt` and `completion`, and `record` with each record's number from 1.
+        Columns `prompt` and `completion`, and `record` with each record's number.
 
     Raises:
         ValueError: If a record has not the fields of any form, or nothing to learn.
     """
     if not records:
         raise ValueError("`records` must hold at least one record to train on, got none.")
+    numbers = numbers or range(1, len(records) + 1)
     rows = []
-    for number, record in enumerate(records, start=1):
+    for number, record in zip(numbers, records, strict=True):
         prompt, completion = _to_prompt_and_completion(record, number, template)
         if not isinstance(prompt, str) and not _is_messages(prompt):
             raise ValueError(
@@ -71,8 +78,8 @@ def to_training_dataset(
             )
         if rows and type(prompt) is not type(rows[0]["prompt"]):
             raise ValueError(
-                f"Records must all become text or all become messages, and record {number} "
-                "differs from record 1; choose a `data.template`, or train on one form."
+                f"Records must all become text or all become messages, and record {number} differs "
+                f"from record {rows[0]['record']}; choose a `data.template`, or train on one form."
             )
         rows.append({"prompt": prompt, "completion": completion, "record": number})
     if isinstance(rows[0]["prompt"], list):
@@ -80,7 +87,7 @@ def to_training_dataset(
     return datasets.Dataset.from_list(rows)
 
 
-def check_label_tokens(dataset: datasets.Dataset, num_records: int) -> None:
+def check_label_tokens(dataset: datasets.Dataset, numbers: Sequence[int]) -> None:
     """Check that each record still has tokens to learn after truncation.
 
     TRL silently drops records whose prompt alone fills `max_length`. The column `record` of
@@ -89,7 +96,7 @@ def check_label_tokens(dataset: datasets.Dataset, num_records: int) -> None:
 
     Args:
         dataset: `train_dataset` of an `SFTTrainer`, tokenised.
-        num_records: Records that were given to it.
+        numbers: Numbers of the records that were given to it.
 
     Raises:
         ValueError: If a record has no label token.
@@ -101,7 +108,7 @@ def check_label_tokens(dataset: datasets.Dataset, num_records: int) -> None:
         for number, labels in zip(dataset["record"], dataset["labels"], strict=True)
         if any(label != IGNORE_INDEX for label in labels)
     }
-    missing = [number for number in range(1, num_records + 1) if number not in trained]
+    missing = [number for number in numbers if number not in trained]
     if missing:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(
@@ -110,7 +117,9 @@ def check_label_tokens(dataset: datasets.Dataset, num_records: int) -> None:
         )
 
 
-def render_prompt(record: Record, template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
+def render_prompt(
+    record: Record, template: TrainingTemplate, tokenizer: PreTrainedTokenizerBase
+) -> str:
     """Write the text after which a model trained with this template answers.
 
     Args:
@@ -120,6 +129,9 @@ def render_prompt(record: Record, template: Template, tokenizer: PreTrainedToken
 
     Returns:
         The prompt as text.
+
+    Raises:
+        ValueError: If the record does not fit the template.
     """
     prompt = _to_prompt(record, template)
     if isinstance(prompt, str):
@@ -131,7 +143,7 @@ def render_prompt(record: Record, template: Template, tokenizer: PreTrainedToken
 
 
 def load_evaluation_records(
-    section: EvaluationSection, template: Template, tokenizer: PreTrainedTokenizerBase
+    section: EvaluationSection, template: TrainingTemplate, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
     """Read evaluation records and check that they fit their metric.
 
@@ -170,10 +182,12 @@ def load_evaluation_records(
     return checked
 
 
-def _to_prompt_and_completion(record: Record, number: int, template: Template) -> tuple[Any, Any]:
+def _to_prompt_and_completion(
+    record: Record, number: int, template: TrainingTemplate
+) -> tuple[Any, Any]:
     """Split one record into what is given and what is learnt, both text or both messages."""
     if messages := record.get("messages"):
-        if template in ("plain", "alpaca"):
+        if template in ("plain", "alpaca", "lm-eval"):
             raise ValueError(
                 f'`data.template` must be "chat" or "auto" for messages, got {template!r} '
                 f"for record {number}."
@@ -197,16 +211,22 @@ def _to_prompt_and_completion(record: Record, number: int, template: Template) -
     return prompt, completion
 
 
-def _to_prompt(record: Record, template: Template) -> Any:
+def _to_prompt(record: Record, template: TrainingTemplate) -> Any:
     """Apply a template to a record's prompt or instruction; messages stay as they are."""
     if "prompt" in record:
         instruction, context = record["prompt"], ""
         if isinstance(instruction, list):
             return instruction
-        template = "plain" if template == "auto" else template
+        template = "plain" if template in ("auto", "lm-eval") else template
         if template == "plain":
             return instruction
     else:
+        if template == "lm-eval":
+            raise ValueError(
+                '`data.template` must not be "lm-eval" for instructions to evaluate on: it writes '
+                "training records alone; give records with a `prompt`, or measure named data sets "
+                "by `depthmix evaluate`, which asks in the same text."
+            )
         instruction, context = record["instruction"], record.get("input") or ""
         template = "alpaca" if template == "auto" else template
     if template == "alpaca":

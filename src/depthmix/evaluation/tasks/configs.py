@@ -17,7 +17,8 @@ try:
     from lm_eval.tasks._yaml_loader import load_yaml
 except ImportError as error:
     raise RuntimeError(
-        "Evaluation tasks need lm-eval, which is not installed: run `pip install -e '.[eval]'`."
+        "Evaluation tasks, and training records in their text, need lm-eval, which is not "
+        "installed: run `pip install -e '.[eval]'`."
     ) from error
 
 PROTOCOLS = ("default", "llm-adapters")
