@@ -71,6 +71,7 @@ def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = Non
         ValueError: If there is no test set, or a file or data set is not what it should be.
         OSError: If there is no such file, or data are neither at hand nor to be had.
     """
+    tests = _list_tests(tests, data_dir)  # before the training set may be downloaded
     records = read_source(train, "train", data_dir=data_dir)
     return audit_records(records, tests, name=train, data_dir=data_dir)
 
@@ -97,20 +98,12 @@ def audit_records(
         ValueError: As for `audit`, and if a record holds no question.
         OSError: As for `audit`.
     """
-    names = []
-    for test in tests:
-        names += named_test_sets(data_dir=data_dir) if test == "all" else [test]
-    if not names:
-        raise ValueError(
-            "At least one test set must be named, and for `all` none is at hand; name a folder by "
-            "`data_dir` or the environment variable DEPTHMIX_DATA."
-        )
     asked = read_questions(records)
     leaks = [
         compare_questions(
             asked, read_questions(read_source(test, "test", data_dir=data_dir)), name=test
         )
-        for test in dict.fromkeys(names)
+        for test in _list_tests(tests, data_dir)
     ]
     return AuditResult(train=name, num_records=len(records), leaks=tuple(leaks))
 
@@ -268,6 +261,19 @@ def warn_of_leaks(
         "others, and `data.without` leaves these out.",
         stacklevel=2,
     )
+
+
+def _list_tests(tests: Sequence[str], data_dir: str | Path | None) -> list[str]:
+    """Name the test sets that are meant, each once."""
+    names = []
+    for test in tests:
+        names += named_test_sets(data_dir=data_dir) if test == "all" else [test]
+    if not names:
+        raise ValueError(
+            "At least one test set must be named, and for `all` none is at hand; name a folder by "
+            "`data_dir` or the environment variable DEPTHMIX_DATA."
+        )
+    return list(dict.fromkeys(names))
 
 
 def _readable_stems(record: Record) -> list[str]:

@@ -83,11 +83,12 @@ def _has_benchmark(name: str) -> bool:
 
 def _find_problem(record: Record) -> tuple[str, dict[str, Any]]:
     """Say as which task's problem an instruction is asked, and give that problem."""
+    problem = {"question": record["instruction"], "answer": record["answer"]}
     found = AQUA_PROMPT.fullmatch(record["instruction"])
     if found is None:
-        return "gsm8k", {"question": record["instruction"]}
+        return "gsm8k", problem
     options = [found[letter] for letter in LETTERS]
-    return "aqua", {"question": found["question"], "options": options}
+    return "aqua", problem | {"question": found["question"], "options": options}
 
 
 def _build_task(name: str, docs: Sequence[Record], data_dir: str | Path | None) -> Any:
