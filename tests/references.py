@@ -28,6 +28,9 @@ class Reference:
     distillation: float
     """Divergence of the late layers from the final one, reduced."""
 
+    layers: dict[int, float]
+    """Cross-entropy of each late layer's own prediction, mean over label tokens."""
+
 
 def kl(p: Tensor, q: Tensor) -> float:
     """Compute KL(p ‖ q) of two distributions over a vocabulary, entry by entry."""
@@ -59,6 +62,18 @@ def reduce_divergence(
             teacher = final[row, t].softmax(-1)
             total += sum(divergence(part[row, t].softmax(-1), teacher, kind) for part in late)
     return total / {"mean": tokens, "batchmean": len(labels), "sum": 1}[reduction]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    """Compute the mean over label tokens of minus the label's log-probability."""
+    log_probs = logits[:, :-1].log_softmax(-1)
+    nll = [
+        -log_probs[row, t, labels[row, t + 1]]
+        for row in range(labels.shape[0])
+        for t in range(labels.shape[1] - 1)
+        if labels[row, t + 1] != -100
+    ]
+    return float(torch.stack(nll).mean())
 
 
 def route(router_input: Tensor, mixture: nn.Module) -> Tensor:
@@ -97,12 +112,9 @@ def reference_step(
     weights = route(states[mixture.late_layers[0] - 1], mixture)
     logits = sum(weights[..., i, None] * part for i, part in enumerate(parts))
     labels = batch["labels"]
-    log_probs = logits[:, :-1].log_softmax(-1)
-    nll = [
-        -log_probs[row, t, labels[row, t + 1]]
-        for row in range(labels.shape[0])
-        for t in range(labels.shape[1] - 1)
-        if labels[row, t + 1] != -100
-    ]
     distillation = reduce_divergence(parts[:-1], parts[-1], labels, kind=kind, reduction=reduction)
-    return Reference(logits, weights, float(torch.stack(nll).mean()), distillation)
+    layers = {
+        layer: cross_entropy(part, labels)
+        for layer, part in zip(mixture.late_layers, parts, strict=True)
+    }
+    return Reference(logits, weights, cross_entropy(logits, labels), distillation, layers)

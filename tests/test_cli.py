@@ -124,10 +124,12 @@ def test_settings_reach_the_library(run_file, monkeypatch):
 
     monkeypatch.setattr("depthmix.training.train", train)
     arguments = ["--training.learning-rate", "1e-3", "--mode.late-layers=[3,4]", "--method", "lora"]
+    arguments += ["--mode.task-loss", "3"]
     assert depthmix_cli.main(["train", str(run_file), *arguments, "--resume"]) == 0
     assert (seen["overwrite"], seen["resume"]) == (False, True)
     assert seen["config"].training["learning_rate"] == 1e-3
     assert seen["config"].mode["late_layers"] == [3, 4]
+    assert seen["config"].mode["task_loss"] == 3
     assert seen["config"].method == "lora"
 
 

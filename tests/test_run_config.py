@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -135,6 +136,7 @@ def test_paths_are_looked_up_beside_the_file_first(tmp_path, monkeypatch):
         ({"training": {"learning_rate": "fast"}}, "`training.learning_rate` must be float, got 'f"),
         ({"mode": {"late_layers": True}}, "`mode.late_layers` must be int or list.int., got True"),
         ({"mode": {"r": "2.5"}}, "`mode.r` must be int, got '2.5'"),
+        ({"mode": {"task_loss": "last"}}, "`mode.task_loss` must be 'ensemble' or 'lay.* or int, "),
         ({"evaluation": {"data": "x"}}, "`evaluation.metric` is missing; set it"),
     ],
 )
@@ -176,6 +178,8 @@ def test_unreadable_files_are_named(tmp_path, name, text, message):
         ("false", bool | str, False),
         ("auto", bool | str, "auto"),
         ("3", int | list[int], 3),
+        ("29", Literal["ensemble", "layers"] | int, 29),
+        ("layers", Literal["ensemble", "layers"] | int, "layers"),
     ],
 )
 def test_text_is_read_by_type(value, hint, expected):

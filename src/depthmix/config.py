@@ -43,6 +43,13 @@ class MixtureConfig:
     train_final_norm: bool = False
     """Also give the final layer a trained copy (the paper keeps the pretrained norm frozen)."""
 
+    task_loss: Literal["ensemble", "layers"] | int = "ensemble"
+    """Whose cross-entropy `L_task` is. `ensemble`: the mixture's (paper). A late layer's number:
+    that layer's own prediction alone. `layers`: the mean over all late layers of each one's own
+    (deep supervision). The last two are ablations, in which the router gets no gradient;
+    predictions and evaluation losses stay the ensemble's, so evaluate such a run with `--layer`.
+    Each layer costs one head product each way beside the distillation's."""
+
     distillation_weight: float = 0.1
     """λ in `L_task + λ L_distill`; 0 switches distillation off, and its cost with it. The paper's
     1e-4 carries next to no weight under `mean`."""
@@ -64,6 +71,11 @@ class MixtureConfig:
     """Distil on this share of the label tokens, drawn anew at each step and scaled to stand for
     all (unbiased); 1 distils on all (exact). See docs/performance.md."""
 
+    log_layer_losses: bool = False
+    """Also log each late layer's own cross-entropy in training, as `layer_loss/layer_<i>`. Costs k
+    more head products forward on the label tokens of every step, and none with
+    `task_loss="layers"`, which has them already."""
+
     final_norm: str | None = None
     """Name of the module that is the final norm, where it cannot be found by itself."""
 
@@ -76,6 +88,11 @@ class MixtureConfig:
             choices, value = get_args(hints[name]), getattr(self, name)
             if value not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+        if self.task_loss not in ("ensemble", "layers") and type(self.task_loss) is not int:
+            raise ValueError(
+                "`task_loss` must be 'ensemble', 'layers' or the number of a late layer, "
+                f"got {self.task_loss!r}."
+            )
         if self.router_temperature <= 0:
             raise ValueError(
                 f"`router_temperature` must be positive, got {self.router_temperature}; "
@@ -109,6 +126,11 @@ class MixtureConfig:
         """Number k of layers in the ensemble."""
         return self.late_layers if isinstance(self.late_layers, int) else len(self.late_layers)
 
+    @property
+    def distils(self) -> bool:
+        """Whether any late layer learns from the final one."""
+        return self.distillation_weight > 0 and self.num_routes > 1
+
     def resolve_late_layers(self, num_hidden_layers: int) -> tuple[int, ...]:
         """Name the layers of the ensemble in a model of `num_hidden_layers` layers.
 
@@ -119,8 +141,8 @@ class MixtureConfig:
             Increasing layer numbers from 1 to n; the last one is n.
 
         Raises:
-            ValueError: If `late_layers` asks for more layers than the model has, or a list does
-                not end at the last layer.
+            ValueError: If `late_layers` asks for more layers than the model has, a list does not
+                end at the last layer, or `task_loss` is the number of no late layer.
         """
         n = num_hidden_layers
         if isinstance(self.late_layers, int):
@@ -129,13 +151,21 @@ class MixtureConfig:
                     f"`late_layers` must be between 1 and {n} (the model has {n} layers), "
                     f"got {self.late_layers}."
                 )
-            return tuple(range(n - self.late_layers + 1, n + 1))
-        if self.late_layers[-1] != n:
+            layers = tuple(range(n - self.late_layers + 1, n + 1))
+        elif self.late_layers[-1] != n:
             raise ValueError(
                 f"`late_layers` must end at the final layer, which is {n} in this model, "
                 f"got {list(self.late_layers)}."
             )
-        return tuple(self.late_layers)
+        else:
+            layers = tuple(self.late_layers)
+        if isinstance(self.task_loss, int) and self.task_loss not in layers:
+            raise ValueError(
+                f"`task_loss` must be one of the mixture's late layers "
+                f"{', '.join(map(str, layers))} (or 'ensemble' or 'layers'), got {self.task_loss}; "
+                "name a layer in `late_layers` to put the loss on it."
+            )
+        return layers
 
     def _check_late_layers(self) -> None:
         """Check what can be known of `late_layers` without a model."""

@@ -85,7 +85,8 @@ def fused_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -
     $\partial\,\mathrm{KL}_i / \partial \ell_i = P_i (\log P_i - \log P_n - \mathrm{KL}_i)$ (or
     those of the chosen divergence), and multiplies them with the head at once. Nothing of size
     (tokens, vocab) is kept. Tokens that are not distilled, and with `distillation_top_m` all of
-    them, take one product each way; exactly distilled ones take one per route.
+    them, take one product each way (without gradients, forward alone); exactly distilled ones take
+    one per route.
 
     Args:
         tokens: The label tokens.
@@ -155,7 +156,8 @@ class _FusedSums(torch.autograd.Function):
                     distillation = distillation + distance
                 nll, _ = differentiate(buffer, weights.new_ones(len(rows), 1), targets[chosen])
                 task = task + nll.sum()
-                torch.mm(logits, head.weight, out=grad_mixed[chosen])
+                if ctx.needs_input_grad[0]:
+                    torch.mm(logits, head.weight, out=grad_mixed[chosen])
         ctx.save_for_backward(grad_mixed.mul_(head.scale), grad_states.mul_(head.scale))
         return task, distillation
 

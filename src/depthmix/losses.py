@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -34,6 +34,18 @@ class LabelTokens:
 
     num_distilled: int
     """The first this many tokens are distilled, the others are not."""
+
+    def answered_by(self, route: int) -> LabelTokens:
+        """Give all weight to one route, so that the ensemble is its prediction; distil nothing.
+
+        Args:
+            route: Its place among the late layers.
+        """
+        alone = torch.zeros_like(self.weights)
+        alone[:, route] = 1
+        # The router stays in the graph with gradients of zero: `DistributedDataParallel` may stop
+        # at parameters that have none.
+        return replace(self, weights=alone + 0 * self.weights, num_distilled=0)
 
     def split(self, num_tokens: int) -> list[LabelTokens]:
         """Cut into pieces of at most `num_tokens` tokens; one empty piece where there are none."""
@@ -132,7 +144,7 @@ def select_tokens(
     config = routes.mixture.config
     places, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
     num_tokens, num_distilled = len(places), 0
-    if config.distillation_weight > 0 and config.num_routes > 1:
+    if config.distils:
         num_distilled = math.ceil(config.distillation_token_share * num_tokens)
     if 0 < num_distilled < num_tokens:
         order = torch.randperm(num_tokens, device=places.device)

@@ -138,6 +138,14 @@ class Mixture(nn.Module):
         """Depths whose residual streams the mixture reads below the final layer's."""
         return (self.late_layers[0] - 1, *self.late_layers[:-1])
 
+    @property
+    def task_routes(self) -> tuple[int, ...]:
+        """Places of the late layers whose own losses are the task loss; none for the ensemble's."""
+        task_loss = self.config.task_loss
+        if isinstance(task_loss, int):
+            return (self.late_layers.index(task_loss),)
+        return tuple(range(len(self.late_layers))) if task_loss == "layers" else ()
+
     def weigh(
         self, router_input: Float[Tensor, "batch seq hidden"]
     ) -> Float[Tensor, "batch seq routes"]:

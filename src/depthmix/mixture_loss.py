@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +16,7 @@ from depthmix.backbone import Backbone
 from depthmix.config import MixtureConfig
 from depthmix.fused_loss import fused_sums, is_fusable
 from depthmix.losses import LabelTokens, LossSums, plain_sums, select_tokens
-from depthmix.mixture import Routes
+from depthmix.mixture import Mixture, Routes
 
 CHECKPOINTED_TOKENS = 128
 """Label tokens whose logits exist at once where the head cannot be fused."""
@@ -28,7 +30,7 @@ class MixtureLoss:
     """
 
     task: Float[Tensor, ""]
-    """Cross-entropy of the mixture, `L_task`."""
+    """Cross-entropy of what `task_loss` names, `L_task`."""
 
     distillation: Float[Tensor, ""]
     """Divergence of the late layers from the final one, `L_distill`, before its weight λ."""
@@ -48,6 +50,10 @@ class MixtureLoss:
     routing_weights: Float[Tensor, "tokens routes"]
     """Routing weights of the label tokens, detached, in any order."""
 
+    layer_losses: Float[Tensor, " layers"]
+    """Cross-entropy of each late layer alone, mean over this batch's label tokens, detached; empty
+    without `log_layer_losses`."""
+
 
 def mixture_loss(
     routes: Routes,
@@ -61,9 +67,11 @@ def mixture_loss(
 ) -> MixtureLoss:
     r"""Compute the objective of a batch, on label positions only.
 
-    Computes $L_\text{task} + \lambda L_\text{distill}$ (paper, section 3) in float32. A frozen
-    linear head takes `fused_sums`: closed-form gradients, no logits kept. Any other head (trained,
-    adapted, quantised) takes `plain_sums` on chunks of tokens under activation checkpointing.
+    Computes $L_\text{task} + \lambda L_\text{distill}$ (paper, section 3) in float32, where
+    $L_\text{task}$ is the cross-entropy of the ensemble, of one late layer's $\phi(N_j(h_j))$, or
+    the mean of every late layer's own (`MixtureConfig.task_loss`). A frozen linear head takes
+    `fused_sums`: closed-form gradients, no logits kept. Any other head (trained, adapted,
+    quantised) takes `plain_sums` on chunks of tokens under activation checkpointing.
 
     Args:
         routes: Normed states and routing weights of the forward pass.
@@ -87,8 +95,9 @@ def mixture_loss(
     counted = num_tokens if num_items_in_batch is None else num_items_in_batch
     num_items = torch.as_tensor(counted, dtype=torch.float32, device=device).clamp(min=1)
     thrifty_sums = fused_sums if is_fusable(head) else _checkpointed_sums
+    sums_of = partial(plain_sums if plain else thrifty_sums, backbone=backbone, config=config)
     with gather_params_ctx(list(head.parameters())):  # DeepSpeed may have them partitioned
-        sums = (plain_sums if plain else thrifty_sums)(tokens, backbone, config)
+        sums, layer_sums = _sum_terms(tokens, routes.mixture, sums_of)
 
     if config.reduction == "mean":
         denominator = num_items
@@ -108,7 +117,33 @@ def mixture_loss(
         num_items=num_items,
         weight_per_token=config.distillation_weight * num_items / denominator,
         routing_weights=tokens.weights.detach(),
+        layer_losses=layer_sums / max(num_tokens, 1),
     )
+
+
+def _sum_terms(
+    tokens: LabelTokens, mixture: Mixture, sums_of: Callable[[LabelTokens], LossSums]
+) -> tuple[LossSums, Float[Tensor, " layers"]]:
+    """Sum both terms and, where it is logged, each late layer's own cross-entropy.
+
+    A layer's is the ensemble's with all weight on that layer. How often `sums_of` is called depends
+    on the options alone, not on this process's tokens, for each call gathers a sharded head.
+    """
+    config = mixture.config
+    alone = [sums_of(tokens.answered_by(route)).task for route in mixture.task_routes]
+    if not alone:
+        sums = sums_of(tokens)
+    elif config.distils:
+        sums = replace(sums_of(tokens), task=torch.stack(alone).mean())
+    else:
+        sums = LossSums(torch.stack(alone).mean(), torch.zeros_like(alone[0]))
+    if not config.log_layer_losses:
+        return sums, sums.task.new_zeros(0)
+    if config.task_loss != "layers":
+        with torch.no_grad():
+            routes = range(config.num_routes)
+            alone = [sums_of(tokens.answered_by(route)).task for route in routes]
+    return sums, torch.stack(alone).detach()
 
 
 def _checkpointed_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -> LossSums:

@@ -21,6 +21,9 @@ NO_POSITION = slice(0, 0)
 """Keeps no logits at all. The number 0 would keep all of them; 1 costs a CPU a copy of the head for
 each sequence, since the product with a strided slice is taken row by row."""
 
+UNUSED_WEIGHT = 1e-5
+"""Routing weight below which a token makes no use of a route (the paper's sparsity)."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -33,7 +36,7 @@ class Step:
     """Label tokens."""
 
     task_loss: Float[Tensor, ""]
-    """Cross-entropy of the ensemble in nats, mean over label tokens."""
+    """Cross-entropy of what the mixture's `task_loss` names, in nats, mean over label tokens."""
 
     distillation_loss: Float[Tensor, ""]
     """Divergence of the late layers in nats, reduced as the mixture says."""
@@ -47,8 +50,18 @@ class Step:
     routing_weights: Float[Tensor, " routes"]
     """Routing weight of each route, mean over label tokens."""
 
+    routing_variance: Float[Tensor, " routes"]
+    """Variance of each route's weight over label tokens."""
+
+    routing_sparsity: Float[Tensor, " routes"]
+    """Share of the label tokens whose weight on the route is below `UNUSED_WEIGHT`."""
+
     routing_entropy: Float[Tensor, ""]
     """Entropy of the routing weights in nats, mean over label tokens; at most ln k."""
+
+    layer_losses: Float[Tensor, " layers"]
+    """Cross-entropy of each late layer's own prediction in nats, mean over label tokens; empty
+    where it is not logged."""
 
     late_layers: tuple[int, ...]
     """Layers of the routes."""
@@ -79,7 +92,7 @@ class Objective:
 
     Forward hooks on the language model see labels, output and routes on every path: `Trainer`, a
     plain loop, PEFT with or without a task type. They act in training mode only, so an evaluation
-    loss is the cross-entropy of the ensemble.
+    loss is the cross-entropy of the ensemble, whatever the task loss is on.
 
     There are two ways. Where the model's own loss would be the cross-entropy of the labels, the
     whole loss is left to `mixture_loss`, on label positions alone: no logits are built, and the
@@ -87,6 +100,9 @@ class Objective:
     `logits_to_keep` for the other way: the model's own loss and logits, with the distillation term
     on top. That is also what models with a loss of their own get. Only TRL's fused head hides its
     loss from the model, and there the mixin adds the term.
+
+    The other way has the ensemble's loss and no other: a training pass that goes it, or has no
+    labels, is refused where the mixture's `task_loss` names layers.
 
     Args:
         norm: The mixture, in its place.
@@ -182,7 +198,16 @@ class Objective:
                 shifted=shifted,
                 as_tuple=isinstance(output, tuple),
             )
-        if routes is None or request.labels is None:
+        if routes is None:
+            return output
+        if not asked and routes.mixture.config.task_loss != "ensemble":
+            raise ValueError(
+                "`task_loss` must be 'ensemble' where a training pass keeps its own loss or "
+                f"logits, got {routes.mixture.config.task_loss!r}; train with `labels` and plain "
+                "cross-entropy, by `MoDESFTTrainer` instead of TRL's own, without label smoothing, "
+                "a loss function or expert routers' loss."
+            )
+        if request.labels is None:
             return output
         loss = mixture_loss(
             routes,
@@ -217,6 +242,8 @@ class Objective:
     def _measure(routes: Routes, loss: MixtureLoss, missing: Tensor | None) -> Step:
         num_tokens = max(loss.num_tokens, 1)
         whole_over_part = loss.num_items / num_tokens
+        weights = loss.routing_weights
+        mean = weights.sum(0) / num_tokens
         return Step(
             missing=missing,
             num_tokens=loss.num_tokens,
@@ -224,7 +251,10 @@ class Objective:
             distillation_loss=loss.distillation.detach() * whole_over_part,
             distillation_weight=routes.mixture.config.distillation_weight,
             weight_per_token=loss.weight_per_token,
-            routing_weights=loss.routing_weights.sum(0) / num_tokens,
-            routing_entropy=torch.special.entr(loss.routing_weights).sum() / num_tokens,
+            routing_weights=mean,
+            routing_variance=(weights - mean).square().sum(0) / num_tokens,
+            routing_sparsity=(weights < UNUSED_WEIGHT).sum(0) / num_tokens,
+            routing_entropy=torch.special.entr(weights).sum() / num_tokens,
+            layer_losses=loss.layer_losses,
             late_layers=routes.mixture.late_layers,
         )

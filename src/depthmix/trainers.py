@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,14 @@ class MoDETrainerMixin(MixinBase):
     mixture trains as it would without the mixin. A loss or gradient that is not finite stops the
     run before it can reach the weights, so the last checkpoint is a good one.
 
-    Logged, per logging interval: `task_loss` (nats per label token), `distillation_loss` (nats,
-    reduced as the mixture's `reduction` says), `distillation_share` (its weighted part of the loss,
-    0 to 1), `distillation_weight_per_token` (what a nat of divergence at a token weighs against a
-    nat of its cross-entropy), `routing_entropy` (nats) and `routing_weight/layer_<i>` (mean over
-    label tokens). `SFTTrainer`'s own entropy and token accuracy are made by the pass that the
+    Logged, per logging interval: `task_loss` (nats per label token, of what the mixture's
+    `task_loss` names), `distillation_loss` (nats, reduced as the mixture's `reduction` says),
+    `distillation_share` (its weighted part of the loss, 0 to 1), `distillation_weight_per_token`
+    (what a nat of divergence at a token weighs against a nat of its cross-entropy),
+    `routing_entropy` (nats) and, over the label tokens, `routing_weight/layer_<i>` (mean),
+    `routing_variance/layer_<i>`, `routing_sparsity/layer_<i>` (share of tokens whose weight is
+    below 1e-5) and, with `log_layer_losses`, `layer_loss/layer_<i>` (the layer's own cross-entropy
+    in nats, mean). `SFTTrainer`'s own entropy and token accuracy are made by the pass that the
     objective replaces; they appear in evaluation only.
 
     Raises:
@@ -151,24 +154,44 @@ class MoDETrainerMixin(MixinBase):
         A process without any takes part with zeros, for the others wait for it.
         """
         steps, self._steps = self._steps, []
-        rows = [
+        last = steps[-1]
+        totals = self._sum_up(
             step.num_tokens
-            * torch.stack(
+            * torch.cat(
                 [
-                    torch.ones_like(step.task_loss),
-                    step.task_loss,
-                    step.distillation_loss,
-                    step.weight_per_token,
-                    step.routing_entropy,
-                    *step.routing_weights,
+                    torch.stack(
+                        [
+                            torch.ones_like(step.task_loss),
+                            step.task_loss,
+                            step.distillation_loss,
+                            step.weight_per_token,
+                            step.routing_entropy,
+                        ]
+                    ),
+                    step.routing_weights,
+                    step.routing_sparsity,
+                    step.layer_losses,
                 ]
             )
             for step in steps
-        ]
-        summed = self.accelerator.reduce(torch.stack(rows).sum(0), reduction="sum").tolist()
-        num_tokens = max(summed[0], 1)
-        task, distillation, per_token, entropy, *weights = (x / num_tokens for x in summed[1:])
-        weighted = steps[-1].distillation_weight * distillation
+        )
+        num_tokens, num_routes = totals[0].clamp(min=1), len(last.late_layers)
+        losses, weights, sparsity, layer_losses = (totals[1:] / num_tokens).split(
+            [4, num_routes, num_routes, len(last.layer_losses)]
+        )
+        # Within steps and between them: float32 loses E[G²] - E[G]² where the weights hardly vary.
+        spread = self._sum_up(
+            step.num_tokens * (step.routing_variance + (step.routing_weights - weights).square())
+            for step in steps
+        )
+        task, distillation, per_token, entropy = losses.tolist()
+        weighted = last.distillation_weight * distillation
+        by_layer = {
+            "routing_weight": weights,
+            "routing_variance": spread / num_tokens,
+            "routing_sparsity": sparsity,
+            "layer_loss": layer_losses,  # may be empty
+        }
         return {
             "task_loss": task,
             "distillation_loss": distillation,
@@ -176,10 +199,15 @@ class MoDETrainerMixin(MixinBase):
             "distillation_weight_per_token": per_token,
             "routing_entropy": entropy,
             **{
-                f"routing_weight/layer_{layer}": weight
-                for layer, weight in zip(steps[-1].late_layers, weights, strict=True)
+                f"{name}/layer_{layer}": value
+                for name, values in by_layer.items()
+                for layer, value in zip(last.late_layers, values.tolist(), strict=False)
             },
         }
+
+    def _sum_up(self, rows: Iterable[Tensor]) -> Tensor:
+        """Add up over steps and processes."""
+        return self.accelerator.reduce(torch.stack(list(rows)).sum(0), reduction="sum")
 
 
 class FiniteGradients(TrainerCallback):
