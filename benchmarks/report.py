@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from depthmix.analysis.figures import STYLE
+from depthmix.analysis.style import INK, STYLE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -221,7 +221,7 @@ def growth_figure(results: dict[str, Any]) -> Figure:
         "ce_fused": ("cross-entropy, fused", "#d9730d", "-"),
         "ce_products": ("its head products alone", "#d9730d", ":"),
     }
-    ink = {name: value for name, value in STYLE.items() if "#123456" not in str(value)}
+    ink = {name: value for name, value in STYLE.items() if INK not in str(value)}
     with rc_context({**ink, "figure.facecolor": "white", "axes.facecolor": "white"}):
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots(2, 3, sharex="col", sharey="row")

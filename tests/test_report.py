@@ -13,9 +13,9 @@ from depthmix.analysis.figures import (
     accuracies,
     routed_layers,
     routing_weights,
-    to_svg,
     training_loss,
 )
+from depthmix.analysis.style import to_svg
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.ledger import Ledger
 from depthmix.run_config import DataSection, ModelSection, RunConfig

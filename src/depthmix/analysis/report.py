@@ -17,9 +17,9 @@ from depthmix.analysis.figures import (
     accuracies,
     routed_layers,
     routing_weights,
-    to_svg,
     training_loss,
 )
+from depthmix.analysis.style import to_svg
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.evaluation.statistics import Interval, paired_difference
 from depthmix.run_config import RunConfig
