@@ -30,7 +30,7 @@ from depthmix.evaluation.tasks.demonstrations import check_benchmark, to_demonst
 CHOICES = ("arc_easy", "arc_challenge", "boolq", "openbookqa", "hellaswag")
 PROBLEMS = ("gsm8k", "mawps", "aqua")
 MIXTURES = ("math7k", "math_10k_partial")
-NUM_REAL = 200
+NUM_REAL = 50
 """Records of each real set that are compared in every run of the tests."""
 
 
