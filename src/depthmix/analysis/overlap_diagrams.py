@@ -86,7 +86,7 @@ def _draw_venns(
 ) -> Figure:
     """Draw one Venn diagram per title."""
     num_rows = math.ceil(len(overlaps) / columns)
-    figure = Figure(figsize=(3 * columns, 3.3 * num_rows), layout="constrained")
+    figure = Figure(figsize=(3 * columns, 3.2 * num_rows), layout="constrained")
     panels = figure.subplots(num_rows, columns, squeeze=False).ravel()
     for axes, (title, sets) in zip(panels, overlaps.items(), strict=False):
         counts = np.zeros(2 ** len(methods), dtype=int)
@@ -113,7 +113,7 @@ def _draw_venn(axes: Axes, labels: Sequence[str], counts: Int[np.ndarray, " regi
         axes.add_patch(Circle(*circle, facecolor=color, alpha=0.3, linewidth=0))
         axes.add_patch(Circle(*circle, fill=False, edgecolor=color, linestyle=line, linewidth=1.8))
         axes.annotate(
-            textwrap.fill(label, 18, break_long_words=False),
+            textwrap.fill(label, 16, break_long_words=False),
             visible_point(layout, number, goal),
             xytext=goal,
             ha=("left", "right", "center")[number],

@@ -33,7 +33,7 @@ class VennLayout:
     """Share of each region in the area of all circles; 0 for the region outside."""
 
     middles: Float[np.ndarray, "regions 2"]
-    """Of each region, the centre of the largest disc that fits into it."""
+    """Of each region, the centre of about the largest disc that fits into it."""
 
     room: Float[np.ndarray, " regions"]
     """Radius of that disc; 0 for a region that is not there."""
@@ -88,7 +88,7 @@ def _place(sizes: Float[np.ndarray, " regions"], to_scale: bool | None = None) -
     centres = np.array([(centre.x, centre.y) for centre in circles.centers])
     radii = np.array(circles.radii)
     low, high = (centres - radii[:, None]).min(0), (centres + radii[:, None]).max(0)
-    x, y = np.meshgrid(*np.linspace(low, high, 200).T)
+    x, y = np.meshgrid(*np.linspace(low, high, 201).T)
     points = np.stack([x, y], -1).reshape(-1, 2)
     outside = _distances(points, centres) - radii
     region = (outside < 0) @ (1 << np.arange(len(radii)))
@@ -103,10 +103,15 @@ def _place(sizes: Float[np.ndarray, " regions"], to_scale: bool | None = None) -
         centres=centres,
         radii=radii,
         shares=shares,
-        middles=np.array([points[disc.argmax()] for disc in discs]),
+        middles=np.array([_middle(points[disc >= 0.95 * disc.max()]) for disc in discs]),
         room=room,
         to_scale=to_scale,
     )
+
+
+def _middle(points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, " 2"]:
+    """Choose the point that is nearest to the mean of all, which need not be among them."""
+    return points[np.hypot(*(points - points.mean(0)).T).argmin()]
 
 
 def _distances(
