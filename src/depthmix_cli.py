@@ -232,17 +232,26 @@ def evaluate(
 
 
 @app.command
-def info(model: str, *, mode: Options | None = None) -> None:
+def info(
+    model: str,
+    *,
+    mode: Options | None = None,
+    probe: str | None = None,
+    template: Literal["auto", "plain", "alpaca", "chat"] = "auto",
+) -> None:
     """Show what the mixture finds in a model, and the parameters that it would train.
 
     Args:
         model: A model as `model.name` takes it.
         mode: Options of `depthmix.MoDEConfig`, with a dot: `--mode.late-layers 3`.
+        probe: Training records, as `data.train` takes them, or records with a `text`: show how well
+            each layer predicts the first of them, and which layers `--mode.late-layers auto` takes.
+        template: How those records become text.
     """
     from depthmix.inspection import inspect_model
     from depthmix.run_config import ModelSection
 
-    print(inspect_model(ModelSection(name=model), mode))
+    print(inspect_model(ModelSection(name=model), mode, probe=probe, template=template))
 
 
 @app.command

@@ -134,7 +134,10 @@ def test_paths_are_looked_up_beside_the_file_first(tmp_path, monkeypatch):
         ({"mode": "late"}, "`mode` must be a section that holds options, got 'late'"),
         ({"method": "dora"}, "`method` must be 'mode' or 'lora', got 'dora'"),
         ({"training": {"learning_rate": "fast"}}, "`training.learning_rate` must be float, got 'f"),
-        ({"mode": {"late_layers": True}}, "`mode.late_layers` must be int or list.int., got True"),
+        (
+            {"mode": {"late_layers": True}},
+            "`mode.late_layers` must be int or list.int. or .auto., got",
+        ),
         ({"mode": {"r": "2.5"}}, "`mode.r` must be int, got '2.5'"),
         ({"mode": {"task_loss": "last"}}, "`mode.task_loss` must be 'ensemble' or 'lay.* or int, "),
         ({"evaluation": {"data": "x"}}, "`evaluation.metric` is missing; set it"),

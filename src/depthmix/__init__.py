@@ -9,7 +9,9 @@ from depthmix.comparison.comparison import Comparison, compare
 from depthmix.config import MixtureConfig
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
+from depthmix.layer_choice import choose_late_layers
 from depthmix.ledger import Ledger, parameter_ledger
+from depthmix.probe import Probe, probe_layers
 from depthmix.run_config import RunConfig, load_run_config
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from depthmix.training import TrainResult, train
@@ -26,16 +28,19 @@ __all__ = [
     "MoDESFTTrainer",
     "MoDETrainer",
     "MoDETrainerMixin",
+    "Probe",
     "RunConfig",
     "SelfSpeculation",
     "TrainResult",
     "attach",
+    "choose_late_layers",
     "compare",
     "detach",
     "find_backbone",
     "load",
     "load_run_config",
     "parameter_ledger",
+    "probe_layers",
     "save",
     "set_top_k",
     "to_lora",

@@ -71,6 +71,11 @@ class Backbone:
         return self.model.get_submodule(self.final_norm_name)
 
     @property
+    def decoder(self) -> nn.Module:
+        """The module that runs the layers and then the final norm."""
+        return self.model.get_submodule(self.layers_name.rpartition(".")[0])
+
+    @property
     def head(self) -> nn.Module:
         """The model's output matrix, `φ` without what surrounds it."""
         head = self.model.get_output_embeddings()
@@ -98,8 +103,7 @@ class Backbone:
 
     def head_input(self, normed_states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... width"]:
         """Apply what stands between final norm and head: OPT's `project_out`, or nothing."""
-        decoder = self.model.get_submodule(self.layers_name.rpartition(".")[0])
-        projection = getattr(decoder, "project_out", None)
+        projection = getattr(self.decoder, "project_out", None)
         return projection(normed_states) if isinstance(projection, nn.Module) else normed_states
 
     def cap(self, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
@@ -258,7 +262,7 @@ def _probe(backbone: Backbone) -> None:
     stages = [*backbone.layers, backbone.final_norm]
     handles = [stage.register_forward_hook(watch, with_kwargs=True) for stage in stages]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             logits = model(input_ids=input_ids, use_cache=False).logits
     finally:
         for handle in handles:
@@ -283,8 +287,12 @@ def _probe(backbone: Backbone) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while, and restore each module's own mode."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while, and restore each module's own mode.
+
+    Args:
+        model: Any module.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

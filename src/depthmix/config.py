@@ -18,8 +18,9 @@ class MixtureConfig:
     `num_hidden_layers` the last.
     """
 
-    late_layers: int | list[int] = 3
-    """Layers that predict: k for the last k, or an increasing list that ends at the last layer."""
+    late_layers: int | list[int] | Literal["auto"] = 3
+    """Layers that predict: k for the last k, or an increasing list that ends at the last layer.
+    `auto`: `depthmix train` probes the model on its training data and chooses (docs/method.md)."""
 
     top_k: int | None = None
     """Routes kept per token, their weights renormalised; `None` keeps all (dense routing)."""
@@ -115,16 +116,21 @@ class MixtureConfig:
                 "distillation off."
             )
         self._check_late_layers()
-        if self.top_k is not None and not 1 <= self.top_k <= self.num_routes:
+        auto = self.late_layers == "auto"  # the number of routes is not known yet
+        if self.top_k is not None and (
+            self.top_k < 1 or (not auto and self.top_k > self.num_routes)
+        ):
+            routes = "routes" if auto else f"{self.num_routes} routes"
             raise ValueError(
-                f"`top_k` must be between 1 and the {self.num_routes} routes of `late_layers`, "
+                f"`top_k` must be between 1 and the {routes} of `late_layers`, "
                 f"got {self.top_k}; leave it out to keep all routes."
             )
 
     @property
     def num_routes(self) -> int:
         """Number k of layers in the ensemble."""
-        return self.late_layers if isinstance(self.late_layers, int) else len(self.late_layers)
+        late_layers = self._chosen()
+        return late_layers if isinstance(late_layers, int) else len(late_layers)
 
     @property
     def distils(self) -> bool:
@@ -142,23 +148,24 @@ class MixtureConfig:
 
         Raises:
             ValueError: If `late_layers` asks for more layers than the model has, a list does not
-                end at the last layer, or `task_loss` is the number of no late layer.
+                end at the last layer, they are still to be chosen, or `task_loss` is the number of
+                no late layer.
         """
-        n = num_hidden_layers
-        if isinstance(self.late_layers, int):
-            if self.late_layers > n:
+        n, late_layers = num_hidden_layers, self._chosen()
+        if isinstance(late_layers, int):
+            if late_layers > n:
                 raise ValueError(
                     f"`late_layers` must be between 1 and {n} (the model has {n} layers), "
-                    f"got {self.late_layers}."
+                    f"got {late_layers}."
                 )
-            layers = tuple(range(n - self.late_layers + 1, n + 1))
-        elif self.late_layers[-1] != n:
+            layers = tuple(range(n - late_layers + 1, n + 1))
+        elif late_layers[-1] != n:
             raise ValueError(
                 f"`late_layers` must end at the final layer, which is {n} in this model, "
-                f"got {list(self.late_layers)}."
+                f"got {list(late_layers)}."
             )
         else:
-            layers = tuple(self.late_layers)
+            layers = tuple(late_layers)
         if isinstance(self.task_loss, int) and self.task_loss not in layers:
             raise ValueError(
                 f"`task_loss` must be one of the mixture's late layers "
@@ -167,14 +174,25 @@ class MixtureConfig:
             )
         return layers
 
+    def _chosen(self) -> int | list[int]:
+        """Give the layers, unless they are still to be chosen."""
+        if isinstance(self.late_layers, str):
+            raise ValueError(
+                "`late_layers='auto'` is resolved by `depthmix train` alone; for a model in memory "
+                "pass `late_layers=choose_late_layers(probe_layers(model, sequences))`."
+            )
+        return self.late_layers
+
     def _check_late_layers(self) -> None:
         """Check what can be known of `late_layers` without a model."""
+        if self.late_layers == "auto":
+            return
         if isinstance(self.late_layers, bool) or not isinstance(
             self.late_layers, int | list | tuple
         ):
             raise TypeError(
-                "`late_layers` must be a number of layers or a list of layer numbers, "
-                f"got {self.late_layers!r}."
+                "`late_layers` must be a number of layers or a list of layer numbers (or `auto` "
+                f"for `depthmix train`), got {self.late_layers!r}."
             )
         if isinstance(self.late_layers, int):
             if self.late_layers < 1:

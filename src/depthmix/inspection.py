@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from peft import PeftModel, PeftType, get_peft_model
 
 from depthmix.adapter_config import MoDEConfig
 from depthmix.attachment import find_mixture_norm
 from depthmix.backbone import find_backbone
+from depthmix.data.records import load_records
+from depthmix.layer_choice import NUM_PROBED_RECORDS, LayerChoice, choose_on_records
 from depthmix.ledger import Ledger, parameter_ledger
-from depthmix.models import load_model
+from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_options
-from depthmix.run_config import ModelSection
+from depthmix.run_config import ModelSection, Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,35 +30,49 @@ class Inspection:
     ledger: Ledger
     """Parameters of the model and of what would be trained."""
 
+    choice: LayerChoice | None = None
+    """What each layer predicts on some records, and the late layers that this speaks for."""
+
     def __str__(self) -> str:
         width = max(map(len, self.parts))
         lines = [f"{name:<{width}}  {value}" for name, value in self.parts.items()]
-        return "\n".join([*lines, "", str(self.ledger)])
+        lines += ["", str(self.ledger)]
+        return "\n".join(lines if self.choice is None else [*lines, "", str(self.choice)])
 
 
-def inspect_model(section: ModelSection, mode: Mapping[str, Any] | None = None) -> Inspection:
+def inspect_model(
+    section: ModelSection,
+    mode: Mapping[str, Any] | None = None,
+    *,
+    probe: str | None = None,
+    template: Template = "auto",
+) -> Inspection:
     """Find a model's layers, final norm and head, its tuners, and count what they train.
 
     Args:
         section: The model; it is loaded, since what is found is verified by a forward pass. If it
             is or has an adapter, that is inspected; otherwise the mixture that `mode` would give.
         mode: Keyword arguments of `MoDEConfig`, as text or in their types.
+        probe: File or data set on whose first records each layer is read out; with it,
+            `late_layers` may be `auto`.
+        template: How those records become text.
 
     Returns:
-        The parts and the parameters.
+        The parts, the parameters and what the probe found.
 
     Raises:
         ValueError: If the model computes something else than `head(final_norm(last layer))`, an
-            option is wrong, or options are given for an adapter that has its own.
+            option is wrong, or options or a probe are given for an adapter.
         TypeError: If it is no decoder-only language model.
-        OSError: If it cannot be found.
+        OSError: If it or the records cannot be found.
     """
-    model = load_model(section, is_trainable=True)
+    model, choice = load_model(section, is_trainable=True), None
     if isinstance(model, PeftModel):
-        if mode:
+        if mode or probe is not None:
             raise ValueError(
-                f"`mode` must be left out for {section.name}, whose adapter has its own options; "
-                "name the pretrained model to see what others would give."
+                f"`{'mode' if mode else 'probe'}` must be left out for {section.name}, "
+                "whose adapter has its own options; name the pretrained model to see what others "
+                "would give."
             )
         tuned, tuners = model, _describe_tuners(model)
         backbone = find_backbone(model.get_base_model())
@@ -64,6 +81,14 @@ def inspect_model(section: ModelSection, mode: Mapping[str, Any] | None = None) 
         backbone = find_backbone(
             model, final_norm=config.final_norm, decoder_layers=config.decoder_layers
         )
+        if probe is not None:
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            model.to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
+            records = load_records(probe, limit=NUM_PROBED_RECORDS)
+            tokenizer = load_tokenizer(section)
+            choice = choose_on_records(model, tokenizer, records, config, template=template)
+            if config.late_layers == "auto":
+                config = replace(config, late_layers=list(choice.late_layers))
         tuned, tuners = get_peft_model(model, config), "none yet; the numbers are a new mixture's"
     norm = find_mixture_norm(tuned)
     mixture = norm.active_mixture if norm is not None else None
@@ -80,7 +105,7 @@ def inspect_model(section: ModelSection, mode: Mapping[str, Any] | None = None) 
         "tuners": tuners,
         "late layers": ", ".join(map(str, mixture.late_layers)) if mixture else "none",
     }
-    return Inspection(parts=parts, ledger=parameter_ledger(tuned))
+    return Inspection(parts=parts, ledger=parameter_ledger(tuned), choice=choice)
 
 
 def _describe_tuners(model: PeftModel) -> str:

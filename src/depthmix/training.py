@@ -8,14 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
@@ -27,6 +28,7 @@ from depthmix.data.records import load_published, to_instructions
 from depthmix.data.selection import select_records
 from depthmix.data.templates import check_label_tokens, load_evaluation_records, to_training_dataset
 from depthmix.evaluation.scoring import Evaluation, choice_likelihood, exact_match
+from depthmix.layer_choice import LayerChoice, choose_on_records
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import (
@@ -70,6 +72,9 @@ class TrainResult:
 
     after: Evaluation | None
     """Evaluation of the tuned model."""
+
+    choice: LayerChoice | None
+    """What the late layers were chosen by, where `late_layers` is `auto`."""
 
 
 def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> TrainResult:
@@ -126,15 +131,31 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
             f"`model.name` must be a pretrained model, and {config.model.name} is an adapter; name "
             "the model under it, or merge the adapter into it first."
         )
-    peft_config, first_late_layer = _adapters(config, model)
+    arguments = _training_arguments(config, output_dir)
+    mode, choice = MoDEConfig(**config.mode), None
+    if mode.late_layers == "auto":
+        choice = choose_on_records(
+            model.to(arguments.device),  # pyrefly: ignore[bad-argument-type]
+            tokenizer,
+            records,
+            mode,
+            template=data.template,
+            max_length=arguments.max_length,
+        )
+        model.to("cpu")  # pyrefly: ignore[bad-argument-type]
+        [choice] = broadcast_object_list([choice])  # rounding must not part the processes
+        mode = replace(mode, late_layers=list(choice.late_layers))
+        if arguments.process_index == 0:
+            print(choice, file=sys.stderr)
+    first_late_layer = mode.resolve_late_layers(model.config.get_text_config().num_hidden_layers)[0]
     with _removed_if_refused(output_dir):
         trainer = MoDESFTTrainer(
             model=model,
-            args=_training_arguments(config, output_dir),
+            args=arguments,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            peft_config=peft_config,
+            peft_config=mode if config.method == "mode" else to_lora(mode, model),
         )
         assert isinstance(trainer.train_dataset, Dataset)
         check_label_tokens(trainer.train_dataset, selection.numbers)
@@ -182,6 +203,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         data=selection.counts,
         before=before,
         after=after,
+        choice=choice,
     )
     if is_main:
         _save_results(result)
@@ -230,14 +252,6 @@ def _choose_form(section: DataSection) -> Callable[..., list[dict[str, Any]]]:
         if source is not None:
             check_benchmark(source, f"data.{option}")
     return to_demonstrations
-
-
-def _adapters(config: RunConfig, model: PreTrainedModel) -> tuple[LoraConfig, int]:
-    """Make the PEFT configuration, and say where the late layers begin."""
-    mode = MoDEConfig(**config.mode)
-    num_hidden_layers = model.config.get_text_config().num_hidden_layers
-    first_late_layer = mode.resolve_late_layers(num_hidden_layers)[0]
-    return (mode if config.method == "mode" else to_lora(mode, model)), first_late_layer
 
 
 def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
@@ -310,6 +324,7 @@ def _save_results(result: TrainResult) -> None:
         "metrics": result.metrics,
         "data": result.data,
         **evaluations,
+        **({} if result.choice is None else {"layer_choice": asdict(result.choice)}),
         "ledger": asdict(result.ledger),
         "log_history": result.log_history,
         "versions": {name: version(name) for name in REPORTED_PACKAGES},
