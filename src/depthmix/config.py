@@ -175,11 +175,12 @@ class MixtureConfig:
         return layers
 
     def _chosen(self) -> int | list[int]:
-        """Give the layers, unless they are still to be chosen."""
+        """Give `late_layers`, unless they are still to be chosen."""
         if isinstance(self.late_layers, str):
             raise ValueError(
-                "`late_layers='auto'` is resolved by `depthmix train` alone; for a model in memory "
-                "pass `late_layers=choose_late_layers(probe_layers(model, sequences))`."
+                "`late_layers='auto'` needs a probe: leave it to `depthmix train`, give "
+                "`depthmix info` a `--probe`, or pass "
+                "`late_layers=choose_late_layers(probe_layers(model, sequences))`."
             )
         return self.late_layers
 

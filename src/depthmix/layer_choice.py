@@ -15,7 +15,7 @@ from depthmix.probe import Probe, probe_layers
 from depthmix.run_config import TrainingTemplate
 
 JSD_THRESHOLD = math.log(2) / 2
-"""Half of the largest divergence, in nats. A token drawn from one of two predictions then tells
+"""Half of the largest divergence, in nats: a token drawn from one of two predictions then tells
 half a bit about which of the two it came from."""
 
 SMALLEST_ENSEMBLE = 2
