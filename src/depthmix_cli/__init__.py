@@ -1,0 +1,47 @@
+"""The command `depthmix`.
+
+It stands beside the package, whose import takes seconds: the commands import it when they run, and
+`depthmix --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from cyclopts import App
+
+from depthmix_cli.answering import chat, generate
+from depthmix_cli.measuring import audit, compare, evaluate
+from depthmix_cli.tuning import info, train
+
+app = App(
+    name="depthmix",
+    help="Tune language models by Mixture-of-Depths Ensemble: the last layers vote on each token.",
+    version=lambda: version("depthmix"),
+)
+
+for command in (train, generate, chat, evaluate, info, audit, compare):
+    app.command(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; a mistake becomes one sentence on standard error.
+
+    Args:
+        argv: Arguments; `None` takes the process's.
+
+    Returns:
+        Exit code: 0, or 1 after an error. With DEPTHMIX_DEBUG=1 errors keep their traceback.
+    """
+    try:
+        app(argv, result_action="return_none")
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("DEPTHMIX_DEBUG") == "1":
+            raise
+        # Messages of other libraries may span lines.
+        print("depthmix:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0

