@@ -63,7 +63,8 @@ def build_section(section: str, given: Mapping[str, Any], owner: type) -> Any:
     """
     values = read_options(section, given, owner)
     for option in fields(owner):
-        if option.default is MISSING and option.name not in values:
+        required = option.default is MISSING and option.default_factory is MISSING
+        if required and option.name not in values:
             raise ValueError(
                 f"`{section}.{option.name}` is missing; set it in the section `{section}` of the "
                 f"file, or pass `--{section}.{option.name.replace('_', '-')}`."

@@ -108,7 +108,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
     checkpoint = _find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model)
     data = config.data
-    write = _choose_form(data)
+    write = choose_form(data)
     selection = select_records(data)
     records = write(selection.records, data.train)
     train_dataset = to_training_dataset(
@@ -238,8 +238,19 @@ def evaluate(
     )
 
 
-def _choose_form(section: DataSection) -> Callable[..., list[dict[str, Any]]]:
-    """Choose how records of named data sets are written, before any is read."""
+def choose_form(section: DataSection) -> Callable[..., list[dict[str, Any]]]:
+    """Choose how records of named data sets are written, before any is read.
+
+    Args:
+        section: Source and template.
+
+    Returns:
+        A function of records, as `load_published` reads them, and of their source.
+
+    Raises:
+        ValueError: If the template needs a benchmark, and the source has none.
+        RuntimeError: If it needs lm-eval, which is not installed.
+    """
     if section.template != "lm-eval":
         return to_instructions
     from depthmix.evaluation.tasks.demonstrations import (  # needs lm-eval

@@ -15,6 +15,7 @@ from cyclopts import App
 
 from depthmix_cli.answering import chat, generate
 from depthmix_cli.measuring import audit, compare, evaluate
+from depthmix_cli.reproducing import reproduce
 from depthmix_cli.tuning import info, train
 
 app = App(
@@ -23,7 +24,7 @@ app = App(
     version=lambda: version("depthmix"),
 )
 
-for command in (train, generate, chat, evaluate, info, audit, compare):
+for command in (train, generate, chat, evaluate, info, audit, compare, reproduce):
     app.command(command)
 
 

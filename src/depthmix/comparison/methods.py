@@ -18,11 +18,13 @@ ASPECTS = {
     "model": "model",
     "protocol": "protocol",
     "layer": "layer",
-    "settings": "training settings with the hash",
     "dtype": "dtype",
     "top_k": "top_k",
 }
-"""What the seeds of one method have in common, and how an error calls it."""
+"""What the runs of one method have in common, and how an error calls it."""
+
+ASPECTS_OF_SEEDS = {"settings": "training settings with the hash"}
+"""What its runs with the same task have in common as well: there may be a run for each task."""
 
 UNKNOWN_IF_NONE = ("settings", "dtype")
 """Aspects that older evaluations do not tell, where `None` says nothing."""
@@ -46,7 +48,7 @@ def read_methods(
 
     Raises:
         ValueError: If there are no runs, none has one of the tasks, or those of a method have
-            different models, protocols, layers, settings, dtypes or numbers of candidates.
+            different models, protocols, layers, dtypes or numbers of candidates.
         OSError: If a folder holds no evaluation.
     """
     methods: dict[str, list[Outcomes]] = {}
@@ -69,18 +71,7 @@ def read_methods(
             f"have {', '.join(known)}."
         )
     for label, outcomes in methods.items():
-        for aspect, name in ASPECTS.items():
-            values = {
-                Path(str(value)).name: run.folder
-                for run in outcomes
-                if (value := getattr(run, aspect)) is not None or aspect not in UNKNOWN_IF_NONE
-            }
-            if len(values) > 1:
-                raise ValueError(
-                    f"`runs` of one method must differ in nothing but the seed, and those of "
-                    f"{label} have the {name} {' and '.join(values)}, in "
-                    f"{' and '.join(map(str, values.values()))}; name them apart, as `NAME=RUN`."
-                )
+        _check_one_method(label, outcomes, ASPECTS)
     return methods
 
 
@@ -97,8 +88,9 @@ def choose_runs(
         At least one run for each method.
 
     Raises:
-        ValueError: If a method has no run with the task or two of the same seed, or the runs have
-            different items, metrics, numbers of examples, data or judges.
+        ValueError: If a method has no run with the task, two of the same seed or with different
+            settings, or the runs have different items, metrics, numbers of examples, data or
+            judges.
     """
     chosen = {
         label: tuple(run for run in outcomes if task in run.tasks)
@@ -111,6 +103,7 @@ def choose_runs(
                 f"`runs` must all have the same tasks, and {label} lacks {task}, which "
                 f"{first.folder} has; evaluate it, or choose common tasks by `tasks`."
             )
+        _check_one_method(label, outcomes, ASPECTS_OF_SEEDS)
         by_seed: dict[int, Outcomes] = {}
         for run in outcomes:
             if (other := by_seed.setdefault(run.seed, run)) is not run:
@@ -152,6 +145,22 @@ def _label(outcomes: Outcomes) -> str:
     if outcomes.layer == "final":
         return f"{outcomes.method}, final layer"
     return f"{outcomes.method}, layer {outcomes.layer}"
+
+
+def _check_one_method(label: str, outcomes: Sequence[Outcomes], aspects: Mapping[str, str]) -> None:
+    """Check that runs of one label have the same value of each aspect."""
+    for aspect, name in aspects.items():
+        values = {
+            Path(str(value)).name: run.folder
+            for run in outcomes
+            if (value := getattr(run, aspect)) is not None or aspect not in UNKNOWN_IF_NONE
+        }
+        if len(values) > 1:
+            raise ValueError(
+                f"`runs` of one method must differ in nothing but the seed, and those of "
+                f"{label} have the {name} {' and '.join(values)}, in "
+                f"{' and '.join(map(str, values.values()))}; name them apart, as `NAME=RUN`."
+            )
 
 
 def _check_same_items(first: Outcomes, other: Outcomes, task: str) -> None:

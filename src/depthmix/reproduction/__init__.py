@@ -1,0 +1,1 @@
+"""The paper's tables and figures as experiments: data, runs, results, drawings."""

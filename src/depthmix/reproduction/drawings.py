@@ -1,0 +1,125 @@
+"""Findings as figures, and the data that each figure draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from matplotlib.figure import Figure
+
+from depthmix.analysis.curves import Panel, curves_from_logs, draw_curves
+from depthmix.analysis.maps import Grid, draw_grid
+from depthmix.analysis.overlap_diagrams import draw_overlaps
+from depthmix.analysis.sweeps import Point, Sweep, draw_sweeps
+from depthmix.comparison.comparison import MethodScore, TaskComparison
+from depthmix.reproduction.findings import Findings, Row, subject_title
+
+UNITS = {
+    "layer_loss": ("training loss", "nats per token"),
+    "routing_weight": ("mean routing weight", "share"),
+    "routing_variance": ("variance of the routing weight", "share²"),
+    "routing_sparsity": ("routing weights below 1e-5", "share of tokens"),
+}
+"""Heading and axis of each logged quantity."""
+
+
+def draw(findings: Findings) -> Figure:
+    """Draw what an experiment shows.
+
+    Args:
+        findings: Of any experiment.
+
+    Returns:
+        Curves over training, heat maps, diagrams of solved items, or differences from the
+        baseline.
+    """
+    shows = findings.experiment.shows
+    if shows == "curves":
+        return draw_curves(
+            list(make_panels(findings)), moving_average=findings.experiment.moving_average
+        )
+    if shows == "grid":
+        return draw_grid([make_grid(findings, task) for task in findings.comparison.tasks])
+    if shows == "overlaps":
+        overlaps = {task.task: task.overlaps for task in findings.comparison.tasks}
+        return draw_overlaps(overlaps, methods=[row.label for row in findings.rows])
+    return draw_sweeps(list(make_sweeps(findings)), baseline=findings.rows[0].label)
+
+
+def make_panels(findings: Findings) -> Iterator[Panel]:
+    """Lay out the curves of each quantity, method and subject.
+
+    Args:
+        findings: Of an experiment with quantities.
+
+    Yields:
+        One panel for each.
+    """
+    for quantity in findings.experiment.quantities:
+        title, unit = UNITS[quantity]
+        for row in findings.rows:
+            for subject, logs in row.logs.items():
+                where = f", {subject_title(subject)}" if len(row.logs) > 1 else ""
+                yield Panel(
+                    title=f"{title}: {row.label}{where}",
+                    curves=curves_from_logs(logs, f"{quantity}/layer_"),
+                    ylabel=unit,
+                )
+
+
+def make_grid(findings: Findings, task: TaskComparison) -> Grid:
+    """Lay out one task's accuracies over the experiment's two axes.
+
+    Args:
+        findings: Of an experiment with two axes.
+        task: One of its tasks.
+
+    Returns:
+        Accuracies with their intervals; points that were not run are left open.
+    """
+    first, second = (axis.name for axis in findings.experiment.axes)
+    rows = _values(findings.rows, first)
+    columns = _values(findings.rows, second)
+    cells: dict[tuple[str, str], MethodScore] = {}
+    for row, score in zip(findings.rows, task.scores, strict=True):
+        cells[str(row.point[first]), str(row.point[second])] = score
+    table = [[cells.get((a, b)) for b in columns] for a in rows]
+    return Grid(
+        title=task.task,
+        row_name=first,
+        column_name=second,
+        rows=rows,
+        columns=columns,
+        values=tuple(tuple(None if s is None else s.mean for s in line) for line in table),
+        low=tuple(tuple(None if s is None else s.interval.low for s in line) for line in table),
+        high=tuple(tuple(None if s is None else s.interval.high for s in line) for line in table),
+        num_items=task.num_items,
+    )
+
+
+def make_sweeps(findings: Findings) -> Iterator[Sweep]:
+    """Lay out each task's differences from the baseline.
+
+    Args:
+        findings: Of an experiment with at least two methods or points.
+
+    Yields:
+        One group for each task, and one for their average.
+    """
+    axes = ", ".join(axis.name for axis in findings.experiment.axes)
+    for task in findings.comparison.rows:
+        points = tuple(
+            Point(
+                score.method,
+                score.difference.estimate,
+                score.difference.interval.low,
+                score.difference.interval.high,
+            )
+            for score in task.scores
+            if score.difference is not None
+        )
+        yield Sweep(title=task.task, xname=axes or "method", points=points)
+
+
+def _values(rows: Sequence[Row], axis: str) -> tuple[str, ...]:
+    """List the values on an axis as text, each once."""
+    return tuple(dict.fromkeys(str(row.point[axis]) for row in rows))

@@ -1,0 +1,128 @@
+"""About how long the missing runs of an experiment will take on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from depthmix.models import resolve_model
+from depthmix.reproduction.trials import Reading, Run
+from depthmix.reproduction.workspace import RESULTS_NAME, Workspace
+
+TOKENS_PER_RECORD = 100
+"""Of a training record or a question with one of its answers, in the order of magnitude."""
+
+SEQUENCES_PER_ITEM = 4
+"""Choices of a question."""
+
+RECORDS_UNKNOWN = 5000
+"""Training records where the settings do not limit them, in the order of magnitude."""
+
+ITEMS_UNKNOWN = 1000
+"""Items of a benchmark where the reading does not limit them."""
+
+PRODUCT_SIZE = 1024
+PEAK_SHARE = 0.4
+"""Share of a matrix product's speed that training reaches."""
+
+
+def estimate_seconds(
+    workspace: Workspace, runs: Sequence[tuple[Run, tuple[Reading, ...]]]
+) -> float | None:
+    """Estimate the time of runs, one after the other.
+
+    From finished runs of the same model in the workspace, scaled by the number of operations;
+    without any, from the speed of a matrix product on this machine.
+
+    Args:
+        workspace: Where finished runs are.
+        runs: Runs with the readings that are missing.
+
+    Returns:
+        Seconds, in the order of magnitude; `None` if a model's configuration cannot be had.
+    """
+    seconds_per_operation: dict[str, float] = {}
+    total = 0.0
+    for run, readings in runs:
+        name = run.settings["model"]["name"]
+        if name not in seconds_per_operation:
+            known = _measured(workspace, name)
+            seconds_per_operation[name] = known or 1 / (PEAK_SHARE * _operations_per_second())
+        try:
+            needed = count_operations(workspace, run, readings)
+        except (OSError, ValueError):
+            return None
+        total += needed * seconds_per_operation[name]
+    return total
+
+
+def count_operations(workspace: Workspace, run: Run, readings: Sequence[Reading]) -> float:
+    """Count a run's floating-point operations roughly: 6 N per token trained, 2 N per token read.
+
+    Args:
+        workspace: For the toy model.
+        run: The run.
+        readings: Its readings.
+
+    Returns:
+        Operations, in the order of magnitude.
+
+    Raises:
+        OSError: If the model's configuration cannot be had.
+    """
+    size = _count_parameters(workspace.place(run.settings["model"])["name"])
+    operations = 0.0
+    if not (run.untuned or workspace.is_trained(run)):
+        training = run.settings["training"]
+        steps = training.get("max_steps", -1)
+        records = (run.settings["data"].get("limit") or RECORDS_UNKNOWN) * training.get(
+            "num_train_epochs", 3
+        )
+        if steps > 0:
+            records = steps * training.get("per_device_train_batch_size", 8)
+        operations += 6 * size * TOKENS_PER_RECORD * records
+    for reading in readings:
+        num_items = (reading.limit or ITEMS_UNKNOWN) * max(len(reading.tasks), 1)
+        operations += 2 * size * TOKENS_PER_RECORD * SEQUENCES_PER_ITEM * num_items
+    return operations
+
+
+def _measured(workspace: Workspace, model: str) -> float | None:
+    """Take seconds per operation from finished runs of the same model."""
+    rates = []
+    for path in (workspace.root / "runs").glob(f"*/{RESULTS_NAME}"):
+        settings_file = path.parent / "settings.json"
+        if not settings_file.is_file():
+            continue
+        run = Run(**json.loads(settings_file.read_text("utf-8")))
+        if run.settings["model"]["name"] == model:
+            seconds = json.loads(path.read_text("utf-8"))["metrics"]["total_seconds"]
+            fresh = Workspace(workspace.root / "nowhere")
+            rates.append(seconds / count_operations(fresh, run, ()))
+    return median(rates) if rates else None
+
+
+def _count_parameters(name: str) -> int:
+    """Count a model's parameters from its configuration, without its weights."""
+    source = resolve_model(name)
+    config = AutoConfig.from_pretrained(source.directory_or_id, gguf_file=source.gguf_file)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _operations_per_second() -> float:
+    """Time a matrix product."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    a = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device)
+    for repetition in range(2):  # the first one warms up
+        started = time.perf_counter()
+        (a @ a).sum().item()
+        if repetition:
+            break
+    return 2 * PRODUCT_SIZE**3 / (time.perf_counter() - started)

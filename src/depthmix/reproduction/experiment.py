@@ -1,0 +1,227 @@
+"""An experiment as data: what is tuned on what, how the runs are read, and what is shown."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any, Literal
+
+from depthmix.options import build_section, suggest
+
+Scale = Literal["paper", "small", "toy"]
+"""`paper`: the paper's models and data. `small`: a small model on a CPU. `toy`: a test."""
+
+Shows = Literal["scores", "overlaps", "curves", "grid", "speed"]
+"""What is made of an experiment's runs: a table of scores, who solves what, curves over training,
+a map over two axes, or speed and accuracy."""
+
+Quantity = Literal["layer_loss", "routing_weight", "routing_variance", "routing_sparsity"]
+"""What is logged for each late layer, and drawn over training."""
+
+SHARED = ("scales", "subjects")
+"""Files beside the experiments that all of them share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a model is tuned on, and the tests that it then takes."""
+
+    title: str
+    """Name for readers."""
+
+    train: str
+    """Named data set to tune on."""
+
+    tasks: tuple[str, ...]
+    """Named benchmarks."""
+
+    toy: Literal["choices", "numbers"]
+    """Invented records that stand for all of that in a test of the machinery."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleSettings:
+    """What all experiments of one scale have in common."""
+
+    models: tuple[str, ...]
+    """Models as `model.name` takes them."""
+
+    seeds: tuple[int, ...]
+    """Training seeds."""
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of a run's settings."""
+
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """How finished runs are evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of a table: how a model is tuned, and how it is read."""
+
+    name: str
+    """Name for readers."""
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of a run's settings that make the method."""
+
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """How its runs are evaluated, where that differs."""
+
+    untuned: bool = False
+    """Whether the pretrained model itself is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A setting that takes several values."""
+
+    name: str
+    """Name for readers."""
+
+    setting: str
+    """Where the value goes: `run.SECTION.OPTION` or `reading.OPTION`."""
+
+    values: tuple[Any, ...]
+    """The values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A table or figure: every method on every subject, with every value of every axis."""
+
+    name: str
+    """Name of its file."""
+
+    title: str
+    """Heading."""
+
+    claims: tuple[str, ...]
+    """What the paper says that it shows, or what it leaves open."""
+
+    shows: Shows
+    """What is made of the runs."""
+
+    subjects: tuple[str, ...]
+    """Names of subjects."""
+
+    methods: tuple[Method, ...]
+    """The first one is the baseline."""
+
+    axes: tuple[Axis, ...] = ()
+    """Settings that take several values; all combinations are run."""
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of all runs, beside those of the scale."""
+
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """How all runs are evaluated, beside what the scale says."""
+
+    quantities: tuple[Quantity, ...] = ()
+    """What the curves are of."""
+
+    moving_average: int = 1
+    """Logged values that one point of a curve averages."""
+
+    models: tuple[str, ...] = ()
+    """Models; empty takes those of the scale."""
+
+    seeds: tuple[int, ...] = ()
+    """Training seeds; empty takes those of the scale."""
+
+
+def list_experiments() -> list[str]:
+    """Name the experiments that the package holds, those of the paper first."""
+    folder = package_files("depthmix.reproduction") / "experiments"
+    names = [path.name.removesuffix(".toml") for path in folder.iterdir()]
+    kinds = ("table", "fig")
+    return sorted(
+        (name for name in names if name not in SHARED),
+        key=lambda name: (
+            next((number for number, kind in enumerate(kinds) if name.startswith(kind)), 2),
+            name,
+        ),
+    )
+
+
+def load_experiment(source: str, scale: Scale) -> Experiment:
+    """Read an experiment as it is at one scale.
+
+    Args:
+        source: Name of one of the package's, or path of a TOML file in the same form.
+        scale: What the file says under `scales` for it replaces what it says elsewhere.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ValueError: If there is no such experiment, or the file is damaged.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        content = _parse(source, path.read_text("utf-8"))
+    elif source in list_experiments():
+        content = _read_own(source)
+    else:
+        raise ValueError(
+            f"`experiments` must name experiments of the package or TOML files, and {source} is "
+            f"neither{suggest(source, list_experiments())}"
+        )
+    scales = content.pop("scales", {})
+    content = merge(content, scales.get(scale, {})) | {"name": path.stem}
+    lists: dict[str, type] = {"methods": Method, "axes": Axis}
+    for key, owner in lists.items():
+        content[key] = tuple(build_section(key, part, owner) for part in content.get(key, ()))
+    experiment: Experiment = build_section(path.stem, content, Experiment)
+    if unknown := [name for name in experiment.subjects if name not in load_subjects()]:
+        raise ValueError(
+            f"`subjects` of {source} must be known ones{suggest(unknown[0], load_subjects())}"
+        )
+    return experiment
+
+
+def load_subjects() -> dict[str, Subject]:
+    """Read all subjects by name."""
+    return {
+        name: build_section(name, content, Subject)
+        for name, content in _read_own("subjects").items()
+    }
+
+
+def load_scale(scale: Scale) -> ScaleSettings:
+    """Read what the experiments of one scale have in common."""
+    return build_section(scale, _read_own("scales")[scale], ScaleSettings)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Join nested settings; where both have a value, `above` wins.
+
+    Args:
+        below: Sections and options.
+        above: The same.
+
+    Returns:
+        New nested dictionaries.
+    """
+    merged = {**below}
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def _read_own(name: str) -> dict[str, Any]:
+    """Read one of the package's files."""
+    folder = package_files("depthmix.reproduction") / "experiments"
+    return _parse(name, (folder / f"{name}.toml").read_text("utf-8"))
+
+
+def _parse(source: str, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"`experiments` cannot be read: {source} is damaged ({error}).") from error

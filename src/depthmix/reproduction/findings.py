@@ -1,0 +1,161 @@
+"""What the finished runs of an experiment say, as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from depthmix.comparison.comparison import Comparison, compare
+from depthmix.evaluation.generation_speed import GenerationSpeed
+from depthmix.reproduction.experiment import Experiment, Scale, load_subjects
+from depthmix.reproduction.trials import Trial
+from depthmix.reproduction.workspace import RESULTS_NAME, Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method of an experiment, at one point of its axes: all its seeds and subjects."""
+
+    label: str
+    """Name of the method with its point."""
+
+    point: Mapping[str, Any]
+    """Value on each axis."""
+
+    runs: tuple[str, ...]
+    """Keys of its runs."""
+
+    seeds: tuple[int, ...]
+    """Training seeds."""
+
+    trainable: int
+    """Trained parameters; of several subjects, those of the first."""
+
+    late_layers: tuple[int, ...]
+    """Layers of the mixture, where it logs them; empty without one."""
+
+    seconds: float
+    """Mean wall time of a run's training."""
+
+    logs: Mapping[str, tuple[tuple[Mapping[str, Any], ...], ...]]
+    """The trainers' logs by subject, one for each seed."""
+
+    speeds: tuple[GenerationSpeed, ...]
+    """Timed generation under this row's Top-K, one for each seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What an experiment found on one model."""
+
+    experiment: Experiment
+    """What was asked."""
+
+    scale: Scale
+    """At which scale."""
+
+    model: str
+    """On which pretrained model."""
+
+    subjects: tuple[str, ...]
+    """What was tuned on."""
+
+    rows: tuple[Row, ...]
+    """Methods and points, the baseline first."""
+
+    comparison: Comparison
+    """Scores on the same items, with intervals and tests."""
+
+
+def gather(
+    experiment: Experiment, scale: Scale, trials: Sequence[Trial], workspace: Workspace
+) -> tuple[Findings, ...]:
+    """Collect what finished runs say.
+
+    Args:
+        experiment: The experiment.
+        scale: Its scale.
+        trials: All of its trials; their runs must be finished.
+        workspace: Where the runs are.
+
+    Returns:
+        Findings for each model.
+    """
+    found = []
+    for model in dict.fromkeys(trial.model for trial in trials):
+        own = [trial for trial in trials if trial.model == model]
+        labels = list(dict.fromkeys(trial.label for trial in own))
+        by_label = {label: [t for t in own if t.label == label] for label in labels}
+        found.append(
+            Findings(
+                experiment=experiment,
+                scale=scale,
+                model=model,
+                subjects=tuple(dict.fromkeys(trial.subject for trial in own)),
+                rows=tuple(_make_row(rows, workspace) for rows in by_label.values()),
+                comparison=compare(
+                    [_name_folders(label, rows, workspace) for label, rows in by_label.items()]
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def subject_title(name: str) -> str:
+    """Give a subject's name for readers."""
+    return load_subjects()[name].title
+
+
+def _name_folders(label: str, trials: Sequence[Trial], workspace: Workspace) -> str:
+    """Name a method's evaluations as `compare` takes them; shared ones count once."""
+    folders = (workspace.reading_folder(trial.run, trial.reading) for trial in trials)
+    return f"{label}={','.join(dict.fromkeys(map(str, folders)))}"
+
+
+def _make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
+    """Collect the facts of one method's runs."""
+    tuned = {trial.run.key: trial for trial in trials if not trial.run.untuned}
+    results = {
+        key: _read(workspace.run_folder(trial.run) / RESULTS_NAME) for key, trial in tuned.items()
+    }
+    logs: dict[str, list[tuple[Mapping[str, Any], ...]]] = {}
+    for key, trial in tuned.items():
+        logs.setdefault(trial.subject, []).append(tuple(results[key]["log_history"]))
+    first = next(iter(results.values()), None)
+    prefix = "routing_weight/layer_"
+    named = {name for log in logs.values() for entry in log[0] for name in entry}
+    return Row(
+        label=trials[0].label,
+        point=trials[0].point,
+        runs=tuple(dict.fromkeys(trial.run.key for trial in trials)),
+        seeds=tuple(dict.fromkeys(trial.seed for trial in trials)),
+        trainable=first["ledger"]["total"] if first is not None else 0,
+        late_layers=tuple(
+            sorted(int(name.removeprefix(prefix)) for name in named if name.startswith(prefix))
+        ),
+        seconds=mean(one["metrics"]["total_seconds"] for one in results.values())
+        if results
+        else 0.0,
+        logs={subject: tuple(seeds) for subject, seeds in logs.items()},
+        speeds=tuple(_read_speeds(tuned.values(), workspace)),
+    )
+
+
+def _read_speeds(trials: Any, workspace: Workspace) -> list[GenerationSpeed]:
+    """Read the timed generation of each run under its row's Top-K."""
+    speeds = []
+    for trial in trials:
+        if not trial.reading.speed:
+            continue
+        own = trial.reading.top_k or trial.run.settings["mode"].get("top_k")
+        entries = _read(workspace.speed_file(trial.run))
+        speeds += [GenerationSpeed(**entry) for entry in entries if entry["top_k"] == own]
+    return speeds
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))

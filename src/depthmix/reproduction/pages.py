@@ -1,0 +1,135 @@
+"""Findings as files: a page in Markdown, a figure, and all numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from depthmix.analysis.maps import to_markdown as grid_table
+from depthmix.analysis.style import save_figure
+from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
+from depthmix.reproduction.drawings import draw, make_grid
+from depthmix.reproduction.findings import Findings, Row, subject_title
+
+PAGE_NAME = "README.md"
+"""The page, under a name that code hosts show at once."""
+
+
+def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
+    """Write an experiment's page with its figures and numbers.
+
+    The same findings give the same files, but for what was timed.
+
+    Args:
+        findings: Of each model.
+        folder: Where the files go; earlier ones of the same experiment are replaced.
+
+    Returns:
+        The page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = findings[0].experiment
+    parts = [f"# {experiment.title}", *(f"- {claim}" for claim in experiment.claims)]
+    parts += ["", f"    {_command(findings)}", ""]
+    for one in findings:
+        stem = Path(one.model).name if len(findings) > 1 else "findings"
+        save_figure(draw(one), folder / f"{stem}.svg")
+        text = json.dumps(to_jsonable_python(describe(one)), indent=1, ensure_ascii=False)
+        (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
+        parts += [*_section(one, f"{stem}.svg"), ""]
+    page = folder / PAGE_NAME
+    page.write_text("\n".join(parts).rstrip() + "\n", "utf-8")
+    return page
+
+
+def describe(findings: Findings) -> dict[str, Any]:
+    """Give everything that an experiment found, in JSON's types.
+
+    Args:
+        findings: Of one model.
+
+    Returns:
+        Experiment, scale, rows with their logs and runs, and the comparison with every interval.
+    """
+    content = asdict(findings)
+    for method in content["comparison"]["methods"]:
+        method["folders"] = [path.parent.parent.name for path in method["folders"]]
+    if not findings.experiment.quantities:
+        for row in content["rows"]:
+            del row["logs"]
+    return content
+
+
+def _command(findings: Sequence[Findings]) -> str:
+    """Write the command that makes the page again."""
+    first = findings[0]
+    seeds = sorted({seed for row in first.rows for seed in row.seeds})
+    words = ["depthmix", "reproduce", first.experiment.name, "--scale", first.scale]
+    if first.subjects != first.experiment.subjects:
+        words += ["--subjects", ",".join(first.subjects)]
+    words += ["--seeds", ",".join(map(str, seeds))]
+    return shlex.join(words)
+
+
+def _section(findings: Findings, figure: str) -> Iterator[str]:
+    """Say what was found on one model."""
+    tuned = [row for row in findings.rows if row.trainable]
+    num_runs = len({key for row in findings.rows for key in row.runs})
+    seeds = sorted({seed for row in tuned for seed in row.seeds})
+    data = ", ".join(map(subject_title, findings.subjects))
+    yield f"## {Path(findings.model).name}, scale {findings.scale}"
+    yield ""
+    yield (
+        f"Tuned on {data}; {num_runs} runs, training seeds {', '.join(map(str, seeds))}, "
+        f"{mean(row.seconds for row in tuned) / 60:.1f} minutes each."
+    )
+    yield ""
+    yield f"![{findings.experiment.title}]({figure})"
+    yield ""
+    if findings.experiment.shows == "grid":
+        for task in findings.comparison.tasks:
+            yield grid_table(make_grid(findings, task))
+            yield ""
+    if findings.experiment.shows == "speed":
+        yield from _speed_table(findings)
+        yield ""
+    yield from _ledger_table(findings.rows)
+    yield ""
+    yield to_markdown(findings.comparison)
+
+
+def _ledger_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lay out how many parameters each row trains."""
+    first = next(row for row in rows if row.trainable)
+    yield f"| method | trained parameters | beside {_escape(first.label)} | minutes per run |"
+    yield "|---|---:|---:|---:|"
+    for row in rows:
+        if row.trainable:
+            more = 100 * (row.trainable / first.trainable - 1)
+            yield (
+                f"| {_escape(row.label)} | {row.trainable:,} | {more:+.2f} % | "
+                f"{row.seconds / 60:.1f} |"
+            )
+
+
+def _speed_table(findings: Findings) -> Iterator[str]:
+    """Lay out the speed of generation of each row, mean over seeds."""
+    yield "| method | layers per token | tokens/s | over dense |"
+    yield "|---|---:|---:|---:|"
+    for row in findings.rows:
+        layers, tokens, speedup = (
+            mean(getattr(speed, name) for speed in row.speeds)
+            for name in ("layers_per_token", "tokens_per_second", "speedup")
+        )
+        yield f"| {_escape(row.label)} | {layers:.2f} | {tokens:.2f} | {speedup:.2f} x |"
+
+
+def _escape(text: str) -> str:
+    return text.translate(MARKDOWN_ESCAPES)

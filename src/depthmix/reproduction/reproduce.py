@@ -1,0 +1,197 @@
+"""The command: expand experiments, run what is missing, and show what is finished."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from depthmix.reproduction.estimate import estimate_seconds
+from depthmix.reproduction.experiment import (
+    Experiment,
+    Scale,
+    list_experiments,
+    load_experiment,
+)
+from depthmix.reproduction.findings import gather
+from depthmix.reproduction.launching import Launcher, launch, plan_assignments
+from depthmix.reproduction.pages import write_findings
+from depthmix.reproduction.trials import TOY, Trial, expand, unique_runs
+from depthmix.reproduction.workspace import Workspace, count_layers
+
+WORKSPACE = Path("reproduction")
+"""Default folder of runs and results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which part of the experiments to run; empty fields leave out nothing."""
+
+    models: tuple[str, ...] = ()
+    """Models instead of the scale's."""
+
+    seeds: tuple[int, ...] = ()
+    """Training seeds instead of the scale's."""
+
+    subjects: tuple[str, ...] = ()
+    """Some of the experiments' subjects; experiments with none of them are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """Experiments at one scale, with their runs."""
+
+    scale: Scale
+    workspace: Workspace
+    trials: Mapping[str, tuple[Experiment, tuple[Trial, ...]]] = field(default_factory=dict)
+    """Experiments and their trials by name."""
+
+    @property
+    def runs(self) -> dict[str, Any]:
+        """All runs, each once, with the ways to read them."""
+        return unique_runs(trial for _, trials in self.trials.values() for trial in trials)
+
+    def __str__(self) -> str:
+        """List the runs, which of them are finished, and about how long the others take."""
+        lines, missing = [], []
+        names: dict[str, list[str]] = {}
+        for experiment, trials in self.trials.values():
+            for trial in trials:
+                text = f"{trial.model}, {trial.subject}, {trial.label}, seed {trial.seed}"
+                names.setdefault(trial.run.key, [text, experiment.name])
+                if experiment.name not in names[trial.run.key]:
+                    names[trial.run.key].append(experiment.name)
+        for key, (run, readings) in self.runs.items():
+            text, *experiments = names[key]
+            left = self.workspace.missing(run, readings)
+            trained = self.workspace.is_trained(run)
+            state = "finished" if trained and not left else "to read" if trained else "to train"
+            if state != "finished":
+                missing.append((run, left))
+            lines.append(f"{key}  {state:8}  {text}  ({', '.join(experiments)})")
+        seconds = estimate_seconds(self.workspace, missing) if missing else 0.0
+        takes = "" if not missing else f", about {_duration(seconds)} one after the other"
+        lines.append(f"{len(lines)} runs, {len(missing)} of them to do{takes}.")
+        return "\n".join(lines)
+
+
+def plan(
+    experiments: Sequence[str],
+    *,
+    scale: Scale = "small",
+    selection: Selection | None = None,
+    workspace: Path = WORKSPACE,
+) -> Reproduction:
+    """List what experiments need.
+
+    Args:
+        experiments: Names, TOML files, or `all`.
+        scale: Models, data and training at this scale.
+        selection: Which part of them.
+        workspace: Folder of runs.
+
+    Returns:
+        The experiments with their trials.
+
+    Raises:
+        ValueError: If a name is unknown, or nothing is left to do.
+        OSError: If a model cannot be found.
+    """
+    chosen = selection or Selection()
+    if scale == TOY and chosen.models:
+        raise ValueError("`model` must be left out at the scale toy, which makes its own.")
+    names = [
+        name for one in experiments for name in (list_experiments() if one == "all" else [one])
+    ]
+    found = {}
+    for name in dict.fromkeys(names):
+        experiment = load_experiment(name, scale)
+        subjects = tuple(s for s in experiment.subjects if s in chosen.subjects)
+        if chosen.subjects and not subjects:
+            continue
+        trials = expand(
+            experiment,
+            scale,
+            models=chosen.models,
+            seeds=chosen.seeds,
+            subjects=subjects,
+            count_layers=count_layers,
+        )
+        found[experiment.name] = experiment, tuple(trials)
+    if not found:
+        raise ValueError(
+            "`experiments` must name at least one whose subjects are asked for; `all` stands for "
+            "every one."
+        )
+    return Reproduction(scale=scale, workspace=Workspace(workspace), trials=found)
+
+
+def reproduce(
+    planned: Reproduction,
+    *,
+    launcher: Launcher | None = None,
+    runs_per_job: int = 1,
+    data_dir: str | None = None,
+    judge: Mapping[str, Any] | None = None,
+    results: Path | None = None,
+) -> Iterator[Path]:
+    """Run what is missing, and write tables and figures of every experiment that is complete.
+
+    Args:
+        planned: What `plan` found.
+        launcher: Where processes run; `None` runs one at a time here.
+        runs_per_job: Runs that share a process.
+        data_dir: Local folder of data sets.
+        judge: Options of the judge, for `mt_bench`.
+        results: Folder for tables and figures, one folder inside for each experiment; `None` takes
+            `results/SCALE` in the workspace.
+
+    Yields:
+        The page of each complete experiment.
+
+    Raises:
+        ValueError: If an experiment needs a judge and has none.
+        RuntimeError: If a run has failed.
+    """
+    _check_judge(planned, judge)
+    workspace = planned.workspace
+    assignments = plan_assignments(
+        workspace, planned.runs, runs_per_job=runs_per_job, data_dir=data_dir, judge=judge
+    )
+    print(f"{len(planned.runs)} runs; {len(assignments)} processes to start", file=sys.stderr)
+    for done, assignment in enumerate(launch(assignments, launcher or Launcher()), start=1):
+        first, *others = (run.key for run, _ in assignment.runs)
+        more = f" and {len(others)} more" if others else ""
+        print(f"{done} of {len(assignments)} done: {first}{more}", file=sys.stderr)
+    folder = results or workspace.root / "results" / planned.scale
+    for experiment, trials in planned.trials.values():
+        left = [
+            key for key, pair in unique_runs(trials).items() if not workspace.is_finished(*pair)
+        ]
+        if left:
+            print(f"{experiment.name} waits for {len(left)} runs: {left[0]}, …", file=sys.stderr)
+            continue
+        findings = gather(experiment, planned.scale, trials, workspace)
+        yield write_findings(findings, folder / experiment.name)
+
+
+def _check_judge(planned: Reproduction, judge: Mapping[str, Any] | None) -> None:
+    for experiment, trials in planned.trials.values():
+        if judge is None and any("mt_bench" in trial.reading.tasks for trial in trials):
+            raise ValueError(
+                f"`judge` must be given for {experiment.name}, whose answers a model rates; pass "
+                "`--judge.model` and, for another endpoint than OpenAI's, `--judge.base-url`, or "
+                "leave the experiment out."
+            )
+
+
+def _duration(seconds: float | None) -> str:
+    """Write a rough duration."""
+    if seconds is None:
+        return "an unknown time"
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

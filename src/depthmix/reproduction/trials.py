@@ -1,0 +1,291 @@
+"""Every run that an experiment needs, and how each is read."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from depthmix.options import build_section, suggest
+from depthmix.readout import Readout
+from depthmix.reproduction.experiment import (
+    Experiment,
+    Method,
+    Scale,
+    load_scale,
+    load_subjects,
+    merge,
+)
+from depthmix.run_config import load_run_config
+
+TOY = "toy"
+"""Model, and beginning of the data sets, that are made on the spot."""
+
+RELATIVE_LAYER = re.compile(r"n(?:-(\d+))?")
+"""A layer counted from the final one: `n`, `n-1`, …"""
+
+LAYER_OPTIONS = ("task_loss", "layer", "late_layers")
+"""Settings that may name layers so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a finished run is evaluated."""
+
+    tasks: tuple[str, ...] = ()
+    """Named benchmarks."""
+
+    records: str | None = None
+    """Invented records instead."""
+
+    metric: str = "exact_match"
+    """How these are judged."""
+
+    protocol: str = "default"
+    """How benchmarks are asked and judged."""
+
+    layer: Readout = "ensemble"
+    """Which depth answers."""
+
+    top_k: int | None = None
+    """Routes that are kept; `None` keeps what was trained."""
+
+    limit: int | None = None
+    """Items per task."""
+
+    batch_size: int = 16
+    """Sequences run together; changes no result that is reported."""
+
+    speed: tuple[int, ...] = ()
+    """Values of Top-K under which generation is timed, by turns."""
+
+    @property
+    def key(self) -> str:
+        """Name of the folder of its results: the same settings give the same name."""
+        settings = asdict(self)
+        return _hash({name: settings[name] for name in settings if name not in _NO_RESULT})
+
+
+_NO_RESULT = ("batch_size", "speed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One tuned model, or a pretrained one that is only read."""
+
+    settings: Mapping[str, Any]
+    """All sections of the run's settings, in JSON's types; without a place for its results."""
+
+    untuned: bool = False
+    """Whether nothing is trained."""
+
+    data_sha256: str | None = None
+    """Of a file to train on; named data sets are pinned in the catalogue."""
+
+    @property
+    def key(self) -> str:
+        """Name of the run's folder: the same settings and data give the same name."""
+        return _hash(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of an experiment: a run, one way to read it, and where it belongs."""
+
+    model: str
+    """Name of the pretrained model."""
+
+    subject: str
+    """Name of what it is tuned on and tested by."""
+
+    method: str
+    """Name of the row."""
+
+    point: Mapping[str, Any] = field(default_factory=dict)
+    """Value on each axis."""
+
+    seed: int
+    """Of training."""
+
+    run: Run
+    reading: Reading
+
+    @property
+    def label(self) -> str:
+        """Name of the row with its point: what all seeds have in common."""
+        return ", ".join(
+            [self.method, *(f"{axis} = {value}" for axis, value in self.point.items())]
+        )
+
+
+def expand(
+    experiment: Experiment,
+    scale: Scale,
+    *,
+    models: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    subjects: Sequence[str] = (),
+    count_layers: Callable[[str], int],
+) -> list[Trial]:
+    """List every run of an experiment.
+
+    Args:
+        experiment: As it is at the scale.
+        scale: For models, seeds and settings that the experiment leaves open.
+        models: Only these models, instead of the experiment's.
+        seeds: Only these seeds.
+        subjects: Only these of the experiment's subjects.
+        count_layers: Gives the number of a model's layers, for settings such as `n-1`.
+
+    Returns:
+        Trials by model, subject, method, point and seed. Points with a Top-K above k are left out.
+
+    Raises:
+        ValueError: If a setting is unknown or does not fit.
+    """
+    common, known = load_scale(scale), load_subjects()
+    if unknown := [name for name in subjects if name not in experiment.subjects]:
+        raise ValueError(
+            f"`subjects` must be some of {experiment.name}'s"
+            f"{suggest(unknown[0], experiment.subjects)}"
+        )
+    trials = []
+    for model, name, method in itertools.product(
+        models or experiment.models or common.models,
+        subjects or experiment.subjects,
+        experiment.methods,
+    ):
+        subject = known[name]
+        toy = f"{TOY}:{subject.toy}"
+        base = {
+            "run": merge(
+                common.run,
+                {
+                    "model": {"name": model},
+                    "data": {"train": toy if scale == TOY else subject.train},
+                },
+            ),
+            "reading": merge(
+                common.reading,
+                {"records": toy, "metric": _TOY_METRICS[subject.toy]}
+                if scale == TOY
+                else {"tasks": subject.tasks},
+            ),
+        }
+        for point in _points(experiment):
+            settings = _settle(base, experiment, method, point)
+            if scale == TOY:
+                settings["reading"].pop("tasks", None)
+                settings["reading"].pop("protocol", None)
+            settings = _resolve_layers(settings, lambda model=model: count_layers(model))
+            reading = build_section("reading", settings["reading"], Reading)
+            run = _make_run(settings["run"], method)
+            for seed in seeds or experiment.seeds or common.seeds:
+                trials.append(
+                    Trial(
+                        model=model,
+                        subject=name,
+                        method=method.name,
+                        point=point,
+                        seed=seed,
+                        run=run if method.untuned else replace(run, settings=_seed(run, seed)),
+                        reading=reading,
+                    )
+                )
+    # The pretrained model has no seeds.
+    return list(
+        {
+            (trial.label, trial.model, trial.subject, trial.run.key): trial for trial in trials
+        }.values()
+    )
+
+
+_TOY_METRICS = {"choices": "choices", "numbers": "exact_match"}
+
+
+def _points(experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """List the combinations of all axes that can be run."""
+    names = [axis.name for axis in experiment.axes]
+    options = [axis.setting.rpartition(".")[2] for axis in experiment.axes]
+    for values in itertools.product(*(axis.values for axis in experiment.axes)):
+        chosen = dict(zip(options, values, strict=True))
+        k, top_k = chosen.get("late_layers"), chosen.get("top_k")
+        if k is None or top_k is None or top_k <= k:
+            yield dict(zip(names, values, strict=True))
+
+
+def _settle(
+    base: Mapping[str, Any], experiment: Experiment, method: Method, point: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Lay experiment, method and point over the settings of scale and subject."""
+    settings = merge(base, {"run": experiment.run, "reading": experiment.reading})
+    settings = merge(settings, {"run": method.run, "reading": method.reading})
+    for axis in experiment.axes:
+        nested: Any = point[axis.name]
+        for name in reversed(axis.setting.split(".")):
+            nested = {name: nested}
+        settings = merge(settings, nested)
+    return settings
+
+
+def _make_run(sections: Mapping[str, Any], method: Method) -> Run:
+    """Read a run's settings as `depthmix train` does; its seed follows."""
+    if method.untuned:
+        return Run(settings={"model": sections["model"]}, untuned=True)
+    config = load_run_config(None, sections)
+    settings = to_jsonable_python(asdict(config))
+    del settings["training"]["output_dir"]
+    path = Path(config.data.train).expanduser()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return Run(settings=settings, data_sha256=digest)
+
+
+def _seed(run: Run, seed: int) -> dict[str, Any]:
+    """Set the training seed in a run's settings."""
+    return merge(run.settings, {"training": {"seed": seed}})
+
+
+def _resolve_layers(settings: Any, count_layers: Callable[[], int]) -> Any:
+    """Number the layers that are counted from the final one, wherever they stand."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [resolve(part) for part in value]
+        match = RELATIVE_LAYER.fullmatch(value) if isinstance(value, str) else None
+        return value if match is None else count_layers() - int(match[1] or 0)
+
+    if not isinstance(settings, Mapping):
+        return settings
+    return {
+        name: resolve(value) if name in LAYER_OPTIONS else _resolve_layers(value, count_layers)
+        for name, value in settings.items()
+    }
+
+
+def unique_runs(trials: Iterable[Trial]) -> dict[str, tuple[Run, tuple[Reading, ...]]]:
+    """Gather trials by run: each run once, with every way in which it is read.
+
+    Args:
+        trials: Of one or more experiments.
+
+    Returns:
+        Runs and their readings by the run's key.
+    """
+    found: dict[str, tuple[Run, dict[tuple[str, tuple[int, ...]], Reading]]] = {}
+    for trial in trials:
+        _, readings = found.setdefault(trial.run.key, (trial.run, {}))
+        readings.setdefault((trial.reading.key, trial.reading.speed), trial.reading)
+    return {key: (run, tuple(readings.values())) for key, (run, readings) in found.items()}
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    """Hash settings, whatever their order."""
+    text = json.dumps(to_jsonable_python(content), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

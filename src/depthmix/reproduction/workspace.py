@@ -1,0 +1,169 @@
+"""The folder that holds runs: each under the hash of its settings, so that none is made twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic_core import to_jsonable_python
+from transformers.trainer_utils import get_last_checkpoint
+
+from depthmix.evaluation.plan import EvaluationPlan
+from depthmix.options import build_section
+from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
+from depthmix.reproduction.trials import TOY, Reading, Run
+from depthmix.run_config import ModelSection
+
+RESULTS_NAME = "results.json"
+"""What a finished run and a finished evaluation leave."""
+
+FINISHED_NAME = "finished.json"
+"""Marks a reading that is complete."""
+
+
+class Workspace:
+    """Runs and their evaluations on disk; several processes and machines may share it.
+
+    `runs/KEY/` is a run as `depthmix train` leaves it, with `evaluation/KEY/` for each reading and
+    `speed.json` for timed generation. A run belongs to the process that holds its lock, which the
+    system gives back when that process ends, however it ends.
+
+    Args:
+        root: The folder; made if missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run_folder(self, run: Run) -> Path:
+        """Name the folder of a run."""
+        return self.root / "runs" / run.key
+
+    def reading_folder(self, run: Run, reading: Reading) -> Path:
+        """Name the folder of an evaluation."""
+        return self.run_folder(run) / "evaluation" / reading.key
+
+    def speed_file(self, run: Run) -> Path:
+        """Name the file of a run's timed generation."""
+        return self.run_folder(run) / "speed.json"
+
+    def is_trained(self, run: Run) -> bool:
+        """Tell whether a run's training is finished."""
+        return run.untuned or (self.run_folder(run) / RESULTS_NAME).is_file()
+
+    def is_read(self, run: Run, reading: Reading) -> bool:
+        """Tell whether an evaluation is finished, and generation timed where that is asked for."""
+        finished = (self.reading_folder(run, reading) / FINISHED_NAME).is_file()
+        return finished and self.is_timed(run, reading)
+
+    def is_timed(self, run: Run, reading: Reading) -> bool:
+        """Tell whether nothing is left to time."""
+        if not reading.speed:
+            return True
+        path = self.speed_file(run)
+        known = json.loads(path.read_text("utf-8")) if path.is_file() else []
+        return set(reading.speed) <= {entry["top_k"] for entry in known}
+
+    def missing(self, run: Run, readings: Sequence[Reading]) -> tuple[Reading, ...]:
+        """List the readings of a run that are not finished."""
+        return tuple(reading for reading in readings if not self.is_read(run, reading))
+
+    def is_finished(self, run: Run, readings: Sequence[Reading]) -> bool:
+        """Tell whether a run is trained and read in all ways."""
+        return self.is_trained(run) and not self.missing(run, readings)
+
+    def has_checkpoint(self, run: Run) -> bool:
+        """Tell whether a run was interrupted after a checkpoint, from which it goes on."""
+        folder = self.run_folder(run)
+        return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
+
+    def clear(self, run: Run) -> None:
+        """Remove what is left of a run that was interrupted before its first checkpoint."""
+        folder = self.run_folder(run)
+        if folder.is_dir() and not (self.is_trained(run) or self.has_checkpoint(run)):
+            shutil.rmtree(folder)
+
+    def describe(self, run: Run) -> None:
+        """Write a run's settings into its folder, for people."""
+        folder = self.run_folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "settings.json"
+        path.write_text(json.dumps(asdict(run), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    @contextmanager
+    def claim(self, run: Run) -> Iterator[bool]:
+        """Take a run for this process; says False where another one works on it."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{run.key}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def model(self, run: Run, reading: Reading) -> ModelSection:
+        """Name the model that a reading evaluates."""
+        base = build_section("model", self.place(run.settings["model"]), ModelSection)
+        if not run.untuned:
+            base = ModelSection(name=str(self.run_folder(run)), dtype=base.dtype)
+        return replace(base, top_k=reading.top_k)
+
+    def plan(self, reading: Reading, options: Mapping[str, Any]) -> EvaluationPlan:
+        """Turn a reading into what `evaluate` takes.
+
+        Args:
+            reading: The reading.
+            options: Further fields of the plan that change no result, or are the user's to say:
+                `data_dir`, `judge`.
+
+        Returns:
+            The plan.
+        """
+        fields = asdict(reading).items()
+        settings: dict[str, Any] = {
+            name: value for name, value in fields if name not in ("top_k", "speed")
+        }
+        judged = "mt_bench" in reading.tasks
+        settings |= {name: options[name] for name in options if name != "judge" or judged}
+        if reading.records is not None:
+            settings["records"] = str(self._toy_file(reading.records, "test"))
+        return EvaluationPlan(**settings)
+
+    def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Put files in the place of toy names in a run's settings or one of its sections."""
+        placed = to_jsonable_python(settings)
+        if placed.get("name") == TOY:
+            placed["name"] = str(write_toy_model(self.root / TOY / "model"))
+        if str(placed.get("train")).startswith(f"{TOY}:"):
+            placed["train"] = str(self._toy_file(placed["train"], "train"))
+        return {
+            name: self.place(value) if isinstance(value, Mapping) else value
+            for name, value in placed.items()
+        }
+
+    def _toy_file(self, name: str, split: str) -> Path:
+        return write_toy_records(self.root / TOY, name.removeprefix(f"{TOY}:"), split)
+
+
+def count_layers(model: str) -> int:
+    """Count a model's layers from its configuration, without its weights."""
+    if model == TOY:
+        return NUM_LAYERS
+    from transformers import AutoConfig
+
+    from depthmix.models import resolve_model
+
+    source = resolve_model(model)
+    config = AutoConfig.from_pretrained(source.directory_or_id, gguf_file=source.gguf_file)
+    return config.get_text_config().num_hidden_layers

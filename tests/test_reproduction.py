@@ -1,0 +1,303 @@
+import json
+import shutil
+import tomllib
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+
+from depthmix.reproduction.experiment import (
+    Experiment,
+    Method,
+    list_experiments,
+    load_experiment,
+    load_scale,
+    load_subjects,
+    merge,
+)
+from depthmix.reproduction.findings import gather
+from depthmix.reproduction.launching import Launcher, launch, plan_assignments
+from depthmix.reproduction.reproduce import Selection, plan, reproduce
+from depthmix.reproduction.trials import Reading, expand, unique_runs
+from depthmix.reproduction.worker import Assignment, work
+from depthmix.reproduction.workspace import Workspace, count_layers
+
+PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")
+PAPER += tuple(f"fig{number}" for number in range(4, 9))
+
+
+def trials_of(name, scale="small", **options):
+    experiment = load_experiment(name, scale)
+    return expand(experiment, scale, count_layers=lambda _: 30, **options)
+
+
+class TestExperiments:
+    def test_every_table_and_figure_of_the_paper_is_there(self):
+        assert set(PAPER) <= set(list_experiments())
+
+    @pytest.mark.parametrize("scale", ["paper", "small", "toy"])
+    @pytest.mark.parametrize("name", list_experiments())
+    def test_every_experiment_expands_at_every_scale(self, name, scale):
+        trials = trials_of(name, scale)
+        num_seeds = len(load_scale(scale).seeds)
+        by_row = {}
+        for trial in trials:
+            by_row.setdefault((trial.model, trial.subject, trial.label), []).append(trial)
+        for rows in by_row.values():
+            if not rows[0].run.untuned:
+                assert len({trial.run.key for trial in rows}) == num_seeds
+            assert len({trial.reading.key for trial in rows}) == 1
+        # No two methods are the same experiment under two names.
+        for model, subject in {(t.model, t.subject) for t in trials}:
+            own = [t for t in trials if (t.model, t.subject) == (model, subject)]
+            seed = own[0].seed
+            points = [(t.run.key, t.reading.key) for t in own if t.seed == seed or t.run.untuned]
+            assert len(points) == len(set(points))
+
+    def test_settings_are_the_papers(self):
+        mode = trials_of("table1", "paper")[-2].run.settings
+        assert mode["mode"]["late_layers"] == 3
+        assert mode["mode"]["distillation_weight"] == 1e-4
+        assert mode["training"]["learning_rate"] == 3e-4
+        assert mode["training"]["num_train_epochs"] == 2
+
+    def test_the_number_of_runs_is_that_of_the_paper(self):
+        tables = trials_of("table2", "paper")
+        models, subjects, tuned, seeds = 2, 5, 4, 3
+        assert len(tables) == models * subjects * (tuned * seeds + 1)
+        assert len(trials_of("fig5", "paper")) == models * sum(range(1, 7)) * seeds
+
+    def test_layers_are_counted_from_the_final_one(self):
+        by_method = {trial.method: trial for trial in trials_of("fig2")}
+        assert by_method["layer n"].run.settings["mode"]["task_loss"] == 30
+        assert by_method["layer n-2"].run.settings["mode"]["task_loss"] == 28
+        assert by_method["layer n-2"].reading.layer == 28
+        spread = {trial.method: trial for trial in trials_of("layers")}
+        late = spread["every second of the last five"].run.settings["mode"]["late_layers"]
+        assert late == [26, 28, 30]
+
+    def test_a_selection_narrows(self):
+        trials = trials_of("table2", seeds=[7], subjects=["boolq"], models=["other"])
+        assert {trial.model for trial in trials} == {"other"}
+        assert {trial.subject for trial in trials} == {"boolq"}
+        assert {trial.seed for trial in trials if not trial.run.untuned} == {7}
+
+    def test_what_is_unknown_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="did you mean `table2`"):
+            load_experiment("tabel2", "small")
+        with pytest.raises(ValueError, match="`subjects` must be some"):
+            trials_of("table2", subjects=["chess"])
+        path = tmp_path / "own.toml"
+        path.write_text("title = ")
+        with pytest.raises(ValueError, match="is damaged"):
+            load_experiment(str(path), "small")
+        own = 'title = "x"\nclaims = []\nshows = "scores"\nsubjects = ["arc_easy"]\n'
+        path.write_text(own + "[[methods]]\nname = 'a'\nrun.mode.late_layer = 3")
+        experiment = load_experiment(str(path), "small")
+        with pytest.raises(ValueError, match=r"late_layer. is not an option"):
+            expand(experiment, "small", count_layers=lambda _: 30)
+
+    def test_every_file_names_known_things(self):
+        folder = files("depthmix.reproduction") / "experiments"
+        for path in folder.iterdir():
+            assert tomllib.loads(path.read_text("utf-8"))
+        for subject in load_subjects().values():
+            assert subject.tasks
+
+
+class TestKeys:
+    def test_a_key_depends_on_what_determines_the_run_alone(self):
+        first, *others = trials_of("table2", seeds=[0, 1])
+        again = trials_of("table2", seeds=[0, 1])[0]
+        assert first.run.key == again.run.key
+        assert first.run.key not in {trial.run.key for trial in others}
+        shuffled = replace(first.run, settings=dict(reversed(first.run.settings.items())))
+        assert shuffled.key == first.run.key
+
+    def test_a_reading_is_known_by_what_changes_its_result(self):
+        reading = Reading(tasks=("arc_easy",), limit=5)
+        assert replace(reading, batch_size=3, speed=(1, 2)).key == reading.key
+        assert replace(reading, limit=6).key != reading.key
+        assert replace(reading, layer=3).key != reading.key
+
+    def test_experiments_share_runs(self):
+        table = {trial.run.key for trial in trials_of("table2") if trial.subject == "arc_easy"}
+        figure = {trial.run.key for trial in trials_of("fig7")}
+        assert figure <= table
+
+    def test_a_file_to_train_on_is_known_by_its_content(self, tmp_path):
+        path = tmp_path / "train.jsonl"
+        experiment = Experiment(
+            name="own",
+            title="own",
+            claims=(),
+            shows="scores",
+            subjects=("arc_easy",),
+            methods=(Method(name="a", run={"data": {"train": str(path), "template": "plain"}}),),
+        )
+
+        def key():
+            return expand(experiment, "small", seeds=[0], count_layers=lambda _: 30)[0].run.key
+
+        path.write_text('{"prompt": "a", "completion": "b"}\n')
+        before = key()
+        path.write_text('{"prompt": "a", "completion": "c"}\n')
+        assert key() != before
+
+    def test_merging_leaves_both_alone(self):
+        below, above = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}
+        assert merge(below, above) == {"a": {"b": 4, "c": 2}, "d": {"e": 5}}
+        assert below == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two toy experiments that share runs, worked through in this process."""
+    root = tmp_path_factory.mktemp("reproduction")
+    planned = plan(["fig6", "fig7"], scale="toy", workspace=root)
+    for assignment in plan_assignments(planned.workspace, planned.runs, runs_per_job=99):
+        work(assignment)
+    return planned
+
+
+class TestRuns:
+    def test_finished_runs_are_not_planned_again(self, finished):
+        assert plan_assignments(finished.workspace, finished.runs, runs_per_job=1) == []
+        assert "0 of them to do" in str(finished)
+
+    def test_a_deleted_run_is_rebuilt_with_the_same_numbers(self, finished):
+        planned = finished
+        key, (run, _) = next(iter(planned.runs.items()))
+        experiment, trials = planned.trials["fig6"]
+        (before,) = gather(experiment, "toy", trials, planned.workspace)
+        shutil.rmtree(planned.workspace.run_folder(run))
+        assignments = plan_assignments(planned.workspace, planned.runs, runs_per_job=99)
+        assert [one.key for assignment in assignments for one, _ in assignment.runs] == [key]
+        work(assignments[0])
+        (after,) = gather(experiment, "toy", trials, planned.workspace)
+        assert [row.scores for row in after.comparison.rows] == [
+            row.scores for row in before.comparison.rows
+        ]
+        losses = [
+            [entry["loss"] for entry in findings.rows[0].logs["arc_easy"][0] if "loss" in entry]
+            for findings in (before, after)
+        ]
+        assert losses[0] == losses[1]
+        assert len(losses[0]) == 2
+
+    def test_an_interrupted_run_goes_on_from_its_checkpoint(self, finished, tmp_path):
+        (_, trials) = finished.trials["fig6"]
+        settings = merge(trials[0].run.settings, {"training": {"save_strategy": "steps"}})
+        run = replace(trials[0].run, settings=merge(settings, {"training": {"save_steps": 1}}))
+        workspace = Workspace(tmp_path)
+        pair = (run, (trials[0].reading,))
+        work(Assignment(root=tmp_path, runs=[pair]))
+        whole = json.loads((workspace.run_folder(run) / "results.json").read_text())
+        folder = workspace.run_folder(run)
+        for name in ("results.json", "adapter_model.safetensors", "checkpoint-2"):
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert workspace.has_checkpoint(run)
+        workspace.clear(run)
+        assert folder.is_dir()
+        work(Assignment(root=tmp_path, runs=[pair]))
+        resumed = json.loads((folder / "results.json").read_text())
+        assert [e["loss"] for e in resumed["log_history"] if "loss" in e] == [
+            e["loss"] for e in whole["log_history"] if "loss" in e
+        ]
+
+    def test_what_was_interrupted_before_a_checkpoint_is_cleared(self, finished, tmp_path):
+        _, trials = finished.trials["fig6"]
+        workspace = Workspace(tmp_path)
+        folder = workspace.run_folder(trials[0].run)
+        folder.mkdir(parents=True)
+        (folder / "run_config.json").write_text("{}")
+        workspace.clear(trials[0].run)
+        assert not folder.exists()
+        finished.workspace.clear(trials[0].run)
+        assert finished.workspace.is_trained(trials[0].run)
+
+    def test_a_run_belongs_to_one_process(self, finished, tmp_path):
+        _, trials = finished.trials["fig6"]
+        workspace = Workspace(tmp_path)
+        with workspace.claim(trials[0].run) as first, workspace.claim(trials[0].run) as second:
+            assert first
+            assert not second
+        with workspace.claim(trials[0].run) as again:
+            assert again
+
+    def test_an_assignment_is_read_as_it_was_written(self, finished, tmp_path):
+        runs = list(finished.runs.values())
+        assignment = Assignment(root=tmp_path, runs=runs, data_dir="x", judge={"model": "m"})
+        read = Assignment.load(assignment.save(tmp_path / "a.json"))
+        assert read.root == assignment.root
+        assert [run.key for run, _ in read.runs] == [run.key for run, _ in runs]
+        assert [readings for _, readings in read.runs] == [readings for _, readings in runs]
+
+    def test_every_way_of_reading_a_run_is_kept(self):
+        trials = trials_of("table4")
+        runs = unique_runs(trials)
+        assert len(runs) == 3  # seeds
+        for _, readings in runs.values():
+            assert [reading.top_k for reading in readings] == [6, 1, 2, 3, 4, 5]
+
+    @pytest.mark.slow
+    def test_processes_are_launched(self, tmp_path):
+        planned = plan(["fig7"], scale="toy", workspace=tmp_path, selection=Selection(seeds=(0,)))
+        pages = list(reproduce(planned, launcher=Launcher(), runs_per_job=9))
+        assert len(pages) == 1
+        assert pages[0].is_file()
+
+    @pytest.mark.slow
+    def test_a_failed_process_is_named_and_the_others_go_on(self, tmp_path):
+        planned = plan(["fig7"], scale="toy", workspace=tmp_path, selection=Selection(seeds=(0,)))
+        good, bad = planned.runs.values()
+        broken = replace(bad[0], settings=merge(bad[0].settings, {"model": {"name": "./nowhere"}}))
+        assignments = [Assignment(root=tmp_path, runs=[pair]) for pair in ((broken, bad[1]), good)]
+        with pytest.raises(RuntimeError, match="1 of 2 processes have failed"):
+            list(launch(assignments, Launcher(jobs=2)))
+        assert planned.workspace.is_finished(*good)
+
+
+class TestPages:
+    def test_a_page_holds_table_figure_and_numbers(self, finished, tmp_path):
+        pages = list(reproduce(finished, results=tmp_path))
+        assert [page.parent.name for page in pages] == ["fig6", "fig7"]
+        for page in pages:
+            text = page.read_text("utf-8")
+            assert f"depthmix reproduce {page.parent.name} --scale toy --seeds 0,1" in text
+            assert "![Figure" in text
+            assert "trained parameters" in text
+            assert (page.parent / "findings.svg").read_text("utf-8").lstrip().startswith("<")
+            numbers = json.loads((page.parent / "findings.json").read_text("utf-8"))
+            keys = {key for row in numbers["rows"] for key in row["runs"]}
+            assert keys <= set(finished.runs)
+            method = numbers["comparison"]["methods"][0]
+            assert set(method["folders"]) == set(numbers["rows"][0]["runs"])
+        assert "logs" in numbers["rows"][0]
+
+    def test_the_same_runs_give_the_same_files(self, finished, tmp_path):
+        first, second = (list(reproduce(finished, results=tmp_path / name)) for name in "ab")
+        for one, other in zip(first, second, strict=True):
+            for path in one.parent.iterdir():
+                assert path.read_bytes() == (other.parent / path.name).read_bytes()
+
+
+class TestPlanning:
+    def test_layers_of_the_toy_model_need_no_file(self):
+        assert count_layers("toy") == 8
+
+    def test_what_does_not_fit_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="`model` must be left out"):
+            plan(["fig7"], scale="toy", workspace=tmp_path, selection=Selection(models=("a",)))
+        with pytest.raises(ValueError, match="whose subjects are asked for"):
+            plan(["fig7"], workspace=tmp_path, selection=Selection(subjects=("chess",)))
+        with pytest.raises(ValueError, match="`jobs` must be at least 1"):
+            Launcher(jobs=0)
+
+    def test_a_judge_is_asked_for_before_anything_runs(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
+        planned = plan(["table3"], workspace=tmp_path)
+        with pytest.raises(ValueError, match="`judge` must be given for table3"):
+            list(reproduce(planned))
+        assert not any(tmp_path.iterdir())
