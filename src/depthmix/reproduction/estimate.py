@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -107,6 +108,7 @@ def _measured(workspace: Workspace, model: str) -> float | None:
     return median(rates) if rates else None
 
 
+@functools.cache
 def _count_parameters(name: str) -> int:
     """Count a model's parameters from its configuration, without its weights."""
     source = resolve_model(name)
@@ -116,6 +118,7 @@ def _count_parameters(name: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@functools.cache
 def _operations_per_second() -> float:
     """Time a matrix product."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

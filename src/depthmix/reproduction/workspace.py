@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,6 +157,7 @@ class Workspace:
         return write_toy_records(self.root / TOY, name.removeprefix(f"{TOY}:"), split)
 
 
+@functools.cache
 def count_layers(model: str) -> int:
     """Count a model's layers from its configuration, without its weights."""
     if model == TOY:
