@@ -2,7 +2,8 @@
 
 Items and seeds are crossed: every seed answers the same items. A resample therefore draws items
 once, for all seeds and all methods, which keeps comparisons paired; seeds it draws for each method
-by itself, because equal seed numbers of two methods have nothing in common.
+by itself, because equal seed numbers of two methods have nothing in common. Rows that are read from
+the same runs, such as two layers, share their draw of seeds.
 """
 
 from __future__ import annotations
