@@ -13,13 +13,13 @@ from depthmix.analysis.sweeps import Point, Sweep, draw_sweeps
 from depthmix.comparison.comparison import MethodScore, TaskComparison
 from depthmix.reproduction.findings import Findings, Row, subject_title
 
-UNITS = {
-    "layer_loss": ("training loss", "nats per token"),
-    "routing_weight": ("mean routing weight", "share"),
-    "routing_variance": ("variance of the routing weight", "share²"),
-    "routing_sparsity": ("routing weights below 1e-5", "share of tokens"),
+QUANTITIES = {
+    "layer_loss": "training loss, nats per token",
+    "routing_weight": "mean routing weight",
+    "routing_variance": "variance of the routing weight",
+    "routing_sparsity": "share of routing weights below 1e-5",
 }
-"""Heading and axis of each logged quantity."""
+"""Axis of each logged quantity."""
 
 
 def draw(findings: Findings) -> Figure:
@@ -55,14 +55,13 @@ def make_panels(findings: Findings) -> Iterator[Panel]:
         One panel for each.
     """
     for quantity in findings.experiment.quantities:
-        title, unit = UNITS[quantity]
         for row in findings.rows:
             for subject, logs in row.logs.items():
                 where = f", {subject_title(subject)}" if len(row.logs) > 1 else ""
                 yield Panel(
-                    title=f"{title}: {row.label}{where}",
+                    title=f"{row.label}{where}",
                     curves=curves_from_logs(logs, f"{quantity}/layer_"),
-                    ylabel=unit,
+                    ylabel=QUANTITIES[quantity],
                 )
 
 

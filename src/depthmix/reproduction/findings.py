@@ -38,6 +38,12 @@ class Row:
     late_layers: tuple[int, ...]
     """Layers of the mixture, where it logs them; empty without one."""
 
+    records: int
+    """Records that a run trained on; of several subjects, those of the first."""
+
+    steps: int
+    """Optimizer steps of a run; the same."""
+
     seconds: float
     """Mean wall time of a run's training."""
 
@@ -137,6 +143,8 @@ def _make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
         late_layers=tuple(
             sorted(int(name.removeprefix(prefix)) for name in named if name.startswith(prefix))
         ),
+        records=first["data"]["used"] if first is not None else 0,
+        steps=max((entry["step"] for entry in first["log_history"]), default=0) if first else 0,
         seconds=mean(one["metrics"]["total_seconds"] for one in results.values())
         if results
         else 0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,9 +14,13 @@ from pydantic_core import to_jsonable_python
 
 from depthmix.analysis.maps import to_markdown as grid_table
 from depthmix.analysis.style import save_figure
+from depthmix.comparison.comparison import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.reproduction.drawings import draw, make_grid
 from depthmix.reproduction.findings import Findings, Row, subject_title
+
+MOST_OVERLAPS = 4
+"""Methods whose sets of solved items are listed."""
 
 PAGE_NAME = "README.md"
 """The page, under a name that code hosts show at once."""
@@ -36,7 +40,7 @@ def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     experiment = findings[0].experiment
-    parts = [f"# {experiment.title}", *(f"- {claim}" for claim in experiment.claims)]
+    parts = [f"# {experiment.title}", "", *(f"- {claim}" for claim in experiment.claims)]
     parts += ["", f"    {_command(findings)}", ""]
     for one in findings:
         stem = Path(one.model).name if len(findings) > 1 else "findings"
@@ -87,7 +91,8 @@ def _section(findings: Findings, figure: str) -> Iterator[str]:
     yield f"## {Path(findings.model).name}, scale {findings.scale}"
     yield ""
     yield (
-        f"Tuned on {data}; {num_runs} runs, training seeds {', '.join(map(str, seeds))}, "
+        f"Tuned on {data} ({tuned[0].records:,} records, {tuned[0].steps:,} steps); "
+        f"{num_runs} runs, training seeds {', '.join(map(str, seeds))}, "
         f"{mean(row.seconds for row in tuned) / 60:.1f} minutes each."
     )
     yield ""
@@ -102,7 +107,14 @@ def _section(findings: Findings, figure: str) -> Iterator[str]:
         yield ""
     yield from _ledger_table(findings.rows)
     yield ""
-    yield to_markdown(findings.comparison)
+    yield to_markdown(_without_crowds(findings.comparison))
+
+
+def _without_crowds(comparison: Comparison) -> Comparison:
+    """Leave out who solves what where too many methods make a table of hundreds of sets."""
+    if len(comparison.methods) <= MOST_OVERLAPS:
+        return comparison
+    return replace(comparison, tasks=tuple(replace(t, overlaps=()) for t in comparison.tasks))
 
 
 def _ledger_table(rows: Sequence[Row]) -> Iterator[str]:
