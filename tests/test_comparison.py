@@ -296,6 +296,30 @@ def test_seeds_of_a_method_differ_in_nothing_else(named, facts, message, tmp_pat
         compare(runs)
 
 
+def test_a_method_may_have_a_run_for_each_task(tmp_path):
+    """One model per data set: the settings differ between tasks, and not between seeds."""
+    folders = {
+        (name, task, seed): write_evaluation(
+            tmp_path / f"{name}-{task}-{seed}",
+            {task: [1, 0, 1]},
+            method=name,
+            seed=seed,
+            settings=f"{name} {task}",
+        )
+        for name in "AB"
+        for task in ("arc", "boolq")
+        for seed in (0, 1)
+    }
+    comparison = compare(list(folders.values()))
+    assert [task.task for task in comparison.tasks] == ["arc", "boolq"]
+    assert [method.seeds for method in comparison.methods] == [(0, 1, 0, 1)] * 2
+    other = write_evaluation(
+        tmp_path / "other", {"boolq": [1, 0, 1]}, method="A", seed=2, settings="A arc"
+    )
+    with pytest.raises(ValueError, match="of A have the training settings with the hash"):
+        compare([*folders.values(), other])
+
+
 def test_methods_are_evaluated_under_the_same_conditions(tmp_path):
     judge = {"judge": {"model": "gpt", "temperature": 0}, "num_records": 2}
     tasks = {"gsm8k": [1, 0], "truthfulqa_mc1": [0, 1]}

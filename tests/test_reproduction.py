@@ -1,11 +1,14 @@
 import json
+import os
 import shutil
 import tomllib
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
+from depthmix.reproduction.estimate import estimate_seconds
 from depthmix.reproduction.experiment import (
     Experiment,
     Method,
@@ -16,10 +19,17 @@ from depthmix.reproduction.experiment import (
     merge,
 )
 from depthmix.reproduction.findings import gather
-from depthmix.reproduction.launching import Launcher, launch, plan_assignments
+from depthmix.reproduction.launching import (
+    Launcher,
+    execute,
+    launch,
+    plan_assignments,
+    share_devices,
+)
+from depthmix.reproduction.pages import write_findings
 from depthmix.reproduction.reproduce import Selection, plan, reproduce
 from depthmix.reproduction.trials import Reading, expand, unique_runs
-from depthmix.reproduction.worker import Assignment, work
+from depthmix.reproduction.worker import Assignment, share_batch, work
 from depthmix.reproduction.workspace import Workspace, count_layers
 
 PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")
@@ -97,6 +107,48 @@ class TestExperiments:
         with pytest.raises(ValueError, match=r"late_layer. is not an option"):
             expand(experiment, "small", count_layers=lambda _: 30)
 
+    def test_what_would_be_ignored_is_refused(self, tmp_path):
+        path = tmp_path / "own.toml"
+        own = 'title = "x"\nclaims = []\nsubjects = ["arc_easy"]\n'
+        method = "[[methods]]\nname = 'a'\n"
+        axis = "[[axes]]\nname = 'k'\nvalues = [1, 2]\nsetting = "
+        scores, grid, curves = (f"{own}shows = '{what}'\n" for what in ("scores", "grid", "curves"))
+        for text, message in (
+            (scores + method + axis + "'mode.late_layers'", "must begin with `run.`"),
+            (scores + method + "[scales.smal]\nseeds = [1]", "did you mean `small`"),
+            (scores + method + "untuned = true", "must hold one that tunes a model"),
+            (grid + method + axis + "'run.mode.late_layers'", "must be two, for one method"),
+            (curves + method, "`quantities` of own must be given"),
+        ):
+            path.write_text(text)
+            with pytest.raises(ValueError, match=message):
+                load_experiment(str(path), "small")
+        path.write_text(scores + method + "reading.records = 'mine.jsonl'")
+        with pytest.raises(ValueError, match=r"`reading.records` must be left out"):
+            expand(load_experiment(str(path), "small"), "small", count_layers=lambda _: 30)
+
+    def test_what_the_loss_never_trained_is_not_read(self):
+        for experiment in (load_experiment(name, "paper") for name in list_experiments()):
+            for method in experiment.methods:
+                mode = merge(experiment.run, method.run).get("mode", {})
+                reading = merge(experiment.reading, method.reading)
+                if mode.get("task_loss", "ensemble") != "ensemble":
+                    assert reading["layer"] != "ensemble"
+
+    def test_models_without_a_chat_template_answer_in_alpacas_form(self):
+        for trial in trials_of("table3", "paper"):
+            assert trial.run.settings["data"]["template"] == "alpaca"
+            assert trial.reading.mt_bench == {"template": "alpaca"}
+
+    def test_subjects_say_how_their_tests_are_taken(self, tmp_path):
+        trials = trials_of("table2_general")
+        shots = {trial.subject: trial.reading.num_fewshot for trial in trials}
+        assert shots == {"truthfulqa": None, "mmlu_stem": 5}
+        by_subject = [{t.run.key for t in trials if t.subject == subject} for subject in shots]
+        assert by_subject[0] == by_subject[1]  # tuned once
+        toy = trials_of("table2_general", "toy")
+        assert {trial.reading.num_fewshot for trial in toy} == {None}
+
     def test_every_file_names_known_things(self):
         folder = files("depthmix.reproduction") / "experiments"
         for path in folder.iterdir():
@@ -119,6 +171,16 @@ class TestKeys:
         assert replace(reading, batch_size=3, speed=(1, 2)).key == reading.key
         assert replace(reading, limit=6).key != reading.key
         assert replace(reading, layer=3).key != reading.key
+
+    def test_another_judge_is_another_evaluation(self):
+        first, other = (trials_of("table3", judge={"model": name})[0] for name in "ab")
+        assert first.run.key == other.run.key
+        assert first.reading.key != other.reading.key
+        assert first.reading.key != trials_of("table3")[0].reading.key
+        assert trials_of("table2", judge={"model": "a"})[0] == trials_of("table2")[0]
+
+    def test_options_that_came_later_leave_earlier_names(self):
+        assert Reading(tasks=("arc_easy",), limit=5).key == "f24c9c37cd4f9a1a"
 
     def test_experiments_share_runs(self):
         table = {trial.run.key for trial in trials_of("table2") if trial.subject == "arc_easy"}
@@ -217,6 +279,37 @@ class TestRuns:
         finished.workspace.clear(trials[0].run)
         assert finished.workspace.is_trained(trials[0].run)
 
+    def test_half_a_checkpoint_is_cleared(self, finished, tmp_path):
+        _, trials = finished.trials["fig6"]
+        run, workspace = trials[0].run, Workspace(tmp_path)
+        whole, half = (workspace.run_folder(run) / f"checkpoint-{step}" for step in (1, 2))
+        whole.mkdir(parents=True)
+        half.mkdir()
+        (whole / "trainer_state.json").write_text("{}")
+        (half / "adapter_model.safetensors").write_text("")
+        workspace.clear(run)
+        assert whole.is_dir()
+        assert not half.exists()
+        (whole / "trainer_state.json").unlink()
+        workspace.clear(run)
+        assert not workspace.run_folder(run).exists()
+
+    def test_a_batch_is_shared_by_processes(self):
+        assert share_batch({"per_device_train_batch_size": 16}, 4) == {
+            "per_device_train_batch_size": 4
+        }
+        assert share_batch({}, 1) == {}
+        with pytest.raises(ValueError, match="must divide the batch of 16"):
+            share_batch({"per_device_train_batch_size": 16}, 3)
+
+    def test_toy_files_are_written_once(self, finished):
+        (run, _) = next(iter(finished.runs.values()))
+        placed = finished.workspace.place(run.settings)
+        files = [Path(placed["data"]["train"]), Path(placed["model"]["name"]) / "config.json"]
+        before = [path.stat().st_mtime_ns for path in files]
+        finished.workspace.place(run.settings)
+        assert [path.stat().st_mtime_ns for path in files] == before
+
     def test_a_run_belongs_to_one_process(self, finished, tmp_path):
         _, trials = finished.trials["fig6"]
         workspace = Workspace(tmp_path)
@@ -276,6 +369,14 @@ class TestPages:
             assert set(method["folders"]) == set(numbers["rows"][0]["runs"])
         assert "logs" in numbers["rows"][0]
 
+    def test_the_command_names_another_model(self, finished):
+        experiment, trials = finished.trials["fig6"]
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        page = write_findings(
+            [replace(found, scale="small", model="other")], finished.workspace.root
+        )
+        assert "--scale small --model other --seeds 0,1" in page.read_text("utf-8")
+
     def test_the_same_runs_give_the_same_files(self, finished, tmp_path):
         first, second = (list(reproduce(finished, results=tmp_path / name)) for name in "ab")
         for one, other in zip(first, second, strict=True):
@@ -284,14 +385,22 @@ class TestPages:
 
 
 class TestPlanning:
+    def test_an_estimate_writes_no_second_toy_model(self, finished):
+        before = sorted(finished.workspace.root.iterdir())
+        (run, readings) = next(iter(finished.runs.values()))
+        assert estimate_seconds(finished.workspace, [(run, readings)]) > 0
+        assert sorted(finished.workspace.root.iterdir()) == before
+
     def test_layers_of_the_toy_model_need_no_file(self):
         assert count_layers("toy") == 8
 
     def test_what_does_not_fit_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="`model` must be left out"):
             plan(["fig7"], scale="toy", workspace=tmp_path, selection=Selection(models=("a",)))
+        with pytest.raises(ValueError, match="`subjects` must be known ones"):
+            plan(["fig7"], workspace=tmp_path, selection=Selection(subjects=("arc_easy", "chess")))
         with pytest.raises(ValueError, match="whose subjects are asked for"):
-            plan(["fig7"], workspace=tmp_path, selection=Selection(subjects=("chess",)))
+            plan(["fig7"], workspace=tmp_path, selection=Selection(subjects=("boolq",)))
         with pytest.raises(ValueError, match="`jobs` must be at least 1"):
             Launcher(jobs=0)
 
@@ -301,3 +410,68 @@ class TestPlanning:
         with pytest.raises(ValueError, match="`judge` must be given for table3"):
             list(reproduce(planned))
         assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A folder with what Slurm would put on the path; `sbatch` keeps what it is given."""
+    for name, text in (
+        ("srun", "#!/bin/sh\n"),
+        ("sbatch", f"#!/bin/sh\ncat $1 > {tmp_path}/submitted.sh\necho Submitted batch job 7\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path
+
+
+class TestLaunching:
+    def test_a_cluster_gets_a_day_and_one_gpu_for_each_process(self, cluster):
+        options = {"slurm-partition": "gpu"}
+        launcher = Launcher(kind="slurm", num_processes=2, options=options)
+        assert list(launch([Assignment(root=cluster, runs=[])], launcher)) == []
+        script = (cluster / "submitted.sh").read_text()
+        for line in ("--time=1440", "--gpus-per-node=2", "--partition=gpu"):
+            assert f"#SBATCH {line}\n" in script
+
+    def test_options_that_submitit_does_not_know_are_refused(self, cluster):
+        for options in ({"slurm-partitoin": "gpu"}, {"queue": "gpu"}, {"mem-gb": "much"}):
+            with pytest.raises(ValueError, match="`slurm` must hold parameters"):
+                list(
+                    launch(
+                        [Assignment(root=cluster, runs=[])],
+                        Launcher(kind="slurm", options=options),
+                    )
+                )
+
+    def test_what_would_be_ignored_is_refused(self):
+        with pytest.raises(ValueError, match="is for `--launcher slurm`"):
+            Launcher(options={"slurm-partition": "gpu"})
+        with pytest.raises(ValueError, match="`jobs` is for this machine"):
+            Launcher(kind="slurm", jobs=2)
+
+    def test_jobs_share_the_gpus_of_a_machine(self, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-a")
+        assert [share_devices(slot, 1) for slot in range(4)] == [["4"], ["5"], ["GPU-a"], ["4"]]
+        assert share_devices(0, 2) == ["4", "5"]
+        with pytest.raises(ValueError, match="`num_processes` must be at most the 3 GPUs"):
+            share_devices(0, 4)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert share_devices(3, 1) == []
+
+    def test_a_run_sees_its_own_gpus_alone(self, finished, tmp_path, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            "depthmix.reproduction.launching.subprocess.run",
+            lambda command, **options: calls.append((command, options["env"])),
+        )
+        # As submitit leaves it for a local job.
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assignment = Assignment(root=tmp_path, runs=list(finished.runs.values())[:1])
+        execute(assignment, 2, ["1", "3"])
+        execute(assignment, 1, [])
+        commands, environments = zip(*calls, strict=True)
+        assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["1,3", ""]
+        assert "--multi_gpu" in commands[0]
+        assert commands[0][commands[0].index("--main_process_port") + 1] == "0"
+        assert "--multi_gpu" not in commands[1]

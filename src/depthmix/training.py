@@ -341,4 +341,6 @@ def _save_results(result: TrainResult) -> None:
         "versions": {name: version(name) for name in REPORTED_PACKAGES},
     }
     path = result.output_dir / RESULTS_NAME
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    draft = path.with_suffix(".tmp")  # the file says that the run is finished, so it must be whole
+    draft.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    draft.replace(path)

@@ -48,7 +48,8 @@ def reproduce(
         runs_per_job: Runs that share a process.
         slurm: Parameters of submitit's executor, with a dot: `--slurm.slurm-partition gpu`.
         data_dir: Local folder of data sets, instead of DEPTHMIX_DATA or public sources.
-        judge: Who rates MT-Bench: `model`, `base_url`, …, with a dot.
+        judge: Who rates MT-Bench: `model`, `base_url`, …, with a dot. Another `model` is another
+            evaluation.
         dry_run: List the runs and estimate their time; start nothing.
     """
     from depthmix.reproduction.launching import Launcher
@@ -59,7 +60,7 @@ def reproduce(
         seeds=tuple(int(seed) for seed in (seeds or "").split(",") if seed.strip()),
         subjects=tuple(name.strip() for name in (subjects or "").split(",") if name.strip()),
     )
-    planned = plan(experiments, scale=scale, selection=selection, workspace=workspace)
+    planned = plan(experiments, scale=scale, selection=selection, workspace=workspace, judge=judge)
     if dry_run:
         print(planned)
         return
@@ -68,7 +69,6 @@ def reproduce(
         launcher=Launcher(kind=launcher, jobs=jobs, num_processes=num_processes, options=slurm),
         runs_per_job=runs_per_job,
         data_dir=data_dir,
-        judge=judge,
         results=results,
     )
     for page in pages:

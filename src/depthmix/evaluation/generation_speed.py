@@ -68,7 +68,7 @@ def measure_generation(
     options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "min_new_tokens": num_new_tokens}
     options |= {"do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     try:
-        for prompt in prompts:
+        for number, prompt in enumerate((prompts[0], *prompts)):
             inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
             inputs = inputs.to(model.device)
             for top_k, turns in seconds.items():
@@ -77,8 +77,12 @@ def measure_generation(
                 generator: Any = lazy if top_k else model
                 started = time.perf_counter()
                 with torch.inference_mode():
-                    generator.generate(**inputs, **options)
-                turns.append(time.perf_counter() - started)
+                    tokens = generator.generate(**inputs, **options)
+                tokens.cpu()  # waits for the device
+                elapsed = time.perf_counter() - started
+                if not number:  # the first turn warms up
+                    continue
+                turns.append(elapsed)
                 if top_k:
                     layers[top_k].append(lazy.layers_per_pass)
     finally:

@@ -51,24 +51,25 @@ def estimate_seconds(
     total = 0.0
     for run, readings in runs:
         name = run.settings["model"]["name"]
-        if name not in seconds_per_operation:
-            known = _measured(workspace, name)
-            seconds_per_operation[name] = known or 1 / (PEAK_SHARE * _operations_per_second())
+        left = () if workspace.is_trained(run) else (run,)
         try:
-            needed = count_operations(workspace, run, readings)
+            if name not in seconds_per_operation:
+                known = _measured(workspace, name)
+                seconds_per_operation[name] = known or 1 / (PEAK_SHARE * _operations_per_second())
+            needed = sum(count_training(workspace, one) for one in left)
+            needed += sum(count_reading(workspace, run, reading) for reading in readings)
         except (OSError, ValueError):
             return None
         total += needed * seconds_per_operation[name]
     return total
 
 
-def count_operations(workspace: Workspace, run: Run, readings: Sequence[Reading]) -> float:
-    """Count a run's floating-point operations roughly: 6 N per token trained, 2 N per token read.
+def count_training(workspace: Workspace, run: Run) -> float:
+    """Count the floating-point operations of a run's training roughly: 6 N per token.
 
     Args:
         workspace: For the toy model.
         run: The run.
-        readings: Its readings.
 
     Returns:
         Operations, in the order of magnitude.
@@ -76,21 +77,33 @@ def count_operations(workspace: Workspace, run: Run, readings: Sequence[Reading]
     Raises:
         OSError: If the model's configuration cannot be had.
     """
-    size = _count_parameters(workspace.place(run.settings["model"])["name"])
-    operations = 0.0
-    if not (run.untuned or workspace.is_trained(run)):
-        training = run.settings["training"]
-        steps = training.get("max_steps", -1)
-        records = (run.settings["data"].get("limit") or RECORDS_UNKNOWN) * training.get(
-            "num_train_epochs", 3
-        )
-        if steps > 0:
-            records = steps * training.get("per_device_train_batch_size", 8)
-        operations += 6 * size * TOKENS_PER_RECORD * records
-    for reading in readings:
-        num_items = (reading.limit or ITEMS_UNKNOWN) * max(len(reading.tasks), 1)
-        operations += 2 * size * TOKENS_PER_RECORD * SEQUENCES_PER_ITEM * num_items
-    return operations
+    training = run.settings["training"]
+    records = (run.settings["data"].get("limit") or RECORDS_UNKNOWN) * training.get(
+        "num_train_epochs", 3
+    )
+    if (steps := training.get("max_steps", -1)) > 0:
+        batch = training.get("per_device_train_batch_size", 8)
+        records = steps * batch * training.get("gradient_accumulation_steps", 1)
+    return 6.0 * _count_parameters(workspace, run) * TOKENS_PER_RECORD * records
+
+
+def count_reading(workspace: Workspace, run: Run, reading: Reading) -> float:
+    """Count the floating-point operations of an evaluation roughly: 2 N per token.
+
+    Args:
+        workspace: For the toy model.
+        run: What is read.
+        reading: How.
+
+    Returns:
+        Operations, in the order of magnitude.
+
+    Raises:
+        OSError: If the model's configuration cannot be had.
+    """
+    num_items = (reading.limit or ITEMS_UNKNOWN) * max(len(reading.tasks), 1)
+    num_tokens = TOKENS_PER_RECORD * SEQUENCES_PER_ITEM * num_items
+    return 2.0 * _count_parameters(workspace, run) * num_tokens
 
 
 def _measured(workspace: Workspace, model: str) -> float | None:
@@ -103,13 +116,16 @@ def _measured(workspace: Workspace, model: str) -> float | None:
         run = Run(**json.loads(settings_file.read_text("utf-8")))
         if run.settings["model"]["name"] == model:
             seconds = json.loads(path.read_text("utf-8"))["metrics"]["total_seconds"]
-            fresh = Workspace(workspace.root / "nowhere")
-            rates.append(seconds / count_operations(fresh, run, ()))
+            rates.append(seconds / count_training(workspace, run))
     return median(rates) if rates else None
 
 
+def _count_parameters(workspace: Workspace, run: Run) -> int:
+    return _count_model_parameters(workspace.place(run.settings["model"])["name"])
+
+
 @functools.cache
-def _count_parameters(name: str) -> int:
+def _count_model_parameters(name: str) -> int:
     """Count a model's parameters from its configuration, without its weights."""
     source = resolve_model(name)
     config = AutoConfig.from_pretrained(source.directory_or_id, gguf_file=source.gguf_file)

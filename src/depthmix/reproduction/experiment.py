@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from depthmix.options import build_section, suggest
 
@@ -40,6 +40,9 @@ class Subject:
 
     toy: Literal["choices", "numbers"]
     """Invented records that stand for all of that in a test of the machinery."""
+
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """How these tests are taken, where that differs from the scale's way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,13 @@ class Axis:
     values: tuple[Any, ...]
     """The values."""
 
+    def __post_init__(self) -> None:
+        if self.setting.partition(".")[0] not in ("run", "reading"):
+            raise ValueError(
+                f"`setting` of the axis {self.name} must begin with `run.` or `reading.`, got "
+                f"{self.setting!r}."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -133,6 +143,17 @@ class Experiment:
     seeds: tuple[int, ...] = ()
     """Training seeds; empty takes those of the scale."""
 
+    def __post_init__(self) -> None:
+        if all(method.untuned for method in self.methods):
+            raise ValueError(f"`methods` of {self.name} must hold one that tunes a model.")
+        if self.shows == "grid" and (len(self.axes), len(self.methods)) != (2, 1):
+            raise ValueError(
+                f"`axes` of {self.name} must be two, for one method, since it shows a grid, got "
+                f"{len(self.axes)} for {len(self.methods)}."
+            )
+        if bool(self.quantities) != (self.shows == "curves"):
+            raise ValueError(f"`quantities` of {self.name} must be given for curves, and only so.")
+
 
 def list_experiments() -> list[str]:
     """Name the experiments that the package holds, those of the paper first."""
@@ -172,6 +193,10 @@ def load_experiment(source: str, scale: Scale) -> Experiment:
             f"neither{suggest(source, list_experiments())}"
         )
     scales = content.pop("scales", {})
+    if unknown := [name for name in scales if name not in get_args(Scale)]:
+        raise ValueError(
+            f"`scales.{unknown[0]}` of {source} is no scale{suggest(unknown[0], get_args(Scale))}"
+        )
     content = merge(content, scales.get(scale, {})) | {"name": path.stem}
     lists: dict[str, type] = {"methods": Method, "axes": Axis}
     for key, owner in lists.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,13 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import submitit
+import torch
 
 from depthmix.options import underscored
 from depthmix.reproduction.worker import Assignment
 from depthmix.reproduction.workspace import Workspace
 
-MINUTES_OF_A_MONTH = 60 * 24 * 30
+MINUTES_OF_A_DAY = 60 * 24
+"""Limit of a cluster's jobs where nothing is said; submitit's own is five minutes."""
+
+MINUTES_OF_A_MONTH = 30 * MINUTES_OF_A_DAY
 """Local jobs are not ended for their time."""
+
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -37,12 +44,21 @@ class Launcher:
     """Processes of one run, one per GPU."""
 
     options: Mapping[str, Any] | None = None
-    """Further parameters of submitit's executor, such as `slurm_partition` or `timeout_min`."""
+    """Further parameters of submitit's executor on a cluster, such as `slurm_partition`,
+    `timeout_min` (a day by default) or `gpus_per_node` (one for each process by default)."""
 
     def __post_init__(self) -> None:
         for name in ("jobs", "num_processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.kind == "local" and self.options:
+            raise ValueError(
+                "`slurm` is for `--launcher slurm`; pass it, or leave the options out."
+            )
+        if self.kind == "slurm" and self.jobs > 1:
+            raise ValueError(
+                "`jobs` is for this machine, and a cluster decides for itself; leave it out."
+            )
 
 
 def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[Assignment]:
@@ -58,29 +74,26 @@ def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[As
 
     Raises:
         RuntimeError: If a process has failed, after all the others are done; names its log.
+        ValueError: If submitit knows no such option, or there are fewer GPUs than processes.
     """
     if not assignments:
         return
-    logs = assignments[0].root / "logs"
-    executor = submitit.AutoExecutor(folder=logs, cluster=launcher.kind)
-    parameters: dict[str, Any] = {}
-    if launcher.kind == "local":
-        parameters["timeout_min"] = MINUTES_OF_A_MONTH
-    for name, value in underscored(launcher.options or {}).items():
-        parameters[name] = int(value) if str(value).isdecimal() else value
-    executor.update_parameters(**parameters)
+    executor = _make_executor(assignments[0].root / "logs", launcher)
+    slots = list(range(launcher.jobs))
     waiting, running, failed = list(assignments), [], []
     while waiting or running:
-        while waiting and (launcher.kind != "local" or len(running) < launcher.jobs):
+        while waiting and (launcher.kind != "local" or slots):
             assignment = waiting.pop(0)
-            running.append(
-                (executor.submit(execute, assignment, launcher.num_processes), assignment)
-            )
+            slot = slots.pop(0) if launcher.kind == "local" else None
+            devices = None if slot is None else share_devices(slot, launcher.num_processes)
+            job = executor.submit(execute, assignment, launcher.num_processes, devices)
+            running.append((job, assignment, slot))
         if launcher.kind != "local":
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)
-        for job, assignment in [pair for pair in running if pair[0].done()]:
-            running.remove((job, assignment))
+        for job, assignment, slot in [entry for entry in running if entry[0].done()]:
+            running.remove((job, assignment, slot))
+            slots.append(slot)
             if job.exception() is None:
                 yield assignment
             else:
@@ -92,12 +105,42 @@ def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[As
         )
 
 
-def execute(assignment: Assignment, num_processes: int) -> None:
+def share_devices(slot: int, num_processes: int) -> list[str]:
+    """Choose the GPUs of one of the jobs that run side by side on this machine.
+
+    Args:
+        slot: Number of the job, from 0.
+        num_processes: Processes of its run, one per GPU.
+
+    Returns:
+        As many GPUs as processes, as CUDA_VISIBLE_DEVICES names them; jobs share where there are
+        too few for all. Empty on a machine without any.
+
+    Raises:
+        ValueError: If there are fewer GPUs than processes.
+    """
+    named = os.environ.get(VISIBLE_DEVICES)
+    every = range(torch.cuda.device_count()) if named is None else named.split(",")
+    devices = [str(device) for device in every if str(device).strip()]
+    if num_processes > max(len(devices), 1):
+        raise ValueError(
+            f"`num_processes` must be at most the {len(devices)} GPUs of this machine, got "
+            f"{num_processes}; a run without GPUs takes one process."
+        )
+    first = slot * num_processes
+    numbers = range(first, first + num_processes) if devices else ()
+    return [devices[number % len(devices)] for number in numbers]
+
+
+def execute(
+    assignment: Assignment, num_processes: int, devices: Sequence[str] | None = None
+) -> None:
     """Take the runs that nobody else works on, and work on them through accelerate.
 
     Args:
         assignment: Runs of one workspace.
         num_processes: Processes of one run.
+        devices: GPUs for them; `None` takes the first ones of the machine where this runs.
 
     Raises:
         CalledProcessError: If the work has failed.
@@ -118,9 +161,31 @@ def execute(assignment: Assignment, num_processes: int) -> None:
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--num_processes", str(num_processes), "--num_machines", "1"]
         command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--multi_gpu"] if num_processes > 1 else []
+        # Any free port, since other runs may be on the same machine.
+        command += ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []
         module = ["-m", "depthmix.reproduction.worker", str(path)]
-        subprocess.run([*command, *module], check=True)
+        # submitit hides all GPUs from local jobs, and a trainer spreads a batch over all that it
+        # sees.
+        visible = share_devices(0, num_processes) if devices is None else devices
+        environment = {**os.environ, VISIBLE_DEVICES: ",".join(visible)}
+        subprocess.run([*command, *module], check=True, env=environment)
+
+
+def _make_executor(logs: Path, launcher: Launcher) -> submitit.AutoExecutor:
+    """Set up submitit, and explain what it does not know."""
+    executor = submitit.AutoExecutor(folder=logs, cluster=launcher.kind)
+    parameters: dict[str, Any] = {"timeout_min": MINUTES_OF_A_MONTH}
+    if launcher.kind == "slurm":
+        parameters = {"timeout_min": MINUTES_OF_A_DAY, "gpus_per_node": launcher.num_processes}
+    for name, value in underscored(launcher.options or {}).items():
+        parameters[name] = int(value) if str(value).isdecimal() else value
+    try:
+        executor.update_parameters(**parameters)
+    except (AssertionError, NameError) as error:  # how submitit refuses an option
+        raise ValueError(
+            f"`slurm` must hold parameters of submitit's executor, and it says: {error}."
+        ) from error
+    return executor
 
 
 def plan_assignments(

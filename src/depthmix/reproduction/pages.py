@@ -17,6 +17,7 @@ from depthmix.analysis.style import save_figure
 from depthmix.comparison.comparison import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.reproduction.drawings import draw, make_grid
+from depthmix.reproduction.experiment import load_scale
 from depthmix.reproduction.findings import Findings, Row, subject_title
 
 MOST_OVERLAPS = 4
@@ -76,6 +77,9 @@ def _command(findings: Sequence[Findings]) -> str:
     first = findings[0]
     seeds = sorted({seed for row in first.rows for seed in row.seeds})
     words = ["depthmix", "reproduce", first.experiment.name, "--scale", first.scale]
+    models = tuple(one.model for one in findings)
+    if models != (first.experiment.models or load_scale(first.scale).models):
+        words += ["--model", *models]
     if first.subjects != first.experiment.subjects:
         words += ["--subjects", ",".join(first.subjects)]
     words += ["--seeds", ",".join(map(str, seeds))]

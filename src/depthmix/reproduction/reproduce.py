@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from depthmix.evaluation.judge import JudgeSection
+from depthmix.options import build_section, suggest
 from depthmix.reproduction.estimate import estimate_seconds
 from depthmix.reproduction.experiment import (
     Experiment,
     Scale,
     list_experiments,
     load_experiment,
+    load_subjects,
 )
 from depthmix.reproduction.findings import gather
 from depthmix.reproduction.launching import Launcher, launch, plan_assignments
@@ -23,6 +26,10 @@ from depthmix.reproduction.workspace import Workspace, count_layers
 
 WORKSPACE = Path("reproduction")
 """Default folder of runs and results."""
+
+
+RATING = ("model", "temperature", "max_tokens")
+"""Options of a judge that determine its ratings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,9 @@ class Reproduction:
     workspace: Workspace
     trials: Mapping[str, tuple[Experiment, tuple[Trial, ...]]] = field(default_factory=dict)
     """Experiments and their trials by name."""
+
+    judge: Mapping[str, Any] | None = None
+    """Options of the judge."""
 
     @property
     def runs(self) -> dict[str, Any]:
@@ -83,6 +93,7 @@ def plan(
     scale: Scale = "small",
     selection: Selection | None = None,
     workspace: Path = WORKSPACE,
+    judge: Mapping[str, Any] | None = None,
 ) -> Reproduction:
     """List what experiments need.
 
@@ -91,17 +102,22 @@ def plan(
         scale: Models, data and training at this scale.
         selection: Which part of them.
         workspace: Folder of runs.
+        judge: Options of the judge, for judged benchmarks. Another judge is another evaluation.
 
     Returns:
         The experiments with their trials.
 
     Raises:
-        ValueError: If a name is unknown, or nothing is left to do.
+        ValueError: If a name or an option is unknown, or nothing is left to do.
         OSError: If a model cannot be found.
     """
     chosen = selection or Selection()
     if scale == TOY and chosen.models:
         raise ValueError("`model` must be left out at the scale toy, which makes its own.")
+    if unknown := [name for name in chosen.subjects if name not in load_subjects()]:
+        raise ValueError(f"`subjects` must be known ones{suggest(unknown[0], load_subjects())}")
+    section = None if judge is None else build_section("judge", judge, JudgeSection)
+    rating = None if section is None else {name: getattr(section, name) for name in RATING}
     names = [
         name for one in experiments for name in (list_experiments() if one == "all" else [one])
     ]
@@ -117,6 +133,7 @@ def plan(
             models=chosen.models,
             seeds=chosen.seeds,
             subjects=subjects,
+            judge=rating,
             count_layers=count_layers,
         )
         found[experiment.name] = experiment, tuple(trials)
@@ -125,7 +142,7 @@ def plan(
             "`experiments` must name at least one whose subjects are asked for; `all` stands for "
             "every one."
         )
-    return Reproduction(scale=scale, workspace=Workspace(workspace), trials=found)
+    return Reproduction(scale=scale, workspace=Workspace(workspace), trials=found, judge=judge)
 
 
 def reproduce(
@@ -134,7 +151,6 @@ def reproduce(
     launcher: Launcher | None = None,
     runs_per_job: int = 1,
     data_dir: str | None = None,
-    judge: Mapping[str, Any] | None = None,
     results: Path | None = None,
 ) -> Iterator[Path]:
     """Run what is missing, and write tables and figures of every experiment that is complete.
@@ -144,7 +160,6 @@ def reproduce(
         launcher: Where processes run; `None` runs one at a time here.
         runs_per_job: Runs that share a process.
         data_dir: Local folder of data sets.
-        judge: Options of the judge, for `mt_bench`.
         results: Folder for tables and figures, one folder inside for each experiment; `None` takes
             `results/SCALE` in the workspace.
 
@@ -155,10 +170,14 @@ def reproduce(
         ValueError: If an experiment needs a judge and has none.
         RuntimeError: If a run has failed.
     """
-    _check_judge(planned, judge)
+    _check_judge(planned)
     workspace = planned.workspace
     assignments = plan_assignments(
-        workspace, planned.runs, runs_per_job=runs_per_job, data_dir=data_dir, judge=judge
+        workspace,
+        planned.runs,
+        runs_per_job=runs_per_job,
+        data_dir=data_dir,
+        judge=planned.judge,
     )
     print(f"{len(planned.runs)} runs; {len(assignments)} processes to start", file=sys.stderr)
     for done, assignment in enumerate(launch(assignments, launcher or Launcher()), start=1):
@@ -177,9 +196,9 @@ def reproduce(
         yield write_findings(findings, folder / experiment.name)
 
 
-def _check_judge(planned: Reproduction, judge: Mapping[str, Any] | None) -> None:
+def _check_judge(planned: Reproduction) -> None:
     for experiment, trials in planned.trials.values():
-        if judge is None and any("mt_bench" in trial.reading.tasks for trial in trials):
+        if planned.judge is None and any(trial.reading.is_judged for trial in trials):
             raise ValueError(
                 f"`judge` must be given for {experiment.name}, whose answers a model rates; pass "
                 "`--judge.model` and, for another endpoint than OpenAI's, `--judge.base-url`, or "

@@ -62,7 +62,7 @@ def write_toy_model(folder: Path) -> Path:
 
 
 def write_toy_records(folder: Path, kind: str, split: str) -> Path:
-    """Write invented records: sums, to choose from or to generate.
+    """Write invented records, once: sums, to choose from or to generate.
 
     Args:
         folder: Where the file goes.
@@ -72,11 +72,13 @@ def write_toy_records(folder: Path, kind: str, split: str) -> Path:
     Returns:
         The file.
     """
+    path = folder / f"{kind}-{split}.jsonl"
+    if path.is_file():
+        return path
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"{SEED} {kind} {split}")
     first = 0 if split == "train" else 50
     records = [_sum(kind, first + number, rng.randrange(50)) for number in range(NUM_RECORDS)]
-    path = folder / f"{kind}-{split}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
     return path
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from depthmix.evaluation.plan import JUDGED_METRICS
 from depthmix.options import build_section, suggest
 from depthmix.readout import Readout
 from depthmix.reproduction.experiment import (
@@ -60,20 +61,49 @@ class Reading:
     limit: int | None = None
     """Items per task."""
 
+    num_fewshot: int | None = None
+    """Worked examples in the prompt; `None` takes each task's own number."""
+
+    mt_bench: dict[str, Any] | None = None
+    """How the model answers MT-Bench, as `evaluate` takes it; `None` takes the defaults."""
+
+    judge: dict[str, Any] | None = None
+    """What of the judge determines its ratings; set for judged benchmarks."""
+
     batch_size: int = 16
     """Sequences run together; changes no result that is reported."""
 
     speed: tuple[int, ...] = ()
     """Values of Top-K under which generation is timed, by turns."""
 
+    def __post_init__(self) -> None:
+        if self.records is not None and not self.records.startswith(f"{TOY}:"):
+            raise ValueError(
+                f"`reading.records` must be left out, since it is for invented ones, got "
+                f"{self.records!r}; name benchmarks by `reading.tasks`."
+            )
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a judge rates answers."""
+        return not JUDGED_METRICS.keys().isdisjoint(self.tasks)
+
     @property
     def key(self) -> str:
         """Name of the folder of its results: the same settings give the same name."""
         settings = asdict(self)
-        return _hash({name: settings[name] for name in settings if name not in _NO_RESULT})
+        return _hash(
+            {
+                name: value
+                for name, value in settings.items()
+                if name not in _NO_RESULT and not (name in _ONLY_IF_SET and value is None)
+            }
+        )
 
 
 _NO_RESULT = ("batch_size", "speed")
+_ONLY_IF_SET = ("num_fewshot", "mt_bench", "judge")
+"""Settings that came later: where they are left out, earlier results keep their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +162,7 @@ def expand(
     models: Sequence[str] = (),
     seeds: Sequence[int] = (),
     subjects: Sequence[str] = (),
+    judge: Mapping[str, Any] | None = None,
     count_layers: Callable[[str], int],
 ) -> list[Trial]:
     """List every run of an experiment.
@@ -142,6 +173,7 @@ def expand(
         models: Only these models, instead of the experiment's.
         seeds: Only these seeds.
         subjects: Only these of the experiment's subjects.
+        judge: What of the judge determines its ratings, for benchmarks that need one.
         count_layers: Gives the number of a model's layers, for settings such as `n-1`.
 
     Returns:
@@ -157,12 +189,12 @@ def expand(
             f"{suggest(unknown[0], experiment.subjects)}"
         )
     trials = []
-    for model, name, method in itertools.product(
+    for model, subject_name, method in itertools.product(
         models or experiment.models or common.models,
         subjects or experiment.subjects,
         experiment.methods,
     ):
-        subject = known[name]
+        subject = known[subject_name]
         toy = f"{TOY}:{subject.toy}"
         base = {
             "run": merge(
@@ -176,22 +208,24 @@ def expand(
                 common.reading,
                 {"records": toy, "metric": _TOY_METRICS[subject.toy]}
                 if scale == TOY
-                else {"tasks": subject.tasks},
+                else {"tasks": subject.tasks, **subject.reading},
             ),
         }
         for point in _points(experiment):
             settings = _settle(base, experiment, method, point)
             if scale == TOY:
-                settings["reading"].pop("tasks", None)
-                settings["reading"].pop("protocol", None)
+                for name in _OF_BENCHMARKS:
+                    settings["reading"].pop(name, None)
             settings = _resolve_layers(settings, lambda model=model: count_layers(model))
             reading = build_section("reading", settings["reading"], Reading)
+            if judge is not None and reading.is_judged:
+                reading = replace(reading, judge={**judge})
             run = _make_run(settings["run"], method)
             for seed in seeds or experiment.seeds or common.seeds:
                 trials.append(
                     Trial(
                         model=model,
-                        subject=name,
+                        subject=subject_name,
                         method=method.name,
                         point=point,
                         seed=seed,
@@ -206,6 +240,9 @@ def expand(
         }.values()
     )
 
+
+_OF_BENCHMARKS = ("tasks", "protocol", "num_fewshot", "mt_bench")
+"""How a reading asks benchmarks, which invented records are not."""
 
 _TOY_METRICS = {"choices": "choices", "numbers": "exact_match"}
 

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from depthmix.data.selection import select_records
 from depthmix.data.templates import render_prompt
 from depthmix.evaluation.generation_speed import measure_generation
@@ -22,7 +24,7 @@ from depthmix.evaluation.judge import JudgeSection
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import build_section
 from depthmix.reproduction.trials import Reading, Run
-from depthmix.reproduction.workspace import FINISHED_NAME, Workspace
+from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
 from depthmix.run_config import load_run_config
 from depthmix.training import choose_form, train
 
@@ -91,8 +93,31 @@ def _train(workspace: Workspace, run: Run) -> None:
     """Train a run, from its last checkpoint where it was interrupted."""
     folder = workspace.run_folder(run)
     settings = workspace.place(run.settings)
-    settings["training"] = {**settings["training"], "output_dir": str(folder)}
+    training = share_batch(settings["training"], int(os.environ.get("WORLD_SIZE", "1")))
+    settings["training"] = {**training, "output_dir": str(folder)}
     train(load_run_config(None, settings), resume=workspace.has_checkpoint(run))
+
+
+def share_batch(training: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
+    """Divide a run's batch among its processes, so that their number changes no result.
+
+    Args:
+        training: The run's section, with the batch of a single process.
+        num_processes: Processes that train it.
+
+    Returns:
+        The section of each process.
+
+    Raises:
+        ValueError: If the batch cannot be divided.
+    """
+    name = "per_device_train_batch_size"
+    batch = training.get(name, 8)
+    if batch % num_processes:
+        raise ValueError(
+            f"`num_processes` must divide the batch of {batch} sequences, got {num_processes}."
+        )
+    return {**training, name: batch // num_processes} if num_processes > 1 else {**training}
 
 
 def _read(workspace: Workspace, run: Run, reading: Reading, options: Mapping[str, Any]) -> None:
@@ -101,16 +126,17 @@ def _read(workspace: Workspace, run: Run, reading: Reading, options: Mapping[str
     folder, section = workspace.reading_folder(run, reading), workspace.model(run, reading)
     results = evaluate(section, workspace.plan(reading, options), output_dir=folder, overwrite=True)
     if not workspace.is_timed(run, reading):
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
         model, tokenizer = load_model(section).eval(), load_tokenizer(section)
+        model.to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
         data = load_run_config(None, workspace.place(run.settings)).data
         chosen = select_records(data).records[:NUM_PROMPTS]
         records = choose_form(data)(chosen, data.train)
         prompts = [render_prompt(record, data.template, tokenizer) for record in records]
         speeds = measure_generation(model, tokenizer, prompts, top_ks=reading.speed)
-        text = json.dumps([asdict(speed) for speed in speeds], indent=1)
-        workspace.speed_file(run).write_text(text + "\n", "utf-8")
+        write_json(workspace.speed_file(run), [asdict(speed) for speed in speeds])
     facts = {"tasks": list(results["depthmix"]["data"]), "seconds": time.monotonic() - started}
-    (folder / FINISHED_NAME).write_text(json.dumps(facts) + "\n", "utf-8")
+    write_json(folder / FINISHED_NAME, facts)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic_core import to_jsonable_python
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.options import build_section
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
@@ -85,17 +87,24 @@ class Workspace:
         return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
 
     def clear(self, run: Run) -> None:
-        """Remove what is left of a run that was interrupted before its first checkpoint."""
+        """Remove what an interrupted run cannot go on from: half a checkpoint, or all without one.
+
+        The trainer writes its state last into a checkpoint.
+        """
         folder = self.run_folder(run)
-        if folder.is_dir() and not (self.is_trained(run) or self.has_checkpoint(run)):
+        if not folder.is_dir() or self.is_trained(run):
+            return
+        for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if not (checkpoint / TRAINER_STATE_NAME).is_file():
+                shutil.rmtree(checkpoint)
+        if not self.has_checkpoint(run):
             shutil.rmtree(folder)
 
     def describe(self, run: Run) -> None:
         """Write a run's settings into its folder, for people."""
         folder = self.run_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "settings.json"
-        path.write_text(json.dumps(asdict(run), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_json(folder / "settings.json", asdict(run))
 
     @contextmanager
     def claim(self, run: Run) -> Iterator[bool]:
@@ -117,7 +126,7 @@ class Workspace:
         """Name the model that a reading evaluates."""
         base = build_section("model", self.place(run.settings["model"]), ModelSection)
         if not run.untuned:
-            base = ModelSection(name=str(self.run_folder(run)), dtype=base.dtype)
+            base = replace(base, name=str(self.run_folder(run)))
         return replace(base, top_k=reading.top_k)
 
     def plan(self, reading: Reading, options: Mapping[str, Any]) -> EvaluationPlan:
@@ -133,10 +142,14 @@ class Workspace:
         """
         fields = asdict(reading).items()
         settings: dict[str, Any] = {
-            name: value for name, value in fields if name not in ("top_k", "speed")
+            name: value for name, value in fields if name not in ("top_k", "speed", "judge")
         }
-        judged = "mt_bench" in reading.tasks
-        settings |= {name: options[name] for name in options if name != "judge" or judged}
+        settings |= {
+            name: options[name] for name in options if name != "judge" or reading.is_judged
+        }
+        if reading.mt_bench is not None:
+            answering = {"batch_size": reading.batch_size, **reading.mt_bench}
+            settings["mt_bench"] = build_section("mt_bench", answering, MTBenchSection)
         if reading.records is not None:
             settings["records"] = str(self._toy_file(reading.records, "test"))
         return EvaluationPlan(**settings)
@@ -145,7 +158,8 @@ class Workspace:
         """Put files in the place of toy names in a run's settings or one of its sections."""
         placed = to_jsonable_python(settings)
         if placed.get("name") == TOY:
-            placed["name"] = str(write_toy_model(self.root / TOY / "model"))
+            with self._toy_lock():
+                placed["name"] = str(write_toy_model(self.root / TOY / "model"))
         if str(placed.get("train")).startswith(f"{TOY}:"):
             placed["train"] = str(self._toy_file(placed["train"], "train"))
         return {
@@ -154,7 +168,21 @@ class Workspace:
         }
 
     def _toy_file(self, name: str, split: str) -> Path:
-        return write_toy_records(self.root / TOY, name.removeprefix(f"{TOY}:"), split)
+        with self._toy_lock():
+            return write_toy_records(self.root / TOY, name.removeprefix(f"{TOY}:"), split)
+
+    def _toy_lock(self) -> FileLock:
+        """Let one process write toy files, while the others that need them wait."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{TOY}.lock")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a file at once, so that an interruption leaves the old one, the new one or none."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    draft.replace(path)
 
 
 @functools.cache
