@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from depthmix.comparison.comparison import compare
 from depthmix.reproduction.estimate import estimate_seconds
 from depthmix.reproduction.experiment import (
     Experiment,
@@ -119,6 +120,7 @@ class TestExperiments:
             (scores + method + "untuned = true", "must hold one that tunes a model"),
             (grid + method + axis + "'run.mode.late_layers'", "must be two, for one method"),
             (curves + method, "`quantities` of own must be given"),
+            (scores + method + "beside = ['b']", "`beside` must name methods"),
         ):
             path.write_text(text)
             with pytest.raises(ValueError, match=message):
@@ -368,6 +370,22 @@ class TestPages:
             method = numbers["comparison"]["methods"][0]
             assert set(method["folders"]) == set(numbers["rows"][0]["runs"])
         assert "logs" in numbers["rows"][0]
+
+    def test_methods_stand_beside_others_than_the_baseline(self, finished, tmp_path):
+        experiment, trials = finished.trials["fig6"]
+        *first, last = experiment.methods
+        experiment = replace(experiment, methods=(*first, replace(last, beside=("without N_i",))))
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        (contrast,) = found.contrasts
+        folders = {method.label: method.folders for method in found.comparison.methods}
+        runs = [
+            f"{label}={','.join(map(str, folders[label]))}"
+            for label in ("without N_i", "without L_distill")
+        ]
+        assert contrast.difference == compare(runs).rows[-1].scores[1].difference
+        assert contrast.adjusted_p_value == contrast.difference.p_value  # the only one
+        text = write_findings([found], tmp_path).read_text("utf-8")
+        assert r"| without L\_distill | without N\_i |" in text
 
     def test_the_command_names_another_model(self, finished):
         experiment, trials = finished.trials["fig6"]

@@ -78,6 +78,9 @@ class Method:
     untuned: bool = False
     """Whether the pretrained model itself is read."""
 
+    beside: tuple[str, ...] = ()
+    """Further methods, besides the baseline, that it is to be compared with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -146,6 +149,12 @@ class Experiment:
     def __post_init__(self) -> None:
         if all(method.untuned for method in self.methods):
             raise ValueError(f"`methods` of {self.name} must hold one that tunes a model.")
+        names = [method.name for method in self.methods]
+        others = [other for method in self.methods for other in method.beside]
+        if unknown := [other for other in others if other not in names]:
+            raise ValueError(
+                f"`beside` must name methods of {self.name}{suggest(unknown[0], names)}"
+            )
         if self.shows == "grid" and (len(self.axes), len(self.methods)) != (2, 1):
             raise ValueError(
                 f"`axes` of {self.name} must be two, for one method, since it shows a grid, got "

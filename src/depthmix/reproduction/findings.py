@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from depthmix.comparison.comparison import Comparison, compare
 from depthmix.evaluation.generation_speed import GenerationSpeed
+from depthmix.evaluation.statistics import PairedDifference, holm
 from depthmix.reproduction.experiment import Experiment, Scale, load_subjects
 from depthmix.reproduction.trials import Trial
 from depthmix.reproduction.workspace import RESULTS_NAME, Workspace
@@ -55,6 +56,26 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """The difference between two methods, neither of which is the baseline."""
+
+    method: str
+    """Label of the one whose gain it is."""
+
+    other: str
+    """Label of the other."""
+
+    task: str
+    """Task, or the average of several."""
+
+    difference: PairedDifference
+    """Of the first from the other."""
+
+    adjusted_p_value: float
+    """The p-value after Holm's correction over all contrasts of the experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """What an experiment found on one model."""
 
@@ -76,6 +97,9 @@ class Findings:
     comparison: Comparison
     """Scores on the same items, with intervals and tests."""
 
+    contrasts: tuple[Contrast, ...] = ()
+    """Differences that the experiment asks for beside those from the baseline."""
+
 
 def gather(
     experiment: Experiment, scale: Scale, trials: Sequence[Trial], workspace: Workspace
@@ -96,6 +120,7 @@ def gather(
         own = [trial for trial in trials if trial.model == model]
         labels = list(dict.fromkeys(trial.label for trial in own))
         by_label = {label: [t for t in own if t.label == label] for label in labels}
+        named = {label: _name_folders(label, t, workspace) for label, t in by_label.items()}
         found.append(
             Findings(
                 experiment=experiment,
@@ -103,9 +128,8 @@ def gather(
                 model=model,
                 subjects=tuple(dict.fromkeys(trial.subject for trial in own)),
                 rows=tuple(_make_row(rows, workspace) for rows in by_label.values()),
-                comparison=compare(
-                    [_name_folders(label, rows, workspace) for label, rows in by_label.items()]
-                ),
+                comparison=compare(list(named.values())),
+                contrasts=_contrast(experiment, [rows[0] for rows in by_label.values()], named),
             )
         )
     return tuple(found)
@@ -114,6 +138,32 @@ def gather(
 def subject_title(name: str) -> str:
     """Give a subject's name for readers."""
     return load_subjects()[name].title
+
+
+def _contrast(
+    experiment: Experiment, trials: Sequence[Trial], named: Mapping[str, str]
+) -> tuple[Contrast, ...]:
+    """Compare methods with those that they are to stand beside, on all tasks together.
+
+    `trials` are one of each label, and `named` its evaluations as `compare` takes them.
+    """
+    beside = {method.name: method.beside for method in experiment.methods}
+    pairs = [
+        (trial.label, replace(trial, method=other).label)
+        for trial in trials
+        for other in beside[trial.method]
+    ]
+    found = []
+    for label, other in pairs:
+        row = compare([named[other], named[label]]).rows[-1]
+        difference = row.scores[1].difference
+        assert difference is not None  # the second method has one
+        found.append((label, other, row.task, difference))
+    adjusted = holm([difference.p_value for *_, difference in found])
+    return tuple(
+        Contrast(method=label, other=other, task=task, difference=difference, adjusted_p_value=p)
+        for (label, other, task, difference), p in zip(found, adjusted, strict=True)
+    )
 
 
 def _name_folders(label: str, trials: Sequence[Trial], workspace: Workspace) -> str:

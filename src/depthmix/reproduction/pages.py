@@ -18,7 +18,7 @@ from depthmix.comparison.comparison import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.reproduction.drawings import draw, make_grid
 from depthmix.reproduction.experiment import load_scale
-from depthmix.reproduction.findings import Findings, Row, subject_title
+from depthmix.reproduction.findings import Contrast, Findings, Row, subject_title
 
 MOST_OVERLAPS = 4
 """Methods whose sets of solved items are listed."""
@@ -112,6 +112,9 @@ def _section(findings: Findings, figure: str) -> Iterator[str]:
     yield from _ledger_table(findings.rows)
     yield ""
     yield to_markdown(_without_crowds(findings.comparison))
+    if findings.contrasts:
+        yield ""
+        yield from _contrast_table(findings.contrasts)
 
 
 def _without_crowds(comparison: Comparison) -> Comparison:
@@ -133,6 +136,25 @@ def _ledger_table(rows: Sequence[Row]) -> Iterator[str]:
                 f"| {_escape(row.label)} | {row.trainable:,} | {more:+.2f} % | "
                 f"{row.seconds / 60:.1f} |"
             )
+
+
+def _contrast_table(contrasts: Sequence[Contrast]) -> Iterator[str]:
+    """Lay out the differences that the experiment asks for."""
+    yield "| method | beside | task | difference, points (95 %) | p | p (Holm) |"
+    yield "|---|---|---|---:|---:|---:|"
+    for one in contrasts:
+        estimate, low, high = (
+            f"{100 * value:+.1f}"
+            for value in (
+                one.difference.estimate,
+                one.difference.interval.low,
+                one.difference.interval.high,
+            )
+        )
+        yield (
+            f"| {_escape(one.method)} | {_escape(one.other)} | {_escape(one.task)} | {estimate} "
+            f"({low} to {high}) | {one.difference.p_value:.3f} | {one.adjusted_p_value:.3f} |"
+        )
 
 
 def _speed_table(findings: Findings) -> Iterator[str]:
