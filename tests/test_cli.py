@@ -56,6 +56,7 @@ def run_file(checkpoint, tmp_path):
         (["evaluate", "--help"], ["llm-adapters", "--limit", "--judge", "OPENAI_API_KEY"]),
         (["train", "--help"], ["MoDEConfig", "SFTConfig", "--mode", "exact_match", "--preset"]),
         (["generate", "--help"], ["GenerationConfig"]),
+        (["reproduce", "--help"], ["--scale", "--dry-run", "--slurm", "--judge"]),
     ],
 )
 def test_help_is_quick_since_nothing_heavy_is_imported(arguments, words):
@@ -111,6 +112,19 @@ def test_evaluate_and_compare(checkpoint, tmp_path, capsys):
     assert "pretrained, layer 2" in capsys.readouterr().out
     kinds = {path.suffix for path in (tmp_path / "tables").iterdir()}
     assert kinds == {".json", ".csv", ".md", ".tex"}
+
+
+def test_reproduce_lists_its_runs(tmp_path, capsys):
+    command = ["reproduce", "fig6", "fig7", "--scale", "toy", "--workspace", str(tmp_path)]
+    assert depthmix_cli.main([*command, "--seeds", "3, 4", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "to train  toy, arc_easy, LoRA_¬K + MoDE, seed 4  (fig6, fig7)" in said
+    assert "8 runs, 8 of them to do, about" in said
+    assert not (tmp_path / "runs").exists()
+    assert depthmix_cli.main([*command, "--seeds", "three"]) == 1
+    assert "`seeds` must be" in capsys.readouterr().err
+    assert depthmix_cli.main([*command, "--subjects", "arc_easy,arc_hard"]) == 1
+    assert "arc_hard is none" in capsys.readouterr().err
 
 
 def test_settings_reach_the_library(run_file, monkeypatch):

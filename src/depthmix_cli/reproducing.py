@@ -52,14 +52,12 @@ def reproduce(
             evaluation.
         dry_run: List the runs and estimate their time; start nothing.
     """
+    from depthmix.options import read_options
     from depthmix.reproduction.launching import Launcher
     from depthmix.reproduction.reproduce import Selection, plan, reproduce
 
-    selection = Selection(
-        models=(model,) if model else (),
-        seeds=tuple(int(seed) for seed in (seeds or "").split(",") if seed.strip()),
-        subjects=tuple(name.strip() for name in (subjects or "").split(",") if name.strip()),
-    )
+    listed = {"seeds": seeds or "", "subjects": subjects or ""}
+    selection = Selection(models=(model,) if model else (), **read_options(None, listed, Selection))
     planned = plan(experiments, scale=scale, selection=selection, workspace=workspace, judge=judge)
     if dry_run:
         print(planned)

@@ -213,7 +213,8 @@ def load_experiment(source: str, scale: Scale) -> Experiment:
     experiment: Experiment = build_section(path.stem, content, Experiment)
     if unknown := [name for name in experiment.subjects if name not in load_subjects()]:
         raise ValueError(
-            f"`subjects` of {source} must be known ones{suggest(unknown[0], load_subjects())}"
+            f"`subjects` of {source} must be known ones, and {unknown[0]} is none"
+            f"{suggest(unknown[0], load_subjects())}"
         )
     return experiment
 

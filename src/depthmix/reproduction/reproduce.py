@@ -115,7 +115,10 @@ def plan(
     if scale == TOY and chosen.models:
         raise ValueError("`model` must be left out at the scale toy, which makes its own.")
     if unknown := [name for name in chosen.subjects if name not in load_subjects()]:
-        raise ValueError(f"`subjects` must be known ones{suggest(unknown[0], load_subjects())}")
+        raise ValueError(
+            f"`subjects` must be known ones, and {unknown[0]} is none"
+            f"{suggest(unknown[0], load_subjects())}"
+        )
     section = None if judge is None else build_section("judge", judge, JudgeSection)
     rating = None if section is None else {name: getattr(section, name) for name in RATING}
     names = [
