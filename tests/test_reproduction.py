@@ -321,6 +321,22 @@ class TestRuns:
         with workspace.claim(trials[0].run) as again:
             assert again
 
+    def test_a_worker_that_outlives_its_owner_keeps_its_run(self, finished, tmp_path, capsys):
+        _, trials = finished.trials["fig6"]
+        run, readings = trials[0].run, (trials[0].reading,)
+        workspace = Workspace(tmp_path)
+        with workspace.claim(run, "worker"):
+            execute(Assignment(root=tmp_path, runs=[(run, readings)]), 1)
+        assert "is being run by another process" in capsys.readouterr().out
+        assert not workspace.run_folder(run).exists()
+
+    def test_a_run_that_fails_does_not_take_the_others_with_it(self, finished, tmp_path):
+        good, bad = list(finished.runs.values())[:2]
+        broken = replace(bad[0], settings=merge(bad[0].settings, {"model": {"name": "./nowhere"}}))
+        with pytest.raises(RuntimeError, match=f"1 of 2 runs have failed: .*{broken.key}"):
+            work(Assignment(root=tmp_path, runs=[(broken, bad[1]), good]))
+        assert Workspace(tmp_path).is_finished(*good)
+
     def test_an_assignment_is_read_as_it_was_written(self, finished, tmp_path):
         runs = list(finished.runs.values())
         assignment = Assignment(root=tmp_path, runs=runs, data_dir="x", judge={"model": "m"})

@@ -149,7 +149,9 @@ def execute(
     with ExitStack() as locks:
         taken = []
         for run, readings in assignment.runs:
-            if not locks.enter_context(workspace.claim(run)):
+            with workspace.claim(run, "worker") as idle:
+                pass  # taken by a worker whose owner is gone?
+            if not (idle and locks.enter_context(workspace.claim(run))):
                 print(f"{run.key} is being run by another process", flush=True)
             elif not workspace.is_finished(run, readings):
                 workspace.clear(run)

@@ -9,7 +9,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,26 +69,59 @@ class Assignment:
 
 
 def work(assignment: Assignment) -> None:
-    """Train what is not trained, on all devices; then read it, on the first one.
+    """Train what is not trained, on all devices, and read it, on the first one.
 
     Args:
-        assignment: The runs. Whoever calls this holds their locks.
+        assignment: The runs. Whoever calls this has claimed them as their owner.
+
+    Raises:
+        RuntimeError: If a run has failed, after all the others are done.
     """
     workspace = Workspace(assignment.root)
     if assignment.data_dir is not None:
         os.environ["DEPTHMIX_DATA"] = assignment.data_dir
-    for run, _ in assignment.runs:
-        if not workspace.is_trained(run):
-            _train(workspace, run)
-    if int(os.environ.get("RANK", "0")) > 0:
-        return
     options: dict[str, Any] = {"data_dir": assignment.data_dir}
     if assignment.judge is not None:
         options["judge"] = build_section("judge", assignment.judge, JudgeSection)
-    for run, readings in assignment.runs:
-        workspace.describe(run)
-        for reading in workspace.missing(run, readings):
-            _read(workspace, run, reading, options)
+    failed: list[str] = []
+    rank = int(os.environ.get("RANK", "0"))
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    with ExitStack() as locks:
+        if rank == 0:
+            for run, _ in assignment.runs:
+                locks.enter_context(workspace.claim(run, "worker"))
+        for run, readings in assignment.runs:
+            with _noted(run, failed):
+                if not workspace.is_trained(run):
+                    _train(workspace, run)
+                if num_processes == 1:
+                    _read_all(workspace, run, readings, options)
+        # The other processes must not wait for the first one's evaluations.
+        for run, readings in assignment.runs if num_processes > 1 and rank == 0 else ():
+            if workspace.is_trained(run):
+                with _noted(run, failed):
+                    _read_all(workspace, run, readings, options)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(assignment.runs)} runs have failed: {failed}.")
+
+
+@contextmanager
+def _noted(run: Run, failed: list[str]) -> Iterator[None]:
+    """Note that a run has failed, and why, and let the others go on."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        failed.append(run.key)
+
+
+def _read_all(
+    workspace: Workspace, run: Run, readings: Sequence[Reading], options: Mapping[str, Any]
+) -> None:
+    """Evaluate a run in all ways that are missing."""
+    workspace.describe(run)
+    for reading in workspace.missing(run, readings):
+        _read(workspace, run, reading, options)
 
 
 def _train(workspace: Workspace, run: Run) -> None:

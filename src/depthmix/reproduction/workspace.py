@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic_core import to_jsonable_python
@@ -107,11 +107,14 @@ class Workspace:
         write_json(folder / "settings.json", asdict(run))
 
     @contextmanager
-    def claim(self, run: Run) -> Iterator[bool]:
-        """Take a run for this process; says False where another one works on it."""
+    def claim(self, run: Run, role: Literal["owner", "worker"] = "owner") -> Iterator[bool]:
+        """Take a run for this process; says False where another one has it in the same role.
+
+        An owner starts workers. A worker that outlives its owner still has its own lock.
+        """
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{run.key}.lock", timeout=0)
+        lock = FileLock(folder / f"{run.key}-{role}.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
