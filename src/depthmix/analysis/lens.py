@@ -1,0 +1,297 @@
+"""What every layer predicts after every token of one text, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from depthmix.analysis.token_texts import token_texts
+from depthmix.attachment import find_mixture_norm
+from depthmix.backbone import Backbone, evaluating, find_backbone
+from depthmix.capture import HiddenStateCapture
+from depthmix.readout import Readout
+
+CHUNK_LOGITS = 2**22
+"""Logits of one layer that are in memory at once: 16 MiB. Larger pieces leave a CPU's caches, and
+softmax and divergences then take twice as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one layer, or the ensemble, predicts after each token of a text.
+
+    Fields have one entry per token. Those that say how the true next token fared have one less,
+    since nothing follows the last token.
+    """
+
+    readout: Readout
+    """Number of the layer, or `ensemble`."""
+
+    top_tokens: tuple[tuple[str, ...], ...]
+    """The likeliest next tokens as text, likeliest first."""
+
+    top_probabilities: tuple[tuple[float, ...], ...]
+    """Their probabilities, 0 to 1."""
+
+    entropy: tuple[float, ...]
+    """Entropy of the prediction, nats."""
+
+    kl_to_final: tuple[float, ...]
+    """KL(P_i ‖ P_n) to the final layer's prediction, nats, 0 for that layer itself."""
+
+    jsd_to_ensemble: tuple[float, ...] | None
+    """Jensen-Shannon divergence to the ensemble, nats, at most ln 2; `None` where the layer is no
+    late layer of a mixture."""
+
+    loss: tuple[float, ...]
+    """Cross-entropy of the true next token, nats."""
+
+    probability: tuple[float, ...]
+    """Probability of the true next token, 0 to 1."""
+
+    rank: tuple[int, ...]
+    """Its place among all tokens by probability, 1 for the likeliest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How much each late layer counts after each token of a text."""
+
+    late_layers: tuple[int, ...]
+    """The layers of the ensemble."""
+
+    weights: tuple[tuple[float, ...], ...]
+    """For each token, one weight per late layer; they sum to one."""
+
+    entropy: tuple[float, ...]
+    """Entropy of a token's weights, nats: 0 for one layer alone, ln k for all alike."""
+
+    mean_depth: tuple[float, ...]
+    """Mean depth that a token uses, `Σ G_i i`, in layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """One text as a model sees it at each depth; `asdict` makes it ready for JSON."""
+
+    tokens: tuple[str, ...]
+    """The text's tokens, special ones included. Parts of a character are written `\\xf0`."""
+
+    layers: tuple[Prediction, ...]
+    """One per layer that was read out, in increasing order."""
+
+    ensemble: Prediction
+    """The model's own prediction; without a mixture that is the final layer's."""
+
+    routing: Routing | None
+    """Routing weights; `None` without a mixture."""
+
+
+@torch.no_grad()
+def look(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    layers: Sequence[int] | None = None,
+    top: int = 5,
+) -> Lens:
+    r"""Read out layers and ensemble after every token of a text, in one forward pass.
+
+    Late layers of a mixture predict by their own norm, $P_i = \mathrm{softmax}\,\phi(N_i(h_i))$,
+    all others by the pretrained one (the logit lens). Logits are built layer by layer on pieces of
+    the text; softmax and all measures are float32.
+
+    Args:
+        model: A decoder-only language model on the device where it is to run, with a mixture, with
+            another adapter, or untuned.
+        tokenizer: Its tokenizer, which adds the special tokens that it always adds.
+        text: What the model reads.
+        layers: Layers to read out, from 1 to `num_hidden_layers`; `None` takes all.
+        top: How many of the likeliest tokens to keep.
+
+    Returns:
+        The predictions, and the routing weights of a mixture.
+
+    Raises:
+        ValueError: If the text has no token or more than the model takes, there is no such layer,
+            or a part of the model cannot be found.
+        TypeError: If the model is no decoder-only language model.
+    """
+    ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    norm = find_mixture_norm(model)
+    mixture = norm.active_mixture if norm is not None else None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    backbone = find_backbone(base) if norm is None else norm.backbone
+    _check_length(backbone, len(ids))
+    final = backbone.num_hidden_layers
+    chosen = _check_layers(layers, final)
+    late_layers = () if mixture is None else mixture.late_layers
+    depths = {*chosen, final, *(layer - 1 for layer in late_layers[:1])}
+    with evaluating(backbone.model):
+        states, answer = _run(backbone, ids, depths)
+        pretrained = backbone.final_norm if norm is None else norm.base_layer
+        normed: dict[Readout, Tensor] = {
+            layer: norm.answer_alone(layer, states[layer])
+            if norm is not None and layer in late_layers
+            else pretrained(states[layer])
+            for layer in (*chosen, final)
+        }
+    readouts: tuple[Readout, ...] = chosen if mixture is None else (*chosen, "ensemble")
+    readouts = readouts if final in readouts else (*readouts, final)
+    normed["ensemble"] = answer
+    measured = _measure_all(backbone, normed, readouts, ids, late_layers, top)
+    known = {number for columns in measured.values() for number in columns["top"].unique().tolist()}
+    texts = dict(zip(known, token_texts(tokenizer, list(known)), strict=True))
+    predictions = {r: _to_prediction(r, columns, texts) for r, columns in measured.items()}
+    return Lens(
+        tokens=token_texts(tokenizer, ids.tolist()),
+        layers=tuple(predictions[layer] for layer in chosen),
+        ensemble=predictions.get("ensemble") or replace(predictions[final], readout="ensemble"),
+        routing=None
+        if mixture is None
+        else _to_routing(late_layers, mixture.weigh(states[late_layers[0] - 1])[0].cpu()),
+    )
+
+
+def _check_length(backbone: Backbone, num_tokens: int) -> None:
+    """Refuse a text without tokens, or with more than the model takes."""
+    config = backbone.model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or num_tokens
+    if not 1 <= num_tokens <= limit:
+        raise ValueError(
+            f"`text` must have between 1 and {limit:,} tokens, which is what the model takes, got "
+            f"{num_tokens:,}; pass another part of it."
+        )
+
+
+def _check_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
+    """Put the layers in order, and refuse those that the model lacks."""
+    chosen = tuple(sorted(set(range(1, num_layers + 1) if layers is None else layers)))
+    if not chosen or not 1 <= chosen[0] <= chosen[-1] <= num_layers:
+        raise ValueError(
+            f"`layers` must be between 1 and {num_layers} (the model has {num_layers} layers), got "
+            f"{list(chosen)}; leave it out for all of them."
+        )
+    return chosen
+
+
+def _run(
+    backbone: Backbone, ids: Int[Tensor, " seq"], depths: set[int]
+) -> tuple[dict[int, Float[Tensor, "1 seq hidden"]], Float[Tensor, "1 seq hidden"]]:
+    """Run a text: the residual stream at some depths, and what comes to the head."""
+    # The final norm stands above the last layer, as each layer does above the one before.
+    stages = nn.ModuleList([*backbone.layers, backbone.final_norm])
+    answers: list[Tensor] = []
+    capture = HiddenStateCapture()
+    capture.watch(stages, depths)
+    handle = stages[-1].register_forward_hook(lambda _norm, _args, output: answers.append(output))
+    try:
+        backbone.decoder(input_ids=ids[None].to(backbone.model.device), use_cache=False)
+    finally:
+        handle.remove()
+        capture.remove()
+    return capture.take(), answers[-1]
+
+
+def _measure_all(
+    backbone: Backbone,
+    normed: dict[Readout, Float[Tensor, "1 seq hidden"]],
+    readouts: Sequence[Readout],
+    ids: Int[Tensor, " seq"],
+    late_layers: Sequence[int],
+    top: int,
+) -> dict[Readout, dict[str, Tensor]]:
+    """Measure each read-out's predictions, piece by piece of the text."""
+    device, final = backbone.head_weight.device, backbone.num_hidden_layers
+    length = max(CHUNK_LOGITS // backbone.head_weight.size(0), 1)
+    pieces: dict[Readout, list[dict[str, Tensor]]] = {readout: [] for readout in readouts}
+    for start in range(0, len(ids), length):
+
+        def predict(readout: Readout, start: int = start) -> Float[Tensor, "tokens vocab"]:
+            logits = backbone.unembed(normed[readout][0, start : start + length].to(device))
+            return logits.float().log_softmax(-1)
+
+        targets = ids[start + 1 : start + 1 + length].to(device)
+        shared = {readout: predict(readout) for readout in (final, "ensemble") if readout in pieces}
+        for readout, found in pieces.items():
+            log_probs = shared[readout] if readout in shared else predict(readout)
+            measures = _measure(log_probs, shared[final], targets, top)
+            if readout in late_layers:
+                measures["jsd_to_ensemble"] = _jsd(log_probs, shared["ensemble"])
+            found.append({name: measure.cpu() for name, measure in measures.items()})
+    return {
+        readout: {name: torch.cat([piece[name] for piece in found]) for name in found[0]}
+        for readout, found in pieces.items()
+    }
+
+
+def _measure(
+    log_probs: Float[Tensor, "tokens vocab"],
+    final: Float[Tensor, "tokens vocab"],
+    targets: Int[Tensor, " targets"],
+    top: int,
+) -> dict[str, Tensor]:
+    """Describe predictions, and compare them with the final layer's and with what came."""
+    probs = log_probs.exp()
+    likeliest = log_probs.topk(top)
+    answered = log_probs[: len(targets)]
+    true = answered.gather(1, targets[:, None])
+    return {
+        "top": likeliest.indices,
+        "top_probabilities": likeliest.values.exp(),
+        "entropy": -_inner(probs, log_probs),
+        "kl_to_final": (_inner(probs, log_probs) - _inner(probs, final)).clamp_min(0),
+        "loss": -true[:, 0],
+        "probability": true[:, 0].exp(),
+        "rank": (answered > true).sum(-1, dtype=torch.int32) + 1,
+    }
+
+
+def _jsd(
+    log_probs: Float[Tensor, "tokens vocab"], other: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """Compute the Jensen-Shannon divergence from entropies: `divergence` takes thrice the time."""
+    probs, other_probs = log_probs.exp(), other.exp()
+    mean = (probs + other_probs) / 2
+    tiny = torch.finfo(mean.dtype).tiny  # 0 log 0 = 0
+    entropies = (_inner(probs, log_probs) + _inner(other_probs, other)) / 2
+    return (entropies - _inner(mean, mean.clamp_min(tiny).log())).clamp_min(0)
+
+
+def _inner(
+    left: Float[Tensor, "tokens vocab"], right: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """Sum the products over the vocabulary, without a tensor of products."""
+    return torch.einsum("tv,tv->t", left, right)
+
+
+def _to_prediction(
+    readout: Readout, columns: dict[str, Tensor], texts: dict[int, str]
+) -> Prediction:
+    """Turn measures into plain numbers and texts."""
+    plain = {name: column.tolist() for name, column in columns.items()}
+    return Prediction(
+        readout=readout,
+        top_tokens=tuple(tuple(texts[number] for number in row) for row in plain.pop("top")),
+        top_probabilities=tuple(map(tuple, plain.pop("top_probabilities"))),
+        jsd_to_ensemble=tuple(jsd) if (jsd := plain.pop("jsd_to_ensemble", None)) else None,
+        **{name: tuple(column) for name, column in plain.items()},
+    )
+
+
+def _to_routing(late_layers: tuple[int, ...], weights: Float[Tensor, "seq routes"]) -> Routing:
+    """Turn routing weights into plain numbers."""
+    layers = torch.tensor(late_layers, dtype=weights.dtype)
+    return Routing(
+        late_layers=late_layers,
+        weights=tuple(map(tuple, weights.tolist())),
+        entropy=tuple(torch.special.entr(weights).sum(-1).tolist()),
+        mean_depth=tuple((weights @ layers).tolist()),
+    )

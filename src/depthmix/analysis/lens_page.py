@@ -1,0 +1,201 @@
+"""The page of a lens: one text token by token and layer by layer, for one model or two."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from torch import nn
+
+from depthmix.analysis.lens import Lens, Prediction, look
+from depthmix.attachment import find_mixture_norm
+from depthmix.models import load_model, load_tokenizer
+from depthmix.options import read_value
+from depthmix.run_config import ModelSection
+
+Choice = Literal["all", "late"] | list[int]
+"""Layers to read out."""
+
+LARGEST_PAGE = 5_000_000
+"""Bytes beyond which a page is slow to open, and refused."""
+
+DIGITS = 4
+"""Decimals of every number on the page."""
+
+
+def show_lens(
+    sections: Sequence[ModelSection],
+    text: str,
+    *,
+    layers: str | Sequence[int] = "all",
+    path: Path,
+) -> Path:
+    """Let models read a text, and write the page about what each depth predicts.
+
+    Args:
+        sections: One model or two, whose tokenizers give the same tokens.
+        text: What they read.
+        layers: Layers to read out: `all`, the `late` ones of the models' mixtures, or numbers, as
+            text with commas between them.
+        path: The file to write; its folder is made if missing.
+
+    Returns:
+        The written file.
+
+    Raises:
+        ValueError: If there are no late layers, a layer or text does not fit a model, or the models
+            cannot stand on one page.
+        OSError: If a model cannot be found.
+    """
+    names = [section.adapter or section.name for section in sections]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"`sections` must be different models, got {names[0]} twice; leave one of them out."
+        )
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    models = [
+        load_model(section).to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
+        for section in sections
+    ]
+    numbers = _choose_layers(layers, models)
+    lenses = {
+        name: look(model, load_tokenizer(section), text, layers=numbers)
+        for name, model, section in zip(names, models, sections, strict=True)
+    }
+    return write_lens(lenses, path)
+
+
+def write_lens(lenses: Mapping[str, Lens], path: Path) -> Path:
+    """Write lenses as one HTML page that needs no other file and no network.
+
+    Args:
+        lenses: One lens or two of the same text, by the name of the model.
+        path: The file to write; its folder is made if missing.
+
+    Returns:
+        The written file.
+
+    Raises:
+        ValueError: If the lenses have different tokens, there is none or more than two, or the page
+            would be larger than 5 MB.
+    """
+    if not 1 <= len(lenses) <= 2:
+        raise ValueError(
+            f"`lenses` must be one or two with names of their own, got {len(lenses)}; write a page "
+            "for each pair."
+        )
+    if len({lens.tokens for lens in lenses.values()}) > 1:
+        raise ValueError(
+            "`lenses` must have the same tokens, and those of "
+            f"{' and '.join(lenses)} differ; write a page for each."
+        )
+    environment = Environment(
+        loader=PackageLoader("depthmix", "analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    style, script = (_read(f"lens.{suffix}") for suffix in ("css", "js"))
+    num_tokens = len(next(iter(lenses.values())).tokens)
+    page = environment.get_template("lens.html").render(
+        title=f"Lens · {' and '.join(lenses)}",
+        lead=f"{' and '.join(lenses)} on {num_tokens:,} token{'s' * (num_tokens != 1)}.",
+        data=_to_data(lenses),
+        # Both are ours and go in as they are: the policy names their hashes and allows no other.
+        style=Markup(style),
+        style_hash=_hash(style),
+        script=Markup(script),
+        script_hash=_hash(script),
+    )
+    if len(page) > LARGEST_PAGE:
+        raise ValueError(
+            f"`lenses` must fit a page of {LARGEST_PAGE / 1e6:.0f} MB, got {len(page) / 1e6:.1f}; "
+            "read out fewer layers, or a shorter text."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return path
+
+
+def _choose_layers(
+    layers: str | Sequence[int], models: Sequence[nn.Module]
+) -> Sequence[int] | None:
+    """Number the layers that are to be read out; `None` stands for all."""
+    try:
+        choice = read_value(layers, Choice)
+    except ValueError as error:
+        raise ValueError(
+            f"`layers` must be `all`, `late`, or numbers with commas between them, got {layers!r}."
+        ) from error
+    if choice != "late":
+        return None if choice == "all" else choice
+    norms = [norm for model in models if (norm := find_mixture_norm(model)) is not None]
+    mixtures = [norm.active_mixture for norm in norms if norm.active_mixture is not None]
+    if not mixtures:
+        raise ValueError(
+            "`layers` can be `late` only where a model has a mixture, and none has; say `all`, or "
+            "name layers by number."
+        )
+    return sorted({layer for mixture in mixtures for layer in mixture.late_layers})
+
+
+def _to_data(lenses: Mapping[str, Lens]) -> dict[str, Any]:
+    """Lay lenses out for the script: rounded, and each text once."""
+    places: dict[str, int] = {}
+
+    def place(text: str) -> int:
+        return places.setdefault(text, len(places))
+
+    def predict(prediction: Prediction) -> dict[str, Any]:
+        layer = prediction.readout
+        return {
+            "name": f"layer {layer}" if isinstance(layer, int) else layer,
+            "layer": layer if isinstance(layer, int) else None,
+            "ensemble": layer == "ensemble",
+            "top": [[place(text) for text in row] for row in prediction.top_tokens],
+            "p": [_round(row) for row in prediction.top_probabilities],
+            "entropy": _round(prediction.entropy),
+            "kl": _round(prediction.kl_to_final),
+            "jsd": jsd if (jsd := prediction.jsd_to_ensemble) is None else _round(jsd),
+            "loss": _round(prediction.loss),
+            "rank": prediction.rank,
+        }
+
+    data = []
+    for model, lens in lenses.items():
+        # Without a mixture the model's own prediction is its final layer's, shown once.
+        own = (lens.ensemble,) if lens.routing is not None else ()
+        routing = lens.routing and {
+            "layers": lens.routing.late_layers,
+            "weights": [_round(row) for row in lens.routing.weights],
+            "entropy": _round(lens.routing.entropy),
+            "depth": _round(lens.routing.mean_depth),
+        }
+        readouts = [predict(prediction) for prediction in (*lens.layers, *own)]
+        tokens = [place(text) for text in lens.tokens]
+        data.append({"model": model, "tokens": tokens, "readouts": readouts, "routing": routing})
+    return {"texts": list(places), "lenses": data}
+
+
+def _round(values: Sequence[float]) -> list[float]:
+    """Keep the decimals that the page shows; whole numbers lose their point."""
+    rounded = (round(value, DIGITS) for value in values)
+    return [int(value) if value == int(value) else value for value in rounded]
+
+
+def _read(name: str) -> str:
+    """Read a file that lies beside the template."""
+    return files("depthmix.analysis").joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    """Write a text's hash as a Content-Security-Policy does."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
