@@ -31,7 +31,7 @@ function paint(element, scale, value) {
   const [r, g, b] = color.map((c) => (c / 255 <= 0.04045 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
   const luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b;
   element.style.background = `rgb(${color.map(Math.round).join(" ")})`;
-  element.style.color = luminance > 0.179 ? "#14171b" : "#ffffff"; // whichever has more contrast
+  element.style.color = luminance > 0.179 ? "#000000" : "#ffffff"; // whichever has more contrast
 }
 
 function makeScale(low, high, { signed = false, logarithmic = false } = {}) {
@@ -59,6 +59,7 @@ function make(name, className = "", text = "") {
 
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]|(?! )\p{Zs}/u;
 const MARKS = { "\n": "↵", "\t": "⇥" };
+const PARTS = /(?:\\x[0-9a-f]{2})+|./gsu; // parts of a character that other tokens complete, as `\xf0`
 
 // Write a token so that nothing of it is hidden or moves its neighbours.
 function write(element, text, { dots = true } = {}) {
@@ -68,10 +69,13 @@ function write(element, text, { dots = true } = {}) {
     if (run) element.append(document.createTextNode(run));
     run = "";
   };
-  for (const character of text) {
+  for (const [character] of text.matchAll(PARTS)) {
     if (character === " " && dots) {
       flush();
       element.append(make("span", "space", "·"));
+    } else if (character.startsWith("\\x") && character.length > 2) {
+      flush();
+      element.append(make("span", "code", character.replaceAll("\\x", " ").trim().toUpperCase()));
     } else if (UNSEEN.test(character)) {
       flush();
       const number = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
@@ -110,7 +114,7 @@ const QUANTITIES = {
   routing: { name: "routing entropy", routed: true, of: (lens, readout, i) => entry(lens.routing?.entropy, i) },
 };
 const SHADES = {
-  probability: { name: "probability of the guess", show: percent, of: (readout, i) => entry(readout.p, i)?.[0] ?? null },
+  probability: { name: "probability of the guess", show: (share) => `${100 * share} %`, of: (readout, i) => entry(readout.p, i)?.[0] ?? null },
   entropy: { name: "entropy of the prediction", show: number, of: (readout, i) => entry(readout.entropy, i) },
   rank: { name: "rank of the true token", show: (rank) => `${rank}`, of: (readout, i) => entry(readout.rank, i) },
   kl: { name: "KL to the final layer", show: number, of: (readout, i) => entry(readout.kl, i) },
@@ -165,7 +169,7 @@ function drawTokens() {
     const span = isNext ? make("span", "token next", "next") : write(make("span", "token"), tokens[i], { dots: false });
     if (i === 0) span.classList.add("unread");
     span.dataset.i = i;
-    span.role = "option";
+    span.setAttribute("role", "option");
     span.tabIndex = -1;
     return span;
   });
@@ -229,16 +233,17 @@ function drawDetail() {
     const isCurrent = Number(span.dataset.i) === i;
     span.classList.toggle("current", isCurrent);
     span.setAttribute("aria-selected", isCurrent);
-    if (Number(span.dataset.i) === state.pinned) span.tabIndex = 0;
-    else span.tabIndex = -1;
+    span.tabIndex = Number(span.dataset.i) === state.pinned ? 0 : -1;
   }
   const head = make("div", "head");
   const isNext = i === tokens.length;
   const label = isNext ? make("b", "", "next") : write(make("b"), tokens[i]);
   const place = isNext ? "what comes after the text" : `token ${i + 1} of ${tokens.length}`;
-  const before = write(make("span"), tokens.slice(Math.max(i - 6, 0), i).join(""), { dots: false });
-  head.append(label, make("span", "", i ? `${place}, after “` : place));
-  if (i) head.lastChild.append(document.createTextNode(i > 6 ? "…" : ""), before, document.createTextNode("”"));
+  const context = [...tokens.slice(0, i).join("")];
+  const before = write(make("span"), context.slice(-80).join(""), { dots: false });
+  const opening = context.length > 80 ? ", after “…" : ", after “";
+  head.append(label, make("span", "", place));
+  if (i) head.lastChild.append(document.createTextNode(opening), before, document.createTextNode("”"));
   byId("detail").replaceChildren(head, ...(i ? lenses.map((lens) => describe(lens, i)) : []));
   if (!i) byId("detail").append(make("p", "note", "Nothing stands before the first token, so it is not predicted."));
 }
@@ -254,6 +259,7 @@ function describe(lens, i) {
   const box = make("div", "model card");
   const title = make("h3", "", lens.model);
   const grid = make("div", "readouts");
+  grid.style.setProperty("--columns", Math.max(...lenses.map((other) => shownReadouts(other).length)));
   if (lens.routing) {
     const [depth, entropy] = [entry(lens.routing.depth, i), entry(lens.routing.entropy, i)];
     title.append(make("span", "", ` · mean depth ${number(depth)}, routing entropy ${number(entropy)}`));
@@ -270,7 +276,7 @@ function describe(lens, i) {
       fill.style.width = `${100 * weight}%`;
       bar.append(fill);
     }
-    card.append(heading, bar, guessList(readout, i), make("p", "fate", fate(readout, i)));
+    card.append(heading, ...(lens.routing ? [bar] : []), guessList(readout, i), make("p", "fate", fate(readout, i)));
     grid.append(card);
   }
   box.append(title, grid);

@@ -132,6 +132,12 @@ def look(
     _check_length(backbone, len(ids))
     final = backbone.num_hidden_layers
     chosen = _check_layers(layers, final)
+    vocabulary = backbone.head_weight.size(0)
+    if not 1 <= top <= vocabulary:
+        raise ValueError(
+            f"`top` must be between 1 and {vocabulary:,} (the model knows {vocabulary:,} tokens), "
+            f"got {top}; 5 is the default."
+        )
     late_layers = () if mixture is None else mixture.late_layers
     depths = {*chosen, final, *(layer - 1 for layer in late_layers[:1])}
     with evaluating(backbone.model):

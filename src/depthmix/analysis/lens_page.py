@@ -185,9 +185,8 @@ def _to_data(lenses: Mapping[str, Lens]) -> dict[str, Any]:
 
 
 def _round(values: Sequence[float]) -> list[float]:
-    """Keep the decimals that the page shows; whole numbers lose their point."""
-    rounded = (round(value, DIGITS) for value in values)
-    return [int(value) if value == int(value) else value for value in rounded]
+    """Keep the decimals that the page shows."""
+    return [round(value, DIGITS) for value in values]
 
 
 def _read(name: str) -> str:
