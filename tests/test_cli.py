@@ -52,7 +52,7 @@ def run_file(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["train", "evaluate", "compare", "audit", "generate", "chat", "info"]),
+        (["--help"], ["train", "evaluate", "compare", "audit", "generate", "chat", "info", "lens"]),
         (["evaluate", "--help"], ["llm-adapters", "--limit", "--judge", "OPENAI_API_KEY"]),
         (["train", "--help"], ["MoDEConfig", "SFTConfig", "--mode", "exact_match", "--preset"]),
         (["generate", "--help"], ["GenerationConfig"]),

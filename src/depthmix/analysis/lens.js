@@ -116,7 +116,7 @@ const QUANTITIES = {
 const SHADES = {
   probability: { name: "probability of the guess", show: (share) => `${100 * share} %`, of: (readout, i) => entry(readout.p, i)?.[0] ?? null },
   entropy: { name: "entropy of the prediction", show: number, of: (readout, i) => entry(readout.entropy, i) },
-  rank: { name: "rank of the true token", show: (rank) => `${rank}`, of: (readout, i) => entry(readout.rank, i) },
+  rank: { name: "rank of the true token", show: (rank) => rank.toLocaleString("en"), of: (readout, i) => entry(readout.rank, i) },
   kl: { name: "KL to the final layer", show: number, of: (readout, i) => entry(readout.kl, i) },
 };
 
@@ -224,7 +224,7 @@ function guessList(readout, i) {
 
 const fate = (readout, i) => {
   const loss = entry(readout.loss, i);
-  return loss === null ? "" : `true: rank ${entry(readout.rank, i).toLocaleString("en")}, loss ${number(loss)}`;
+  return loss === null ? "" : `rank ${entry(readout.rank, i).toLocaleString("en")} · loss ${number(loss)}`;
 };
 
 function drawDetail() {
@@ -271,7 +271,7 @@ function describe(lens, i) {
     const heading = make("h4", "", readout.name);
     const bar = make("div", weight === null ? "weight none" : "weight");
     if (weight !== null) {
-      heading.append(make("span", "", `weight ${percent(weight)}`));
+      heading.append(make("span", "", `weight ${weight ? percent(weight) : "0 %"}`));
       const fill = make("i");
       fill.style.width = `${100 * weight}%`;
       bar.append(fill);
