@@ -246,14 +246,15 @@ def _measure(
 ) -> dict[str, Tensor]:
     """Describe predictions, and compare them with the final layer's and with what came."""
     probs = log_probs.exp()
+    negentropy = _inner(probs, log_probs)
     likeliest = log_probs.topk(top)
     answered = log_probs[: len(targets)]
     true = answered.gather(1, targets[:, None])
     return {
         "top": likeliest.indices,
         "top_probabilities": likeliest.values.exp(),
-        "entropy": -_inner(probs, log_probs),
-        "kl_to_final": (_inner(probs, log_probs) - _inner(probs, final)).clamp_min(0),
+        "entropy": -negentropy,
+        "kl_to_final": (negentropy - _inner(probs, final)).clamp_min(0),
         "loss": -true[:, 0],
         "probability": true[:, 0].exp(),
         "rank": (answered > true).sum(-1, dtype=torch.int32) + 1,
