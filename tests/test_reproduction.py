@@ -29,7 +29,8 @@ from depthmix.reproduction.launching import (
 )
 from depthmix.reproduction.pages import write_findings
 from depthmix.reproduction.reproduce import Selection, plan, reproduce
-from depthmix.reproduction.trials import Reading, expand, unique_runs
+from depthmix.reproduction.runs import Reading
+from depthmix.reproduction.trials import expand, unique_runs
 from depthmix.reproduction.worker import Assignment, share_batch, work
 from depthmix.reproduction.workspace import Workspace, count_layers
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from depthmix.models import resolve_model
-from depthmix.reproduction.trials import Reading, Run
+from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.workspace import RESULTS_NAME, Workspace
 
 TOKENS_PER_RECORD = 100

@@ -21,7 +21,8 @@ from depthmix.reproduction.experiment import (
 from depthmix.reproduction.findings import gather
 from depthmix.reproduction.launching import Launcher, launch, plan_assignments
 from depthmix.reproduction.pages import write_findings
-from depthmix.reproduction.trials import TOY, Trial, expand, unique_runs
+from depthmix.reproduction.runs import TOY
+from depthmix.reproduction.trials import Trial, expand, unique_runs
 from depthmix.reproduction.workspace import Workspace, count_layers
 
 WORKSPACE = Path("reproduction")

@@ -25,7 +25,7 @@ from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.judge import JudgeSection
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import build_section
-from depthmix.reproduction.trials import Reading, Run
+from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
 from depthmix.run_config import load_run_config
 from depthmix.training import choose_form, train

@@ -19,8 +19,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.options import build_section
+from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
-from depthmix.reproduction.trials import TOY, Reading, Run
 from depthmix.run_config import ModelSection
 
 RESULTS_NAME = "results.json"
