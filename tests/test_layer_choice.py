@@ -17,6 +17,7 @@ from depthmix.data.tokens import to_token_sequences
 from depthmix.layer_choice import _thin
 from depthmix.models import load_model
 from depthmix.run_config import ModelSection
+from depthmix.run_folder import load_result
 from models import tiny_model
 
 SUMS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(4) for b in (1, 20)]
@@ -103,6 +104,7 @@ def test_a_run_chooses_its_layers_and_says_why(largest, top_k, chosen, run, monk
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert settings["late_layers"] == chosen
     assert json.loads((folder / "run_config.json").read_text())["mode"]["late_layers"] == "auto"
+    assert load_result(folder) == result
     kept = json.loads((folder / "results.json").read_text())["layer_choice"]
     assert kept["late_layers"] == chosen
     assert [reading["layer"] for reading in kept["probe"]["layers"]] == [1, 2, 3, 4]

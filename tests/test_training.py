@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,7 +206,27 @@ def test_accumulated_batches_equal_one_batch(trainer_cls, reduction, equal, tmp_
         gradient_accumulation_steps=2,
     )
     assert_same_gradients(gradients, whole, rtol=1e-4, atol=1e-3)
+    for measured in (logs, whole_logs):
+        for name in ("tokens_per_second", "memory_gib"):
+            measured.pop(name, None)
     assert logs == pytest.approx(whole_logs, rel=1e-4)
+
+
+@pytest.mark.parametrize("trainer_cls", [MoDETrainer, MoDESFTTrainer])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_pace_is_tokens_over_the_seconds_of_steps(trainer_cls, tuned, tmp_path, monkeypatch):
+    ticks = iter(range(0, 10_000, 4))
+    monkeypatch.setattr("depthmix.trainers.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    batch = as_batch(make_dataset())
+    batch["attention_mask"][1, -3:], batch["labels"][1, -3:] = 0, -100  # padding does not count
+    rows = {name: table.tolist() for name, table in batch.items()}
+    if trainer_cls is MoDESFTTrainer:  # pads for itself
+        rows = {name: [*table[:1], table[1][:-3], *table[2:]] for name, table in rows.items()}
+    dataset = Dataset.from_dict(rows)
+    model = tuned_model() if tuned else tiny_model(vocab_size=len(TOKENIZER))
+    logs, _ = train_once(trainer_cls, model, tmp_path, dataset=dataset)
+    assert logs["tokens_per_second"] == pytest.approx((32 - 3) / 4)
+    assert 0.01 < logs["memory_gib"] < 100
 
 
 @pytest.mark.parametrize("trainer_cls", TRAINERS)

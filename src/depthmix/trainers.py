@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -38,7 +41,10 @@ class MoDETrainerMixin(MixinBase):
     `routing_variance/layer_<i>`, `routing_sparsity/layer_<i>` (share of tokens whose weight is
     below 1e-5) and, with `log_layer_losses`, `layer_loss/layer_<i>` (the layer's own cross-entropy
     in nats, mean). `SFTTrainer`'s own entropy and token accuracy are made by the pass that the
-    objective replaces; they appear in evaluation only.
+    objective replaces; they appear in evaluation only. With or without a mixture:
+    `tokens_per_second` (input tokens of all processes, per second of training steps) and
+    `memory_gib` (of the first process, in GiB: what the accelerator held at most so far, or on a
+    CPU what the process holds now).
 
     Raises:
         RuntimeError: If one process is to drive several GPUs.
@@ -47,6 +53,8 @@ class MoDETrainerMixin(MixinBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._steps: list[Step] = []
+        self._pace = Pace()
+        self.add_callback(self._pace)
         self.add_callback(FiniteGradients())
         norm = find_mixture_norm(self.model) if self.model is not None else None
         mixture = norm.active_mixture if norm is not None else None
@@ -81,6 +89,8 @@ class MoDETrainerMixin(MixinBase):
         norm = find_mixture_norm(self.model)
         mixture = norm.active_mixture if norm is not None else None
         training = self.model.training
+        if training:
+            self._pace.count(inputs)
         if norm is None or mixture is None or not training:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss, outputs = result if isinstance(result, tuple) else (result, None)
@@ -100,8 +110,10 @@ class MoDETrainerMixin(MixinBase):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mixture's measurements beside the host trainer's."""
-        if self._steps and "loss" in logs:
-            logs = {**logs, **self._measurements()}
+        if "loss" in logs:
+            logs = {**logs, **self._pace.take(self.accelerator)}
+            if self._steps:
+                logs |= self._measurements()
         super().log(logs, start_time)
 
     def _is_cross_entropy(self, compute_loss: Callable[..., Any]) -> bool:
@@ -208,6 +220,44 @@ class MoDETrainerMixin(MixinBase):
     def _sum_up(self, rows: Iterable[Tensor]) -> Tensor:
         """Add up over steps and processes."""
         return self.accelerator.reduce(torch.stack(list(rows)).sum(0), reduction="sum")
+
+
+class Pace(TrainerCallback):
+    """Counts the input tokens of training steps, and the seconds that the steps take."""
+
+    def __init__(self) -> None:
+        self._num_tokens: Tensor | int = 0
+        self._seconds = 0.0
+        self._began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop it; checking the loss has waited for the device."""
+        self._seconds += time.perf_counter() - self._began
+
+    def count(self, inputs: Mapping[str, Any]) -> None:
+        """Count the tokens of one batch, without its padding."""
+        mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+        if mask is not None:
+            self._num_tokens = self._num_tokens + mask.sum()
+        elif ids is not None:
+            self._num_tokens = self._num_tokens + ids.numel()
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """Give what was measured since the last time, and start anew."""
+        counted = torch.as_tensor(self._num_tokens, dtype=torch.float32, device=accelerator.device)
+        num_tokens = accelerator.reduce(counted, reduction="sum").item()
+        seconds, self._seconds, self._num_tokens = self._seconds, 0.0, 0
+        rate = {"tokens_per_second": num_tokens / seconds} if num_tokens and seconds else {}
+        if accelerator.device.type in ("cpu", "mps"):
+            memory = psutil.Process().memory_info().rss
+        else:
+            device_module = torch.get_device_module(accelerator.device)
+            memory = device_module.max_memory_allocated(accelerator.device)
+        return {**rate, "memory_gib": memory / 2**30}
 
 
 class FiniteGradients(TrainerCallback):

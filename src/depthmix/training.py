@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
 from depthmix.adapter import to_lora
@@ -28,53 +24,12 @@ from depthmix.data.records import load_published, to_instructions
 from depthmix.data.selection import select_records
 from depthmix.data.templates import check_label_tokens, load_evaluation_records, to_training_dataset
 from depthmix.evaluation.scoring import Evaluation, choice_likelihood, exact_match
-from depthmix.layer_choice import LayerChoice, choose_on_records
-from depthmix.ledger import Ledger, parameter_ledger
+from depthmix.layer_choice import choose_on_records
+from depthmix.ledger import parameter_ledger
 from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import (
-    RUN_CONFIG_NAME,
-    DataSection,
-    EvaluationSection,
-    RunConfig,
-    save_run_config,
-)
+from depthmix.run_config import DataSection, EvaluationSection, RunConfig, save_run_config
+from depthmix.run_folder import TrainResult, find_checkpoint, removed_if_refused, save_result
 from depthmix.trainers import MoDESFTTrainer
-
-RESULTS_NAME = "results.json"
-"""File of a finished run's measurements, beside its adapter."""
-
-REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
-"""Packages whose versions stand in the results."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run."""
-
-    output_dir: Path
-    """Folder of the adapter, the tokenizer, the configuration and the results."""
-
-    metrics: dict[str, float]
-    """Trainer's summary of the run; `eval_loss` in nats per label token where there is a data set
-    for it, and `total_seconds` of wall time for everything."""
-
-    log_history: list[dict[str, Any]]
-    """What was logged, step by step."""
-
-    ledger: Ledger
-    """Trainable parameters by part."""
-
-    data: dict[str, int]
-    """Training records that were `given`, those `dropped` by `data.without`, and those `used`."""
-
-    before: Evaluation | None
-    """Evaluation of the pretrained model."""
-
-    after: Evaluation | None
-    """Evaluation of the tuned model."""
-
-    choice: LayerChoice | None
-    """What the late layers were chosen by, where `late_layers` is `auto`."""
 
 
 def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> TrainResult:
@@ -105,7 +60,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
             "`training` must hold `output_dir`, the folder of the run; `load_run_config` fills it."
         )
     output_dir = Path(config.training["output_dir"])
-    checkpoint = _find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
+    checkpoint = find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model)
     data = config.data
     write = choose_form(data)
@@ -148,7 +103,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         if arguments.process_index == 0:
             print(choice, file=sys.stderr)
     first_late_layer = mode.resolve_late_layers(model.config.get_text_config().num_hidden_layers)[0]
-    with _removed_if_refused(output_dir):
+    with removed_if_refused(output_dir):
         trainer = MoDESFTTrainer(
             model=model,
             args=arguments,
@@ -206,7 +161,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         choice=choice,
     )
     if is_main:
-        _save_results(result)
+        save_result(result)
     return result
 
 
@@ -278,69 +233,3 @@ def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
         }
     arguments: dict[str, Any] = {**defaults, **config.training, "output_dir": str(output_dir)}
     return SFTConfig(**arguments)
-
-
-def _find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:
-    """Decide what becomes of a run that the output folder holds already."""
-    if overwrite and resume:
-        raise ValueError("`overwrite` and `resume` exclude each other; choose one.")
-    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if resume:
-        if checkpoint is None:
-            raise ValueError(
-                f"`resume` needs a checkpoint, and {output_dir} holds none; start the run without "
-                "it, and set `training.save_steps` to have some."
-            )
-        return checkpoint
-    holds_files = output_dir.exists() and any(output_dir.iterdir())
-    if overwrite and holds_files and not (output_dir / RUN_CONFIG_NAME).is_file():
-        raise FileExistsError(
-            f"`overwrite` only replaces an earlier run, and {output_dir} holds other files; choose "
-            "another `training.output_dir`, or empty it yourself."
-        )
-    if not overwrite and holds_files:
-        raise FileExistsError(
-            f"`training.output_dir` must be a new folder, and {output_dir} already holds files; "
-            "pass `--resume` to go on, `--overwrite` to start again, or choose another folder."
-        )
-    return None
-
-
-@contextmanager
-def _removed_if_refused(directory: Path) -> Iterator[None]:
-    """Leave no empty folder behind when the run is refused before it begins."""
-    existed = directory.exists()
-    try:
-        yield
-    except Exception:
-        if not existed and directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
-        raise
-
-
-def _save_results(result: TrainResult) -> None:
-    """Write the measurements beside the adapter."""
-    evaluations = {
-        name: {
-            "metric": evaluation.metric,
-            "accuracy": evaluation.accuracy,
-            "interval": asdict(evaluation.interval),
-            "measures": dict(evaluation.measures),
-            "correct": evaluation.correct,
-        }
-        for name, evaluation in (("before", result.before), ("after", result.after))
-        if evaluation is not None
-    }
-    content = {
-        "metrics": result.metrics,
-        "data": result.data,
-        **evaluations,
-        **({} if result.choice is None else {"layer_choice": asdict(result.choice)}),
-        "ledger": asdict(result.ledger),
-        "log_history": result.log_history,
-        "versions": {name: version(name) for name in REPORTED_PACKAGES},
-    }
-    path = result.output_dir / RESULTS_NAME
-    draft = path.with_suffix(".tmp")  # the file says that the run is finished, so it must be whole
-    draft.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    draft.replace(path)
