@@ -21,7 +21,8 @@ from depthmix import attach, set_top_k
 from depthmix.analysis import lens as lens_module
 from depthmix.analysis import lens_page
 from depthmix.analysis.lens import Lens, Prediction, Routing, look
-from depthmix.analysis.lens_page import write_lens
+from depthmix.analysis.lens_page import to_page_data, write_lens
+from depthmix.analysis.page import hash_text
 from depthmix.analysis.token_texts import token_texts
 from depthmix.attachment import find_mixture_norm
 from depthmix.losses import divergence
@@ -242,10 +243,10 @@ def test_texts_cannot_leave_the_data(tmp_path):
     assert data.isascii()
     assert not set(data) & set("<>&'")
     texts = read["texts"]
-    assert tuple(texts[place] for place in read["lenses"][0]["tokens"]) == HOSTILE
+    assert tuple(texts[place] for place in read["passages"][0]["lenses"][0]["tokens"]) == HOSTILE
     assert page.count("<script") == page.count("</script>") == 2
     assert "<b>" not in page
-    assert read["lenses"][0]["model"] == "<b>&"
+    assert read["passages"][0]["lenses"][0]["model"] == "<b>&"
 
 
 def test_the_page_needs_nothing_else(tmp_path):
@@ -255,7 +256,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
     script = page.rpartition("<script>")[2].partition("</script>")[0]
-    assert lens_page._hash(script) in policy
+    assert hash_text(script) in policy
     for danger in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert danger not in script
 
@@ -264,13 +265,18 @@ def test_numbers_are_rounded(tmp_path):
     lens = look(tuned(), TOKENIZER, TEXT)
     data, read = read_data(write_lens({"m": lens}, tmp_path / "lens.html").read_text("utf-8"))
     assert not re.search(r"\d\.\d{5}", data)
-    (written,) = read["lenses"]
+    (written,) = read["passages"][0]["lenses"]
     assert [readout["name"] for readout in written["readouts"]][-2:] == ["layer 4", "ensemble"]
     assert written["readouts"][0]["loss"] == pytest.approx(lens.layers[0].loss, abs=1e-4)
     assert written["routing"]["depth"] == pytest.approx(lens.routing.mean_depth, abs=1e-4)
     plain = look(model_for(), TOKENIZER, TEXT)
     _, read = read_data(write_lens({"m": plain}, tmp_path / "lens.html").read_text("utf-8"))
-    assert [readout["layer"] for readout in read["lenses"][0]["readouts"]] == [1, 2, 3, 4]
+    assert [readout["layer"] for readout in read["passages"][0]["lenses"][0]["readouts"]] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_lenses_that_cannot_stand_on_one_page_are_refused(tmp_path, monkeypatch):
@@ -279,8 +285,10 @@ def test_lenses_that_cannot_stand_on_one_page_are_refused(tmp_path, monkeypatch)
         write_lens({}, tmp_path / "lens.html")
     with pytest.raises(ValueError, match="must have the same tokens"):
         write_lens({"a": lens, "b": replace(lens, tokens=("x",))}, tmp_path / "lens.html")
-    monkeypatch.setattr(lens_page, "LARGEST_PAGE", 10_000)
-    with pytest.raises(ValueError, match="must fit a page of 0 MB"):
+    with pytest.raises(ValueError, match="all with the same models and layers, got 2 kinds"):
+        to_page_data({"first": {"a": lens}, "second": {"b": lens}})
+    monkeypatch.setattr("depthmix.analysis.page.LARGEST_PAGE", 10_000)
+    with pytest.raises(ValueError, match="must hold a page of at most 0 MB"):
         write_lens({"a": lens}, tmp_path / "lens.html")
 
 
@@ -292,14 +300,16 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     assert f"Written: {output}" in capsys.readouterr().out
     assert depthmix_cli.main([*command, "--layers", "2,4"]) == 0
     _, read = read_data(output.read_text("utf-8"))
-    assert [readout["layer"] for readout in read["lenses"][0]["readouts"]] == [2, 4]
+    assert [readout["layer"] for readout in read["passages"][0]["lenses"][0]["readouts"]] == [2, 4]
     model = tuned_model(lens_page.load_model(lens_page.ModelSection(name=str(base))))
     model.save_pretrained(tmp_path / "tuned")
     compare = ["--compare", str(tmp_path / "tuned"), "--layers", "late"]
     capsys.readouterr()
     assert depthmix_cli.main([*command, *compare]) == 0
     _, read = read_data(output.read_text("utf-8"))
-    layers = [[readout["layer"] for readout in lens["readouts"]] for lens in read["lenses"]]
+    layers = [
+        [readout["layer"] for readout in lens["readouts"]] for lens in read["passages"][0]["lenses"]
+    ]
     assert layers == [[2, 3, 4], [2, 3, 4, None]]
     for options, message in (
         (["--layers", "late"], "only where a model has a mixture"),

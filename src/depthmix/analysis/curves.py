@@ -56,7 +56,8 @@ class Panel:
     """Heading of the panel."""
 
     curves: tuple[Curve, ...]
-    """What it shows. A label has the same colour and line style in all panels of a figure."""
+    """What it shows. A label has the same colour and line style in all panels of a figure; one that
+    is the panel's title has no entry in the legend."""
 
     ylabel: str
     """Name of the quantity, with its unit."""
@@ -90,26 +91,40 @@ def curves_from_logs(logs: Sequence[Sequence[Mapping[str, Any]]], prefix: str) -
             f"`logs` must have entries `{prefix}i` for the same late layers i in every seed, got "
             f"{[sorted(found) for found in layers]}; pass the logs of runs of one method."
         )
-    curves = []
-    for layer in sorted(layers[0]):
-        name = f"{prefix}{layer}"
-        # A run that was resumed logs the steps after its checkpoint again: the last one counts.
-        seeds = [{entry["step"]: entry[name] for entry in log if name in entry} for log in logs]
-        steps = sorted(set.intersection(*map(set, seeds)))
-        if not steps:
-            raise ValueError(
-                f"`logs` must have steps at which all seeds logged `{name}`, got none; log all "
-                "seeds with the same `logging_steps`."
-            )
-        curves.append(
-            Curve(
-                label=f"layer {layer}",
-                steps=tuple(steps),
-                values=tuple(tuple(float(seed[step]) for step in steps) for seed in seeds),
-                num_left_out=len(set.union(*map(set, seeds))) - len(steps),
-            )
+    return tuple(
+        curve_from_logs(logs, f"{prefix}{layer}", label=f"layer {layer}")
+        for layer in sorted(layers[0])
+    )
+
+
+def curve_from_logs(logs: Sequence[Sequence[Mapping[str, Any]]], name: str, *, label: str) -> Curve:
+    """Collect what the trainers of several seeds logged under one name.
+
+    Args:
+        logs: For each seed, its trainer's `log_history`.
+        name: The name, such as `grad_norm`.
+        label: What the legend calls it.
+
+    Returns:
+        The curve at the steps that all seeds logged; `num_left_out` counts the others.
+
+    Raises:
+        ValueError: If there is no step at which all seeds logged it.
+    """
+    # A run that was resumed logs the steps after its checkpoint again: the last one counts.
+    seeds = [{entry["step"]: entry[name] for entry in log if name in entry} for log in logs]
+    steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    if not steps:
+        raise ValueError(
+            f"`logs` must have steps at which all seeds logged `{name}`, got none; log all "
+            "seeds with the same `logging_steps`."
         )
-    return tuple(curves)
+    return Curve(
+        label=label,
+        steps=tuple(steps),
+        values=tuple(tuple(float(seed[step]) for step in steps) for seed in seeds),
+        num_left_out=len(set.union(*map(set, seeds))) - len(steps),
+    )
 
 
 def draw_curves(
@@ -120,6 +135,8 @@ def draw_curves(
     columns: int = 2,
 ) -> Figure:
     """Draw each curve's mean over seeds as a line, and the range of the seeds as a band.
+
+    A single seed has no band; under its moving average it is drawn as it is, pale.
 
     Args:
         panels: What to draw, row by row.
@@ -151,23 +168,28 @@ def draw_curves(
         figure = Figure(figsize=(width, 0.6 + 2.5 * num_rows), layout="constrained")
         grid = figure.subplots(num_rows, columns, squeeze=False).ravel()
         lines: dict[str, Line2D] = {}
+        titles = {panel.title for panel in panels}
+        named = [label for label in labels if label not in titles]
+        alone = {"color": PALETTE[-1 if named else 0], "linestyle": "-"}
+        strokes = {label: _stroke(number) for number, label in enumerate(named)}
+        strokes = {label: strokes.get(label, alone) for label in labels}
         for axes, panel in zip(grid, panels, strict=False):
             for curve in panel.curves:
-                stroke = _stroke(labels.index(curve.label))
+                stroke = strokes[curve.label]
                 lines[curve.label] = _draw_curve(axes, curve, moving_average, stroke)
             axes.set(title=panel.title, ylabel=panel.ylabel, ylim=panel.ylim)
             label_steps(axes, xlabel)
         for axes in grid[len(panels) :]:
             axes.remove()
-        entry = max(map(len, labels)) + 8  # characters, of which an inch holds 13
+        entry = max(map(len, named), default=0) + 8  # characters, of which an inch holds 13
         figure.legend(
-            [lines[label] for label in labels],
-            labels,
+            [lines[label] for label in named],
+            named,
             title=_describe([curve for panel in panels for curve in panel.curves], moving_average),
             loc="outside lower left",
             alignment="left",
             title_fontsize=9,
-            ncols=max(1, min(len(labels), int(13 * width / entry))),
+            ncols=max(1, min(len(named), int(13 * width / entry))),
             handlelength=3,
         )
     return figure
@@ -212,7 +234,7 @@ def _stroke(number: int) -> dict[str, Any]:
 
 
 def _draw_curve(axes: Axes, curve: Curve, moving_average: int, stroke: Mapping[str, Any]) -> Line2D:
-    """Draw one curve and, with several seeds, their range."""
+    """Draw one curve and, with several seeds, their range; one seed is pale under its average."""
     seeds = np.array([moving_mean(np.array(row, float), moving_average) for row in curve.values])
     if len(seeds) > 1:
         axes.fill_between(
@@ -223,6 +245,8 @@ def _draw_curve(axes: Axes, curve: Curve, moving_average: int, stroke: Mapping[s
             alpha=0.2,
             linewidth=0,
         )
+    elif moving_average > 1:
+        axes.plot(curve.steps, curve.values[0], color=stroke["color"], alpha=0.3, linewidth=1)
     (line,) = axes.plot(curve.steps, seeds.mean(axis=0), **stroke, **markers(len(curve.steps)))
     return line
 

@@ -1,8 +1,9 @@
 // Draws the lens page from the data beside it. Texts of models reach the page by `textContent` alone.
 "use strict";
 
-const { texts, lenses } = JSON.parse(document.getElementById("data").textContent);
-const tokens = lenses[0].tokens.map((index) => texts[index]);
+const { texts, passages } = JSON.parse(document.getElementById("data").textContent);
+let { lenses } = passages[0]; // of the text that is shown
+let tokens = [];
 const WINDOW = 48; // columns of a heat map at a time
 const byId = (id) => document.getElementById(id);
 
@@ -132,6 +133,12 @@ const chosen = (select) => {
 };
 
 function fillMenus() {
+  passages.forEach(({ title }, p) => {
+    const option = make("option", "", title);
+    option.value = p;
+    byId("passage").append(option);
+  });
+  byId("passage").parentElement.hidden = passages.length < 2;
   const routed = lenses.some((lens) => lens.routing);
   for (const [key, { name, routed: needsRouter }] of Object.entries(QUANTITIES)) {
     const option = make("option", "", name);
@@ -463,9 +470,17 @@ night.addEventListener("change", () => {
   drawMaps();
 });
 
+function show(passage) {
+  ({ lenses } = passages[passage]);
+  tokens = lenses[0].tokens.map((index) => texts[index]);
+  Object.assign(state, { pinned: 1, hovered: null, start: 1 });
+  drawTokens();
+  colorTokens();
+  drawMaps();
+  pin(1);
+  describeCell(byId("maps").querySelector("td"));
+}
+
+byId("passage").addEventListener("change", (event) => show(event.target.value));
 fillMenus();
-drawTokens();
-colorTokens();
-drawMaps();
-pin(1);
-describeCell(byId("maps").querySelector("td"));
+show(0);

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from torch import nn
 
 from depthmix.analysis.lens import Lens, Prediction, look
+from depthmix.analysis.page import render_page, write_page
 from depthmix.attachment import find_mixture_norm
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_value
@@ -22,9 +18,6 @@ from depthmix.run_config import ModelSection
 
 Choice = Literal["all", "late"] | list[int]
 """Layers to read out."""
-
-LARGEST_PAGE = 5_000_000
-"""Bytes beyond which a page is slow to open, and refused."""
 
 DIGITS = 4
 """Decimals of every number on the page."""
@@ -86,42 +79,58 @@ def write_lens(lenses: Mapping[str, Lens], path: Path) -> Path:
         ValueError: If the lenses have different tokens, there is none or more than two, or the page
             would be larger than 5 MB.
     """
-    if not 1 <= len(lenses) <= 2:
-        raise ValueError(
-            f"`lenses` must be one or two with names of their own, got {len(lenses)}; write a page "
-            "for each pair."
-        )
-    if len({lens.tokens for lens in lenses.values()}) > 1:
-        raise ValueError(
-            "`lenses` must have the same tokens, and those of "
-            f"{' and '.join(lenses)} differ; write a page for each."
-        )
-    environment = Environment(
-        loader=PackageLoader("depthmix", "analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    style, script = (_read(f"lens.{suffix}") for suffix in ("css", "js"))
+    data = to_page_data({"": lenses})
     num_tokens = len(next(iter(lenses.values())).tokens)
-    page = environment.get_template("lens.html").render(
+    page = render_page(
+        "lens.html",
+        styles=["lens.css"],
+        scripts=["lens.js"],
         title=f"Lens · {' and '.join(lenses)}",
         lead=f"{' and '.join(lenses)} on {num_tokens:,} token{'s' * (num_tokens != 1)}.",
-        data=_to_data(lenses),
-        # Both are ours and go in as they are: the policy names their hashes and allows no other.
-        style=Markup(style),
-        style_hash=_hash(style),
-        script=Markup(script),
-        script_hash=_hash(script),
+        data=data,
     )
-    if len(page) > LARGEST_PAGE:
+    return write_page(page, path, way_out="read out fewer layers, or a shorter text")
+
+
+def to_page_data(passages: Mapping[str, Mapping[str, Lens]]) -> dict[str, Any]:
+    """Lay lenses out for the page's script: rounded, and each text once.
+
+    Args:
+        passages: Title of each text to its lenses, one or two, by the name of the model. All texts
+            have the same models, read out at the same layers.
+
+    Returns:
+        What `lens.js` reads, in JSON's types.
+
+    Raises:
+        ValueError: If the lenses of a text have different tokens, there is none or more than two,
+            or texts differ in models or layers.
+    """
+    texts: dict[str, int] = {}
+    laid_out = []
+    for title, lenses in passages.items():
+        if not 1 <= len(lenses) <= 2:
+            raise ValueError(
+                f"`lenses` must be one or two with names of their own, got {len(lenses)}; write a "
+                "page for each pair."
+            )
+        if len({lens.tokens for lens in lenses.values()}) > 1:
+            raise ValueError(
+                "`lenses` must have the same tokens, and those of "
+                f"{' and '.join(lenses)} differ; write a page for each."
+            )
+        models = [_lay_out(name, lens, texts) for name, lens in lenses.items()]
+        laid_out.append({"title": title, "lenses": models})
+    shapes = {
+        tuple((lens["model"], *(readout["name"] for readout in lens["readouts"])) for lens in row)
+        for row in (passage["lenses"] for passage in laid_out)
+    }
+    if len(shapes) != 1:
         raise ValueError(
-            f"`lenses` must fit a page of {LARGEST_PAGE / 1e6:.0f} MB, got {len(page) / 1e6:.1f}; "
-            "read out fewer layers, or a shorter text."
+            "`passages` must be at least one, all with the same models and layers, got "
+            f"{len(shapes)} kinds; write a page for each."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    return {"texts": list(texts), "passages": laid_out}
 
 
 def _choose_layers(
@@ -146,12 +155,11 @@ def _choose_layers(
     return sorted({layer for mixture in mixtures for layer in mixture.late_layers})
 
 
-def _to_data(lenses: Mapping[str, Lens]) -> dict[str, Any]:
-    """Lay lenses out for the script: rounded, and each text once."""
-    places: dict[str, int] = {}
+def _lay_out(model: str, lens: Lens, texts: dict[str, int]) -> dict[str, Any]:
+    """Lay one lens out; texts that are new get the next number."""
 
     def place(text: str) -> int:
-        return places.setdefault(text, len(places))
+        return texts.setdefault(text, len(texts))
 
     def predict(prediction: Prediction) -> dict[str, Any]:
         layer = prediction.readout
@@ -168,33 +176,19 @@ def _to_data(lenses: Mapping[str, Lens]) -> dict[str, Any]:
             "rank": prediction.rank,
         }
 
-    data = []
-    for model, lens in lenses.items():
-        # Without a mixture the model's own prediction is its final layer's, shown once.
-        own = (lens.ensemble,) if lens.routing is not None else ()
-        routing = lens.routing and {
-            "layers": lens.routing.late_layers,
-            "weights": [_round(row) for row in lens.routing.weights],
-            "entropy": _round(lens.routing.entropy),
-            "depth": _round(lens.routing.mean_depth),
-        }
-        readouts = [predict(prediction) for prediction in (*lens.layers, *own)]
-        tokens = [place(text) for text in lens.tokens]
-        data.append({"model": model, "tokens": tokens, "readouts": readouts, "routing": routing})
-    return {"texts": list(places), "lenses": data}
+    # Without a mixture the model's own prediction is its final layer's, shown once.
+    own = (lens.ensemble,) if lens.routing is not None else ()
+    routing = lens.routing and {
+        "layers": lens.routing.late_layers,
+        "weights": [_round(row) for row in lens.routing.weights],
+        "entropy": _round(lens.routing.entropy),
+        "depth": _round(lens.routing.mean_depth),
+    }
+    readouts = [predict(prediction) for prediction in (*lens.layers, *own)]
+    tokens = [place(text) for text in lens.tokens]
+    return {"model": model, "tokens": tokens, "readouts": readouts, "routing": routing}
 
 
 def _round(values: Sequence[float]) -> list[float]:
     """Keep the decimals that the page shows."""
     return [round(value, DIGITS) for value in values]
-
-
-def _read(name: str) -> str:
-    """Read a file that lies beside the template."""
-    return files("depthmix.analysis").joinpath(name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    """Write a text's hash as a Content-Security-Policy does."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"

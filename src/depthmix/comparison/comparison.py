@@ -148,7 +148,29 @@ def compare(
             else.
         OSError: If a folder holds no evaluation.
     """
-    methods = read_methods(runs, tasks=tasks, metric=metric)
+    return compare_outcomes(read_methods(runs, tasks=tasks, metric=metric), tasks=tasks, seed=seed)
+
+
+def compare_outcomes(
+    methods: Mapping[str, Sequence[Outcomes]],
+    *,
+    tasks: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare evaluations that have been read.
+
+    Args:
+        methods: Evaluations by the label of their method, one for each training seed; the first
+            method is the baseline.
+        tasks: As for `compare`.
+        seed: As for `compare`.
+
+    Returns:
+        As `compare` does.
+
+    Raises:
+        ValueError: As `compare` does.
+    """
     names = list(dict.fromkeys(tasks or _all_tasks(methods)))
     rng = np.random.default_rng(seed)
     tables = {task: align(task, choose_runs(methods, task)) for task in names}

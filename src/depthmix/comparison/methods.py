@@ -62,7 +62,7 @@ def read_methods(
             # A method may have one run for each task.
             there = None if tasks is None else [task for task in tasks if task in available]
             outcomes = load_outcomes(found, tasks=there, metric=metric)
-            methods.setdefault(name or _label(outcomes), []).append(outcomes)
+            methods.setdefault(name or label_outcomes(outcomes), []).append(outcomes)
     if not methods:
         raise ValueError("`runs` must name at least one evaluation, got none.")
     if unknown := [task for task in tasks or () if task not in known]:
@@ -112,9 +112,32 @@ def choose_runs(
                     f"{run.folder} of {label} both have seed {run.seed} on {task}; leave one out, "
                     "or name them apart, as `NAME=RUN`."
                 )
-            _check_same_items(first, run, task)
-            _check_same_conditions(first, run, task)
+            check_comparable(first, run, task)
     return chosen
+
+
+def check_comparable(first: Outcomes, other: Outcomes, task: str) -> None:
+    """Check that two evaluations judged the same items of a task alike.
+
+    Args:
+        first: One evaluation.
+        other: Another.
+        task: A task that both have.
+
+    Raises:
+        ValueError: If they have different items, metrics, numbers of examples, data or judges.
+    """
+    _check_same_items(first, other, task)
+    _check_same_conditions(first, other, task)
+
+
+def label_outcomes(outcomes: Outcomes) -> str:
+    """Name an evaluation by its method, and by the layer where one was read out."""
+    if outcomes.layer == "ensemble":
+        return outcomes.method
+    if outcomes.layer == "final":
+        return f"{outcomes.method}, final layer"
+    return f"{outcomes.method}, layer {outcomes.layer}"
 
 
 def _parse_run(run: str | Path) -> tuple[str | None, list[Path]]:
@@ -136,15 +159,6 @@ def _parse_run(run: str | Path) -> tuple[str | None, list[Path]]:
             f"`runs` must have a name before the equals sign, got {text!r}; write `NAME=RUN`."
         )
     return printable(name), folders
-
-
-def _label(outcomes: Outcomes) -> str:
-    """Name a run by its method, and by the layer where it was not read out as a whole."""
-    if outcomes.layer == "ensemble":
-        return outcomes.method
-    if outcomes.layer == "final":
-        return f"{outcomes.method}, final layer"
-    return f"{outcomes.method}, layer {outcomes.layer}"
 
 
 def _check_one_method(label: str, outcomes: Sequence[Outcomes], aspects: Mapping[str, str]) -> None:

@@ -99,7 +99,7 @@ def find_evaluation(run: str | Path) -> Path:
             f"`runs` must be folders of evaluations or of evaluated runs, and {folder} holds "
             f"neither {RESULTS_NAME} nor evaluation/; run `depthmix evaluate {folder}`."
         )
-    found = sorted(path.parent for path in inner.glob(f"*/{RESULTS_NAME}"))
+    found = list_evaluations(folder)
     if not found:
         raise FileNotFoundError(
             f"`runs` must be evaluated, and {inner} holds no finished evaluation; run "
@@ -111,6 +111,19 @@ def find_evaluation(run: str | Path) -> Path:
             f"of {', '.join(map(str, found))}."
         )
     return found[0]
+
+
+def list_evaluations(run: str | Path) -> tuple[Path, ...]:
+    """List the finished evaluations in a run's folder, by name.
+
+    Args:
+        run: The folder.
+
+    Returns:
+        The folders of its evaluations; none where the run has not been evaluated.
+    """
+    inner = Path(run).expanduser() / "evaluation"
+    return tuple(sorted(path.parent for path in inner.glob(f"*/{RESULTS_NAME}")))
 
 
 def load_outcomes(

@@ -37,6 +37,23 @@ def score_items(
 ) -> dict[Item, float | None]:
     """Name every item by its document, and read its score, or None where a judge gave none."""
     name, _, filter_name = metric.rpartition(",")
+    scores: dict[Item, float | None] = {}
+    for item, sample in name_items(task, filter_name, samples, folder).items():
+        score = sample.get(name)
+        if score is not None and not (isinstance(score, int | float) and 0 <= score <= highest):
+            raise ValueError(
+                f"`metric` must give every item a number from 0 to {highest:g}, and {metric} is "
+                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another "
+                "by `metric`."
+            )
+        scores[item] = None if score is None else score / highest
+    return scores
+
+
+def name_items(
+    task: str, filter_name: str, samples: Iterable[Mapping[str, Any]], folder: Path
+) -> dict[Item, Mapping[str, Any]]:
+    """Name every item of a task by its document; `filter_name` is one of lm-eval's filters."""
     chosen = [sample for sample in samples if sample["filter"] == filter_name]
     chosen.sort(key=lambda sample: sample["doc_id"])
     for earlier, later in pairwise(chosen):
@@ -46,28 +63,24 @@ def score_items(
                 f"{later['doc_id']} twice; evaluate it again."
             )
     seen: Counter[str] = Counter()
-    scores: dict[Item, float | None] = {}
+    items = {}
     for sample in chosen:
-        score = sample.get(name)
-        if score is not None and not (isinstance(score, int | float) and 0 <= score <= highest):
-            raise ValueError(
-                f"`metric` must give every item a number from 0 to {highest:g}, and {metric} is "
-                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another "
-                "by `metric`."
-            )
-        item = task, sample["doc_hash"], seen[sample["doc_hash"]]
-        scores[item] = None if score is None else score / highest
+        items[task, sample["doc_hash"], seen[sample["doc_hash"]]] = sample
         seen[sample["doc_hash"]] += 1
-    return scores
+    return items
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read lm-eval's samples, without the long texts that scores do not need."""
+TEXTS = ("doc", "arguments", "resps", "filtered_resps")
+"""Parts of a sample that are long, and that scores do not need."""
+
+
+def read_samples(path: Path, *, texts: bool = False) -> list[dict[str, Any]]:
+    """Read lm-eval's samples, with or without their long texts."""
     if not path.is_file():
         raise FileNotFoundError(
             f"Cannot find {path}, which `depthmix evaluate` writes; the evaluation did not finish."
         )
-    unused = ("doc", "arguments", "resps", "filtered_resps")
+    unused = () if texts else TEXTS
     samples = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
