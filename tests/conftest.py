@@ -21,6 +21,7 @@ from hypothesis import settings  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from adapters import logits, tuned_model  # noqa: E402
+from browser import browser, open_file  # noqa: E402, F401  (fixtures)
 from data_folder import small_data  # noqa: E402, F401  (a fixture)
 from models import tiny_model  # noqa: E402
 

@@ -1,24 +1,34 @@
-"""The report and its figures, from plain data."""
+"""The report of a run: what it is compared with, its examples, its figures, its page."""
 
+import json
 import re
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from depthmix.analysis import Report, report_from_result, write_report
-from depthmix.analysis.figures import (
-    accuracies,
-    routed_layers,
-    routing_weights,
-    training_loss,
+import depthmix_cli
+from depthmix.analysis import (
+    choose_passages,
+    collect_report,
+    draw_report,
+    read_passages,
+    show_report,
+    write_report,
 )
+from depthmix.analysis.accuracies import draw_accuracies
+from depthmix.analysis.examples import find_examples, read_wordings
+from depthmix.analysis.page import hash_text
 from depthmix.analysis.style import to_svg
-from depthmix.evaluation.scoring import Evaluation
-from depthmix.ledger import Ledger
-from depthmix.run_config import DataSection, ModelSection, RunConfig
+from depthmix.analysis.training_panels import loss_panels, optimisation_panels, routing_panels
+from depthmix.analysis.verdict import judge_run
+from depthmix.comparison.outcomes import load_outcomes
+from depthmix.evaluation.statistics import paired_difference, wilson_interval
+from depthmix.run_folder import load_result
+from runs import HOSTILE_QUESTION, ITEMS, judge_by, make_runs
+from test_comparison import write_evaluation
 
 LOG = [
     {
@@ -26,49 +36,49 @@ LOG = [
         "loss": 2 / step,
         "task_loss": 1.9 / step,
         "distillation_loss": 5 / step,
-        "routing_entropy": 1 - step / 100,
+        "layer_loss/layer_9": 2.5 / step,
+        "layer_loss/layer_10": 2.1 / step,
+        "routing_entropy": 0.5 - step / 100,
         "routing_weight/layer_9": 0.3,
-        "routing_weight/layer_10": 0.2,
-        "routing_weight/layer_11": 0.5,
+        "routing_weight/layer_10": 0.7,
+        "routing_variance/layer_9": 0.01,
+        "routing_variance/layer_10": 0.01,
+        "routing_sparsity/layer_9": 0.5,
+        "routing_sparsity/layer_10": 0.25,
+        "learning_rate": 1e-3 / step,
+        "grad_norm": 1.0,
+        "tokens_per_second": 900.0,
+        "memory_gib": 1.5,
     }
-    for step in range(1, 31)
-] + [{"step": 30, "train_runtime": 65.0, "train_loss": 0.4}]
-RECORDS = [{"prompt": f"Question: {n} + {n}?\nAnswer:", "answer": str(2 * n)} for n in range(8)]
+    for step in range(1, 61)
+] + [{"step": 60, "train_runtime": 65.0, "train_loss": 0.4}]
 
 
-def evaluation(num_correct):
-    return Evaluation(
-        metric="exact_match",
-        correct=tuple(item < num_correct for item in range(8)),
-        responses=tuple(f" The <b>answer</b> is {item}" for item in range(8)),
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs in one folder whose items right and wrong are set by hand."""
+    runs = make_runs(
+        tmp_path_factory.mktemp("trained"),
+        {
+            "mode-0": {},
+            "mode-1": {"training": {"seed": "1"}},
+            "mode-l": {"mode": {"distillation_weight": "0.5"}},
+            "lora": {"method": "lora"},
+            "short": {"evaluation": {"num_items": "4"}},
+            "unmeasured": {"evaluation": None, "method": "lora"},
+        },
     )
+    judge_by(runs / "mode-0", "before", "11000000")
+    judge_by(runs / "mode-0", "after", "10111000")
+    judge_by(runs / "mode-1", "after", "10111110")
+    judge_by(runs / "mode-l", "after", "00000001")
+    judge_by(runs / "lora", "after", "01111100")
+    return runs
 
 
 @pytest.fixture
-def result():
-    return SimpleNamespace(
-        output_dir=Path("out"),
-        metrics={"total_seconds": 65.0},
-        log_history=LOG,
-        ledger=Ledger(
-            lora_below=4_000_000,
-            lora_late=0,
-            norms=1_152,
-            router=1_731,
-            other=0,
-            total=4_002_883,
-            model=134_515_008,
-        ),
-        before=evaluation(1),
-        after=evaluation(7),
-    )
-
-
-@pytest.fixture
-def config():
-    return RunConfig(
-        model=ModelSection(name="models/tiny & co"), data=DataSection(train="data/train.jsonl")
-    )
+def runs(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "runs"))
 
 
 class Outline(HTMLParser):
@@ -95,110 +105,246 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_well_formed_and_needs_nothing_else(result, config, tmp_path):
-    report = report_from_result(result, config, command="make quickstart", records=RECORDS)
-    page = write_report(report, tmp_path / "new" / "report.html").read_text("utf-8")
+def test_a_run_is_judged_beside_its_neighbours(runs):
+    (verdict,) = judge_run(runs / "mode-0")
+    own, baseline = "LoRA_¬K + MoDE (defaults)", "LoRA_¬K + MoDE (distillation_weight 0.5)"
+    assert list(verdict.methods) == [own, "LoRA_¬K", "pretrained", baseline]  # best first
+    assert [run.seed for run in verdict.methods[own]] == [0, 1]
+    assert verdict.rivals == ("LoRA_¬K", "pretrained", baseline)
+    (row,) = verdict.comparison.rows
+    scores = {score.method: score for score in row.scores}
+    assert scores[own].mean == pytest.approx((4 + 6) / 16)
+    assert scores["LoRA_¬K"].mean == pytest.approx(5 / 8)
+    assert scores["pretrained"].interval == wilson_interval(2, 8)
+    assert scores["pretrained"].difference.estimate == pytest.approx((4 - 10) / 16)
+    reasons = {Path(folder).name: reason for folder, reason in verdict.left_out.items()}
+    assert reasons.keys() == {"short"}
+    assert "must have judged the same items" in reasons["short"]
+
+
+def test_named_baselines_are_the_only_ones(runs):
+    (verdict,) = judge_run(runs / "mode-0", [runs / "lora"])
+    assert list(verdict.methods) == ["LoRA_¬K + MoDE", "LoRA_¬K", "pretrained"]
+    difference = verdict.comparison.rows[0].scores[1].difference
+    assert difference == paired_difference([1, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0])
+    with pytest.raises(FileNotFoundError, match=r"`baselines` must be folders of runs, and .*no"):
+        judge_run(runs / "mode-0", [runs / "nowhere"])
+
+
+def test_a_damaged_neighbour_is_told_and_a_damaged_run_refused(runs):
+    (runs / "lora" / "results.json").write_text("{")
+    (verdict,) = judge_run(runs / "mode-0")
+    assert "LoRA_¬K" not in verdict.methods
+    reason = verdict.left_out[str(runs / "lora")]
+    assert reason.startswith(f"Cannot read {runs / 'lora' / 'results.json'}")
+    with pytest.raises(ValueError, match="Cannot read"):
+        judge_run(runs / "lora")
+
+
+def test_an_unmeasured_run_has_no_verdict(runs):
+    assert judge_run(runs / "unmeasured") == ()
+    page = show_report(runs / "unmeasured", lens=False).read_text("utf-8")
+    assert "This run was not evaluated" in page
+    assert "Wins and losses" not in page
+
+
+def test_examples_are_the_items_on_which_two_models_part(runs):
+    (verdict,) = judge_run(runs / "mode-0")
+    examples = find_examples(verdict, "LoRA_¬K")
+    ours, theirs = (load_result(runs / name).after.responses for name in ("mode-0", "lora"))
+    found = [(e.kind, e.prompt, [(a.text, a.correct) for a in e.answers]) for e in examples]
+    assert found == [  # 10111000 against 01111100
+        ("win", ITEMS[0]["prompt"], [(ours[0], True), (theirs[0], False)]),
+        ("loss", ITEMS[1]["prompt"], [(ours[1], False), (theirs[1], True)]),
+        ("loss", ITEMS[5]["prompt"], [(ours[5], False), (theirs[5], True)]),
+    ]
+    assert [e.reference for e in examples] == [" 0", " 2", " 10"]
+    assert len(find_examples(verdict, "LoRA_¬K", limit=1)) == 2
+    before = load_result(runs / "mode-0").before.responses
+    (first, *_) = find_examples(verdict, "pretrained")
+    assert first.answers[1].text == before[2]  # 10111000 against 11000000
+    titles = {"win · Question: Is": " 0", "loss · Question: 1": " 2", "loss · Question: 5": " 10"}
+    passages = choose_passages(examples)
+    for (title, text), (start, end) in zip(passages.items(), titles.items(), strict=True):
+        assert title.startswith(start)
+        assert text.endswith(f"\nAnswer:{end}")
+
+
+CHOICE = {
+    "arguments": [["Q: Which?\nA:", " a"], ["Q: Which?\nA:", " longer"]],
+    "filtered_resps": [[-1.0, False], [-2.0, False]],
+    "resps": [[[-1.0, False]], [[-2.0, False]]],
+    "target": 0,
+}
+GENERATED = {
+    "arguments": [["Q: 1 + 1?\nA:", {"until": ["\n"]}]],
+    "filtered_resps": ["2"],
+    "resps": [[" It is 2."]],
+    "target": ["2", "two"],
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "sample", "expected"),
+    [
+        ("acc,none", CHOICE, ("Q: Which?\nA:", " a", " a")),
+        ("acc_norm,none", CHOICE, ("Q: Which?\nA:", " a", " longer")),  # -1 / 1 < -2 / 6
+        ("exact_match,none", GENERATED, ("Q: 1 + 1?\nA:", "2", " It is 2.")),
+    ],
+)
+def test_samples_of_lm_eval_are_put_into_words(metric, sample, expected, tmp_path):
+    folder = write_evaluation(tmp_path / "e", {"arc": [1, 0]}, main_metric={"arc": metric})
+    path = folder / "samples_arc.jsonl"
+    lines = [json.loads(line) | sample for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outcomes = load_outcomes(folder)
+    item = ("arc", "arc-1", 0)
+    assert item in outcomes.tasks["arc"].scores
+    (wording,) = read_wordings(outcomes, {item}).values()
+    assert (wording.prompt, wording.reference, wording.response) == expected
+
+
+def test_evaluations_of_layers_and_other_protocols_are_kept_apart(runs):
+    for run, layer, scores in (
+        ("mode-0", "ensemble", [1, 1, 0, 0]),
+        ("mode-0", 4, [1, 0, 0, 0]),
+        ("lora", "ensemble", [0, 1, 1, 1]),
+    ):
+        write_evaluation(
+            runs / run / "evaluation" / str(layer), {"arc": scores}, layer=layer, method=run
+        )
+    whole, during = judge_run(runs / "mode-0")
+    assert list(whole.methods) == ["mode-0", "lora", "mode-0, layer 4"]
+    assert whole.rivals[0] == "lora"
+    assert during.comparison.methods[0].protocol == "depthmix train"
+    report = collect_report(runs / "mode-0", baselines=[runs / "lora"], num_examples=0)
+    figures = draw_report(report)
+    assert figures.keys() >= {"accuracies_0", "overlaps_0", "accuracies_1", "overlaps_1"}
+
+
+def test_the_page_says_what_happened(runs):
+    report = collect_report(runs / "mode-0", title="A & B", command="make it")
+    page = write_report(report, runs / "new" / "report.html").read_text("utf-8")
+    result = load_result(runs / "mode-0")
+    for text in (
+        "A &amp; B",
+        ">62.5 %<",
+        "this method, 2 seeds",
+        "LoRA_¬K + MoDE (distillation_weight 0.5)",
+        f"{result.ledger.total:,}",
+        "3, 4",
+        "8 records of sums.jsonl",
+        "make it",
+        "1 neighbours are not compared",
+        "Question: 5 + 5?",
+    ):
+        assert text in page, text
+    assert page.count("✓ right") == page.count("✗ wrong") == 3
+    assert page.count("<svg") == 2 + 3  # verdict; losses, routing, optimisation
+
+
+def test_the_page_is_well_formed_and_harmless(runs):
+    page = show_report(runs / "mode-0", texts=["</script><i>1 + 1</i>"]).read_text("utf-8")
     outline = Outline()
     outline.feed(page)
     assert not outline.open
+    assert outline.references
     assert all(reference.startswith("#") for reference in outline.references)
-    assert "@import" not in page
-    assert not re.search(r"url\((?!#)", page)
-    assert page.count("<svg") == 3
+    assert {reference[1:] for reference in outline.references} <= set(outline.ids)
+    assert len(outline.ids) == len(set(outline.ids))
+    assert not re.search(r"@import|url\((?!#)|https?:", page.replace("http://www.w3.org/", ""))
+    assert page.count("<script") == page.count("</script>") == 2
+    assert HOSTILE_QUESTION not in page
+    assert "Is &lt;/script&gt;&lt;b&gt;bold" in page
+    for kind, name in (("style", "style"), ("script", "script")):
+        text = page.rpartition(f"<{name}>")[2].partition(f"</{name}>")[0]
+        assert f"{kind}-src '{hash_text(text)}'" in page
+    assert "script-src 'unsafe" not in page
 
 
-def test_page_says_what_happened(result, config, tmp_path):
-    report = report_from_result(result, config, command="make quickstart", records=RECORDS)
-    page = write_report(report, tmp_path / "report.html").read_text("utf-8")
-    for text in (
-        "Tuning tiny &amp; co",
-        "12.5 %",
-        "87.5 %",
-        "<b>+75</b>",
-        "p = 0.031",
-        "9, 10, 11",
-        ">4,002,883<",
-        ">100.07 %<",
-        "1 min 5 s",
-        "make quickstart",
-        "train.jsonl",
-        "0 + 0?",
-    ):
-        assert text in page, text
-    assert page.count("✓ right") == 1 + 6
-    assert page.count("✗ wrong") == 5 + 0
+@pytest.mark.parametrize("run", ["mode-0", "lora"])
+def test_texts_are_read_tuned_and_as_before(run, runs):
+    lenses = read_passages(runs / run, {"t": "1 + 1 = 2"})
+    tuned, before = lenses["t"].values()
+    assert list(lenses["t"])[1] == "pretrained"
+    assert [prediction.readout for prediction in tuned.layers] == [3, 4]
+    assert [prediction.readout for prediction in before.layers] == [4]
+    assert (tuned.routing is None) == (run == "lora")
+    assert before.routing is None
+    assert tuned.ensemble.loss != before.ensemble.loss
+    both = read_passages(runs / run, {"t": "1 + 1 = 2"}, layers="all")["t"].values()
+    assert [len(lens.layers) for lens in both] == [4, 4]
 
 
-def test_texts_are_escaped(result, config, tmp_path):
-    report = report_from_result(
-        result, config, command="<script>alert(1)</script>", records=RECORDS, title="<i>a</i>"
-    )
-    page = write_report(report, tmp_path / "report.html").read_text("utf-8")
-    assert "<script" not in page
-    assert "<i>" not in page
-    assert "<b>answer" not in page
-    assert "&lt;b&gt;answer" in page
+def test_the_command_writes_a_page(runs, capsys):
+    assert depthmix_cli.main(["report", str(runs / "mode-0"), "--layers", "1,4"]) == 0
+    assert f"Written: {runs / 'mode-0' / 'report.html'}" in capsys.readouterr().out
+    page = (runs / "mode-0" / "report.html").read_text("utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert [passage["title"].split(" ·")[0] for passage in data["passages"]] == [
+        "win",
+        "loss",
+        "loss",
+    ]
+    layers = [readout["layer"] for readout in data["passages"][0]["lenses"][1]["readouts"]]
+    assert layers == [1, 4]
+    out = runs / "out.html"
+    options = ["--baselines", f"{runs / 'lora'},{runs / 'mode-1'}", "--no-lens"]
+    assert depthmix_cli.main(["report", str(runs / "mode-0"), *options, "--output", str(out)]) == 0
+    assert "distillation_weight 0.5" not in out.read_text("utf-8")
+    assert 'id="data"' not in out.read_text("utf-8")
+    assert depthmix_cli.main(["report", str(runs)]) == 1
+    assert "must be the folder of a finished run" in capsys.readouterr().err
 
 
-def test_page_without_evaluation_or_mixture(result, config, tmp_path):
-    result.before = result.after = None
-    result.log_history = [{"step": 1, "loss": 1.0}]
-    config = replace(config, method="lora")
-    report = report_from_result(result, config, command="c", records=RECORDS, seconds=3700.0)
-    page = write_report(report, tmp_path / "report.html").read_text("utf-8")
-    assert page.count("<svg") == 1
-    assert "LoRA without the mixture" in page
-    assert "1 h 1 min" in page
-    assert "Sample answers" not in page
-    assert "Late layers" not in page
+def test_panels_hold_what_was_logged():
+    titles = {panel.title: panel for panel in (*loss_panels([LOG]), *routing_panels([LOG]))}
+    assert list(titles) == [
+        "task loss",
+        "distillation loss",
+        "loss of each late layer",
+        "routing weight, mean over tokens",
+        "routing weight, variance over tokens",
+        "tokens that make no use of a layer",
+        "routing entropy",
+    ]
+    assert titles["task loss"].curves[0].values[0][1] == 1.9 / 2
+    assert [curve.label for curve in titles["loss of each late layer"].curves] == [
+        "layer 9",
+        "layer 10",
+    ]
+    panels = optimisation_panels([LOG])
+    assert [panel.title for panel in panels] == ["learning rate", "gradient norm", "pace", "memory"]
+    plain = [{"step": 1, "loss": 2.0, "grad_norm": 1.0}]
+    assert [panel.title for panel in loss_panels([plain])] == ["task loss"]
+    assert loss_panels([plain])[0].curves[0].values == ((2.0,),)
+    assert routing_panels([plain]) == ()
+    assert loss_panels([[{"step": 3, "train_loss": 1.0}]]) == ()
 
 
-def test_choices_show_the_right_choice(result, config):
-    records = [{"prompt": "p", "choices": [" yes", " no"], "answer": 1}]
-    result.before = result.after = Evaluation(
-        metric="choices", correct=(True,), responses=(" no",), measures={"nll": 1.5}
-    )
-    report = report_from_result(result, config, command="c", records=records)
-    assert report.samples[0].reference == " no"
-
-
-def test_an_empty_run_still_makes_a_page(tmp_path):
-    report = Report(
-        title="t", model="m", method="x", facts={}, ledger="", log_history=(), seconds=0.2,
-        command="c", config="{}",
-    )  # fmt: skip
-    page = write_report(report, tmp_path / "report.html").read_text("utf-8")
-    assert "under 1 s" in page
-    assert "<svg" not in page
-
-
-def test_layers_are_ordered_by_number():
-    assert routed_layers(LOG) == [9, 10, 11]
-
-
-@pytest.mark.parametrize("log", [LOG, LOG[:2], [{"step": 1, "loss": 1.0}]])
-def test_training_loss_panels(log):
-    figure = training_loss(log)
-    labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == ["nats"] * (2 if "distillation_loss" in log[0] else 1)
-
-
-def test_routing_weights_show_every_layer():
-    weights, entropy = routing_weights(LOG).axes
-    assert len(weights.lines) == 3
-    assert list(weights.lines[2].get_ydata()) == [0.5] * 30
-    assert entropy.get_ylabel() == "nats"
-    with pytest.raises(ValueError, match="which only the mixture logs"):
-        routing_weights([{"step": 1, "loss": 1.0}])
+def test_a_long_run_is_drawn_with_its_average(runs):
+    report = collect_report(runs / "mode-0")
+    long = {"losses": loss_panels([LOG]), "optimisation": optimisation_panels([LOG])}
+    figures = draw_report(replace(report, panels=long, verdicts=()))
+    assert len(figures["losses"].axes[0].lines) == 2  # pale as it is, and the average
+    title = figures["losses"].legends[0].get_title().get_text()
+    assert title == "one seed, moving average of 6 points"
+    short = draw_report(replace(report, verdicts=()))
+    assert len(short["losses"].axes[0].lines) == 1
+    assert not short["losses"].legends
+    assert json.loads(json.dumps([asdict(panel) for panel in long["losses"]]))
 
 
 def test_svg_is_deterministic_and_takes_the_page_colour():
     rows = {"before": (0.1, 0.05, 0.2), "after": (1.0, 0.9, 1.0)}
-    svg = to_svg(accuracies(rows))
-    assert svg == to_svg(accuracies(rows))
+    svg = to_svg(draw_accuracies(rows, highlighted="after"))
+    assert svg == to_svg(draw_accuracies(rows, highlighted="after"))
+    assert svg != to_svg(draw_accuracies(rows))
     assert svg.startswith("<svg")
     assert "currentColor" in svg
     assert "<style" not in svg
     assert "date" not in svg
     assert ">100 %</text>" in svg
     assert not re.search(r"<svg[^>]*(?:width|height)=", svg)
+    with pytest.raises(ValueError, match="at least one accuracy"):
+        draw_accuracies({})

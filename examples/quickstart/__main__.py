@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import depthmix  # noqa: F401  importing it teaches transformers to load the saved adapter
-from depthmix.analysis import report_from_result, write_report
+from depthmix.analysis import choose_passages, collect_report, read_passages, write_report
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import ModelSection, load_run_config
 from depthmix.training import train
@@ -92,15 +92,17 @@ def main() -> None:
 
     for record, answer in zip(held_out, answer_with(result.output_dir, held_out[:3]), strict=False):
         print(f"\n{record['prompt']}{answer}\n(right: {record['answer']})")
-    report = report_from_result(
-        result,
-        config,
-        command=shlex.join(["python", "-m", "examples.quickstart", *sys.argv[1:]]),
-        records=held_out,
-        seconds=time.monotonic() - started,
+    report = collect_report(
+        result.output_dir,
         title="Quickstart: arithmetic word problems",
+        command=shlex.join(["python", "-m", "examples.quickstart", *sys.argv[1:]]),
     )
-    report = replace(report, model="SmolLM2-135M-Instruct")
+    report = replace(
+        report,
+        model="SmolLM2-135M-Instruct",
+        passages=read_passages(result.output_dir, choose_passages(report.examples)),
+        seconds=time.monotonic() - started,
+    )
     path = write_report(report, output / "report.html")
     print(f"\nAccuracy {result.before.accuracy:.0%} before, {result.after.accuracy:.0%} after.")
     print(f"Adapter: {result.output_dir}\nReport: {path}")

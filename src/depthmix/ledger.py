@@ -39,23 +39,33 @@ class Ledger:
     model: int
     """Parameters of the pretrained model, for scale."""
 
-    def __str__(self) -> str:
-        rows = [
+    @property
+    def rows(self) -> tuple[tuple[str, str, str, str], ...]:
+        """A printable table: header, then name, number and shares of each part that there is."""
+        parts = [
             ("LoRA below the late layers", self.lora_below),
             ("LoRA in the late layers", self.lora_late),
             ("late norms", self.norms),
             ("router", self.router),
             ("other", self.other),
-            ("trainable", self.total),
         ]
-        lines = [f"{'parameters':<28}{'number':>14}{'of LoRA below':>16}{'of the model':>15}"]
-        for name, number in rows:
-            if not number and name != "trainable":
-                continue
-            relative = f"{100 * number / self.lora_below:.2f} %" if self.lora_below else "-"
-            share = f"{100 * number / self.model:.3f} %"
-            lines.append(f"{name:<28}{number:>14,}{relative:>16}{share:>15}")
-        return "\n".join(lines)
+        parts = [*(part for part in parts if part[1]), ("trainable", self.total)]
+        below = self.lora_below
+        return (
+            ("parameters", "number", "of LoRA below", "of the model"),
+            *(
+                (
+                    name,
+                    f"{number:,}",
+                    f"{100 * number / below:.2f} %" if below else "-",
+                    f"{100 * number / self.model:.3f} %",
+                )
+                for name, number in parts
+            ),
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(f"{a:<28}{b:>14}{c:>16}{d:>15}" for a, b, c, d in self.rows)
 
 
 def parameter_ledger(model: nn.Module, *, first_late_layer: int | None = None) -> Ledger:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from cyclopts import App
 
 from depthmix_cli.answering import chat, generate
-from depthmix_cli.looking import lens
+from depthmix_cli.looking import lens, report
 from depthmix_cli.measuring import audit, compare, evaluate
 from depthmix_cli.reproducing import reproduce
 from depthmix_cli.tuning import info, train
@@ -25,7 +25,7 @@ app = App(
     version=lambda: version("depthmix"),
 )
 
-for command in (train, generate, chat, lens, evaluate, info, audit, compare, reproduce):
+for command in (train, generate, chat, lens, report, evaluate, info, audit, compare, reproduce):
     app.command(command)
 
 

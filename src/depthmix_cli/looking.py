@@ -1,4 +1,4 @@
-"""The command that shows what each depth of a model predicts."""
+"""Commands that show what a model does with its depth."""
 
 from __future__ import annotations
 
@@ -40,3 +40,43 @@ def lens(
     if compare is not None:
         sections.append(ModelSection(name=compare, dtype=dtype))
     print(f"Written: {show_lens(sections, text, layers=layers, path=output)}")
+
+
+def report(
+    run: Path,
+    *,
+    baselines: str | None = None,
+    text: str | None = None,
+    layers: str = "late",
+    lens: bool = True,
+    output: Path | None = None,
+) -> None:
+    """Write a page about a run: what it gained, what it answers, how it was trained.
+
+    The page has accuracies beside those of the runs in the same folder, which items each solves,
+    wins and losses, texts token by token and layer by layer, and what training logged. For example:
+
+    `depthmix report runs/arc/mode`
+
+    Args:
+        run: Output folder of a training run.
+        baselines: Folders of the runs to compare it with, with commas between them; by default all
+            that lie beside it.
+        text: What the tuned and the pretrained model read token by token; by default some of the
+            wins and losses.
+        layers: Layers to read out: `late` for those of the mixture, `all`, or numbers with commas
+            between them.
+        lens: Read texts token by token; `--no-lens` spares loading the model.
+        output: The page to write; by default `report.html` in the run's folder.
+    """
+    from depthmix.analysis.report_page import show_report
+
+    path = show_report(
+        run,
+        baselines=None if baselines is None else [Path(name) for name in baselines.split(",")],
+        texts=[] if text is None else [text],
+        layers=layers,
+        lens=lens,
+        path=output,
+    )
+    print(f"Written: {path}")

@@ -1,5 +1,19 @@
-"""What a run learned: figures and a report."""
+"""Numbers to figures, runs to pages."""
 
-from depthmix.analysis.report import Report, Sample, report_from_result, write_report
+from depthmix.analysis.report import Report, collect_report, draw_report
+from depthmix.analysis.report_page import (
+    choose_passages,
+    read_passages,
+    show_report,
+    write_report,
+)
 
-__all__ = ["Report", "Sample", "report_from_result", "write_report"]
+__all__ = [
+    "Report",
+    "choose_passages",
+    "collect_report",
+    "draw_report",
+    "read_passages",
+    "show_report",
+    "write_report",
+]

@@ -20,6 +20,9 @@ from depthmix.analysis.style import PALETTE, STYLE
 DASHES = ("-", "--", ":", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 2)))
 """Line styles, one per colour, so that curves can be told apart in grey."""
 
+ONE_SEED = "one seed"
+"""What a legend says of a single seed; without entries and anything else, it is left out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -181,17 +184,20 @@ def draw_curves(
             label_steps(axes, xlabel)
         for axes in grid[len(panels) :]:
             axes.remove()
-        entry = max(map(len, named), default=0) + 8  # characters, of which an inch holds 13
-        figure.legend(
-            [lines[label] for label in named],
-            named,
-            title=_describe([curve for panel in panels for curve in panel.curves], moving_average),
-            loc="outside lower left",
-            alignment="left",
-            title_fontsize=9,
-            ncols=max(1, min(len(named), int(13 * width / entry))),
-            handlelength=3,
-        )
+        every = [curve for panel in panels for curve in panel.curves]
+        words = _describe(every, moving_average)
+        if named or words != ONE_SEED:
+            entry = max(map(len, named), default=0) + 8  # characters, of which an inch holds 13
+            figure.legend(
+                [lines[label] for label in named],
+                named,
+                title=words,
+                loc="outside lower left",
+                alignment="left",
+                title_fontsize=9,
+                ncols=max(1, min(len(named), int(13 * width / entry))),
+                handlelength=3,
+            )
     return figure
 
 
@@ -255,7 +261,7 @@ def _describe(curves: Sequence[Curve], moving_average: int) -> str:
     """Say what line and band are, and which steps are missing."""
     fewest, most = (count(len(curve.values) for curve in curves) for count in (min, max))
     number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    parts = ["one seed" if most == 1 else f"mean of {number} seeds and their range"]
+    parts = [ONE_SEED if most == 1 else f"mean of {number} seeds and their range"]
     if moving_average > 1:
         parts.append(f"moving average of {moving_average} points")
     num_left_out = max(curve.num_left_out for curve in curves)

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from depthmix.analysis.distributions import Distribution, distribute, jensen_shannon, measure
 from depthmix.analysis.token_texts import token_texts
 from depthmix.attachment import find_mixture_norm
 from depthmix.backbone import Backbone, evaluating, find_backbone
@@ -220,63 +221,22 @@ def _measure_all(
     pieces: dict[Readout, list[dict[str, Tensor]]] = {readout: [] for readout in readouts}
     for start in range(0, len(ids), length):
 
-        def predict(readout: Readout, start: int = start) -> Float[Tensor, "tokens vocab"]:
+        def predict(readout: Readout, start: int = start) -> Distribution:
             logits = backbone.unembed(normed[readout][0, start : start + length].to(device))
-            return logits.float().log_softmax(-1)
+            return distribute(logits.float())
 
         targets = ids[start + 1 : start + 1 + length].to(device)
         shared = {readout: predict(readout) for readout in (final, "ensemble") if readout in pieces}
         for readout, found in pieces.items():
-            log_probs = shared[readout] if readout in shared else predict(readout)
-            measures = _measure(log_probs, shared[final], targets, top)
+            predicted = shared[readout] if readout in shared else predict(readout)
+            measures = measure(predicted, shared[final], targets, top)
             if readout in late_layers:
-                measures["jsd_to_ensemble"] = _jsd(log_probs, shared["ensemble"])
+                measures["jsd_to_ensemble"] = jensen_shannon(predicted, shared["ensemble"])
             found.append({name: measure.cpu() for name, measure in measures.items()})
     return {
         readout: {name: torch.cat([piece[name] for piece in found]) for name in found[0]}
         for readout, found in pieces.items()
     }
-
-
-def _measure(
-    log_probs: Float[Tensor, "tokens vocab"],
-    final: Float[Tensor, "tokens vocab"],
-    targets: Int[Tensor, " targets"],
-    top: int,
-) -> dict[str, Tensor]:
-    """Describe predictions, and compare them with the final layer's and with what came."""
-    probs = log_probs.exp()
-    negentropy = _inner(probs, log_probs)
-    likeliest = log_probs.topk(top)
-    answered = log_probs[: len(targets)]
-    true = answered.gather(1, targets[:, None])
-    return {
-        "top": likeliest.indices,
-        "top_probabilities": likeliest.values.exp(),
-        "entropy": -negentropy,
-        "kl_to_final": (negentropy - _inner(probs, final)).clamp_min(0),
-        "loss": -true[:, 0],
-        "probability": true[:, 0].exp(),
-        "rank": (answered > true).sum(-1, dtype=torch.int32) + 1,
-    }
-
-
-def _jsd(
-    log_probs: Float[Tensor, "tokens vocab"], other: Float[Tensor, "tokens vocab"]
-) -> Float[Tensor, " tokens"]:
-    """Compute the Jensen-Shannon divergence from entropies: `divergence` takes thrice the time."""
-    probs, other_probs = log_probs.exp(), other.exp()
-    mean = (probs + other_probs) / 2
-    tiny = torch.finfo(mean.dtype).tiny  # 0 log 0 = 0
-    entropies = (_inner(probs, log_probs) + _inner(other_probs, other)) / 2
-    return (entropies - _inner(mean, mean.clamp_min(tiny).log())).clamp_min(0)
-
-
-def _inner(
-    left: Float[Tensor, "tokens vocab"], right: Float[Tensor, "tokens vocab"]
-) -> Float[Tensor, " tokens"]:
-    """Sum the products over the vocabulary, without a tensor of products."""
-    return torch.einsum("tv,tv->t", left, right)
 
 
 def _to_prediction(

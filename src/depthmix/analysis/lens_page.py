@@ -57,7 +57,7 @@ def show_lens(
         load_model(section).to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
         for section in sections
     ]
-    numbers = _choose_layers(layers, models)
+    numbers = choose_layers(layers, models)
     lenses = {
         name: look(model, load_tokenizer(section), text, layers=numbers)
         for name, model, section in zip(names, models, sections, strict=True)
@@ -119,11 +119,18 @@ def to_page_data(passages: Mapping[str, Mapping[str, Lens]]) -> dict[str, Any]:
                 "`lenses` must have the same tokens, and those of "
                 f"{' and '.join(lenses)} differ; write a page for each."
             )
-        models = [_lay_out(name, lens, texts) for name, lens in lenses.items()]
-        laid_out.append({"title": title, "lenses": models})
+        laid_out.append(
+            {
+                "title": title,
+                "lenses": [_lay_out(name, lens, texts) for name, lens in lenses.items()],
+            }
+        )
     shapes = {
-        tuple((lens["model"], *(readout["name"] for readout in lens["readouts"])) for lens in row)
-        for row in (passage["lenses"] for passage in laid_out)
+        tuple(
+            (name, lens.routing is None, *(prediction.readout for prediction in lens.layers))
+            for name, lens in lenses.items()
+        )
+        for lenses in passages.values()
     }
     if len(shapes) != 1:
         raise ValueError(
@@ -133,9 +140,7 @@ def to_page_data(passages: Mapping[str, Mapping[str, Lens]]) -> dict[str, Any]:
     return {"texts": list(texts), "passages": laid_out}
 
 
-def _choose_layers(
-    layers: str | Sequence[int], models: Sequence[nn.Module]
-) -> Sequence[int] | None:
+def choose_layers(layers: str | Sequence[int], models: Sequence[nn.Module]) -> Sequence[int] | None:
     """Number the layers that are to be read out; `None` stands for all."""
     try:
         choice = read_value(layers, Choice)

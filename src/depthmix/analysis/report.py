@@ -1,69 +1,35 @@
-"""One page about one run: what was trained, what it gained, and how to run it again."""
+"""What is said of one run, as plain data: how it was trained, what it gained, what it answers."""
 
 from __future__ import annotations
 
 import json
-import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from matplotlib.figure import Figure
 from pydantic_core import to_jsonable_python
 
-from depthmix.analysis.figures import (
-    accuracies,
-    routed_layers,
-    routing_weights,
-    training_loss,
-)
-from depthmix.analysis.style import to_svg
-from depthmix.evaluation.scoring import Evaluation
-from depthmix.evaluation.statistics import Interval, paired_difference
-from depthmix.run_config import RunConfig
-
-if TYPE_CHECKING:
-    from depthmix.training import TrainResult
-else:
-    TrainResult = Any  # importing it would load the trainers, which a page does not need
+from depthmix.analysis.accuracies import draw_accuracies
+from depthmix.analysis.curves import Panel, draw_curves
+from depthmix.analysis.examples import Example, find_examples
+from depthmix.analysis.lens import Lens
+from depthmix.analysis.overlap_diagrams import draw_overlaps
+from depthmix.analysis.training_panels import loss_panels, optimisation_panels, routing_panels
+from depthmix.analysis.verdict import Verdict, judge_run, run_folder
+from depthmix.ledger import Ledger
+from depthmix.run_config import RUN_CONFIG_NAME, RunConfig, load_run_config
+from depthmix.run_folder import RESULTS_NAME, TrainResult, load_result
 
 METHODS = {"mode": "Mixture-of-Depths Ensemble", "lora": "LoRA without the mixture"}
-METRICS = {
-    "exact_match": "generated greedily, right if the final number or text is the reference",
-    "choices": "right if the true choice has the highest likelihood per byte",
-}
-LONGEST_TEXT = 600
-"""Characters of a prompt or response that the page shows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One evaluation item with the answers of both models."""
-
-    prompt: str
-    """The question."""
-
-    reference: str
-    """The right answer."""
-
-    before: str
-    """Response of the model before training."""
-
-    after: str
-    """Response of the trained model."""
-
-    before_correct: bool
-    """Whether the first response was judged right."""
-
-    after_correct: bool
-    """Whether the second response was judged right."""
+SMOOTHED = 40
+"""Logged steps from which on curves are shown with a moving average."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the page says, as plain data."""
+    """What the page says; `draw_report` makes its figures."""
 
     title: str
     """Heading of the page."""
@@ -77,20 +43,23 @@ class Report:
     facts: Mapping[str, str]
     """Further settings worth a line each: name and value, in words."""
 
-    ledger: str
-    """Table of the trained parameters, as `str(ledger)` prints it; empty for none."""
+    ledger: Ledger
+    """Trained parameters by part."""
 
-    log_history: Sequence[Mapping[str, Any]]
-    """The trainer's log."""
+    trainable: Mapping[str, int]
+    """Trained parameters by label of a method, of those that are compared and say it."""
 
-    before: Evaluation | None = None
-    """Evaluation before training; `None` if there was none."""
+    panels: Mapping[str, tuple[Panel, ...]]
+    """What training logged: `losses`, `routing` and `optimisation`."""
 
-    after: Evaluation | None = None
-    """Evaluation after training, of the same items."""
+    verdicts: tuple[Verdict, ...]
+    """The run beside its baselines, once for each of its evaluations."""
 
-    samples: Sequence[Sample] = ()
-    """Items to show with both answers."""
+    examples: tuple[Example, ...]
+    """Wins and losses against the best baseline, in the first verdict."""
+
+    passages: Mapping[str, Mapping[str, Lens]] = field(default_factory=dict)
+    """Title of a text to what each depth predicts in it, by the name of the model."""
 
     seconds: float
     """Wall time of the run."""
@@ -102,170 +71,119 @@ class Report:
     """The resolved configuration, as JSON."""
 
 
-def report_from_result(
-    result: TrainResult,
-    config: RunConfig,
+def collect_report(
+    run: Path,
     *,
-    command: str,
-    records: Sequence[Mapping[str, Any]] = (),
-    num_samples: int = 6,
-    seconds: float | None = None,
+    baselines: Sequence[Path] | None = None,
     title: str | None = None,
+    command: str | None = None,
+    num_examples: int = 3,
 ) -> Report:
-    """Collect what a report says from the result of a run.
+    """Collect what can be said of a run without loading its model.
 
     Args:
-        result: What `train` returned.
-        config: The settings it was given.
-        command: What to type to run it again.
-        records: The evaluation records; the first ones are shown with both answers.
-        num_samples: How many of them.
-        seconds: Wall time; `None` takes that of `train`.
+        run: Folder of a finished run.
+        baselines: Folders of runs to compare it with; `None` takes those in the same folder.
         title: Heading of the page; `None` makes one from the model's name.
+        command: What to type to run it again; `None` takes `depthmix train` with the settings that
+            the run has saved.
+        num_examples: Wins, and losses, to show at most.
 
     Returns:
-        The report, ready for `write_report`.
+        The report, ready for `write_report`; `passages` are left to the caller.
+
+    Raises:
+        ValueError: If a file of the run is damaged.
+        OSError: If the run is not finished, or a baseline that was named is no run.
     """
-    layers = routed_layers(result.log_history)
-    steps = max((entry.get("step", 0) for entry in result.log_history), default=0)
-    facts = {
-        "Late layers": ", ".join(map(str, layers)),
-        "Training data": Path(config.data.train).name,
-        "Optimizer steps": f"{steps:,}",
-        "Learning rate": f"{config.training.get('learning_rate', '')}",
-        "Weights": config.model.dtype,
+    result, config = load_result(run), load_run_config(run / RUN_CONFIG_NAME)
+    verdicts = judge_run(run, baselines)
+    examples: tuple[Example, ...] = ()
+    if verdicts and verdicts[0].rivals:
+        examples = find_examples(verdicts[0], verdicts[0].rivals[0], limit=num_examples)
+    logs = [result.log_history]
+    panels = {
+        "losses": loss_panels(logs),
+        "routing": routing_panels(logs),
+        "optimisation": optimisation_panels(logs),
     }
     name = Path(config.model.name).name
+    again = ["depthmix", "train", "--config", str(run / RUN_CONFIG_NAME)]
+    again += ["--training.output-dir", f"{run}-again"]
     return Report(
         title=title or f"Tuning {name}",
         model=name,
         method=METHODS[config.method],
-        facts={name: value for name, value in facts.items() if value},
-        ledger=str(result.ledger),
-        log_history=result.log_history,
-        before=result.before,
-        after=result.after,
-        samples=_pick_samples(records[:num_samples], result.before, result.after),
-        seconds=result.metrics["total_seconds"] if seconds is None else seconds,
-        command=command,
-        config=json.dumps(to_jsonable_python(asdict(config)), indent=2),
+        facts=_list_facts(result, config),
+        ledger=result.ledger,
+        trainable=_count_trainable(verdicts),
+        panels={name: found for name, found in panels.items() if found},
+        verdicts=verdicts,
+        examples=examples,
+        seconds=result.metrics["total_seconds"],
+        command=command or shlex.join(again),
+        config=json.dumps(to_jsonable_python(asdict(config)), indent=2, ensure_ascii=False),
     )
 
 
-def write_report(report: Report, path: Path) -> Path:
-    """Write the report as one HTML page that needs no other file and no network.
+def draw_report(report: Report) -> dict[str, Figure]:
+    """Draw the figures of a report.
 
     Args:
-        report: What to say.
-        path: The file to write; its folder is made if missing.
+        report: What to draw.
 
     Returns:
-        The written file.
+        Figures by name, of what there is: `losses`, `routing` and `optimisation`, and for each
+        verdict, by its number, `accuracies_0` and `overlaps_0`.
     """
-    environment = Environment(
-        loader=PackageLoader("depthmix", "analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": _share, "interval": _interval, "clip": _clip}
-    page = environment.get_template("report.html").render(
-        report=report,
-        metric=METRICS[report.after.metric] if report.after else "",
-        difference=_describe_difference(report),
-        duration=_duration(report.seconds),
-        figures=_draw(report),
-        ledger=_split_table(report.ledger),
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _draw(report: Report) -> dict[str, Markup]:
-    """Draw the figures for which there is data."""
     figures = {}
-    evaluations = {"before": report.before, "after": report.after}
-    bars = {
-        name: (evaluation.accuracy, evaluation.interval.low, evaluation.interval.high)
-        for name, evaluation in evaluations.items()
-        if evaluation is not None
+    for name, panels in report.panels.items():
+        longest = max(len(curve.steps) for panel in panels for curve in panel.curves)
+        width = 1 if longest < SMOOTHED else longest // 10
+        figures[name] = draw_curves(panels, moving_average=width)
+    for number, verdict in enumerate(report.verdicts):
+        row = verdict.comparison.rows[-1]  # the average of several tasks, or the only task
+        bars = {
+            score.method: (score.mean, score.interval.low, score.interval.high)
+            for score in row.scores
+        }
+        figures[f"accuracies_{number}"] = draw_accuracies(bars, highlighted=verdict.run)
+        overlaps = {task.task: task.overlaps for task in verdict.comparison.tasks if task.overlaps}
+        if overlaps and len(verdict.methods) > 1:
+            figures[f"overlaps_{number}"] = draw_overlaps(overlaps, methods=list(verdict.methods))
+    return figures
+
+
+def _list_facts(result: TrainResult, config: RunConfig) -> dict[str, str]:
+    """Put the settings that readers ask for into words."""
+    layers = [
+        curve.label.removeprefix("layer ")
+        for panel in routing_panels([result.log_history])[:1]
+        for curve in panel.curves
+    ]
+    steps = max((entry.get("step", 0) for entry in result.log_history), default=0)
+    used, dropped = result.data.get("used"), result.data.get("dropped")
+    records = f"{used:,} records of " if used else ""
+    without = f", {dropped:,} test questions left out" if dropped else ""
+    facts = {
+        "Late layers": ", ".join(layers),
+        "Training data": f"{records}{Path(config.data.train).name}{without}",
+        "Optimizer steps": f"{steps:,}",
+        "Learning rate": f"{config.training.get('learning_rate', '')}",
+        "Seed": f"{config.training.get('seed', '')}",
+        "Weights": config.model.dtype,
     }
-    if bars:
-        figures["accuracy"] = accuracies(bars)
-    if any("loss" in entry for entry in report.log_history):
-        figures["loss"] = training_loss(report.log_history)
-    if routed_layers(report.log_history):
-        figures["routing"] = routing_weights(report.log_history)
-    # The figures are ours; every text of the run goes through the template's escaping.
-    return {name: Markup(to_svg(figure)) for name, figure in figures.items()}
+    return {name: value for name, value in facts.items() if value}
 
 
-def _describe_difference(report: Report) -> dict[str, str] | None:
-    """Put the gain in accuracy into words, in percentage points."""
-    if report.before is None or report.after is None:
-        return None
-    difference = paired_difference(report.before.correct, report.after.correct)
-    low, high = difference.interval.low, difference.interval.high
-    p_value = difference.p_value
-    return {
-        "estimate": _points(difference.estimate),
-        "interval": f"{_points(low)} to {_points(high)}",
-        "p_value": "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}",
-    }
-
-
-def _pick_samples(
-    records: Sequence[Mapping[str, Any]], before: Evaluation | None, after: Evaluation | None
-) -> tuple[Sample, ...]:
-    """Lay each record beside the two models' answers to it."""
-    if before is None or after is None:
-        return ()
-    return tuple(
-        Sample(
-            prompt=record["prompt"].removesuffix("Answer:").removeprefix("Question:").strip(),
-            reference=str(
-                record["choices"][record["answer"]] if "choices" in record else record["answer"]
-            ),
-            before=before.responses[item],
-            after=after.responses[item],
-            before_correct=before.correct[item],
-            after_correct=after.correct[item],
-        )
-        for item, record in enumerate(records)
-    )
-
-
-def _split_table(text: str) -> list[list[str]]:
-    """Split a printed table into its cells, which lie at least two spaces apart."""
-    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
-
-
-def _share(value: float) -> str:
-    """Write a share in percent: 0.071 is 7.1 %, 0.5 is 50 %."""
-    return f"{round(100 * value, 1):g} %"
-
-
-def _points(value: float) -> str:
-    """Write a difference of shares in whole percentage points, with a true minus."""
-    return f"{round(100 * value):+d}".replace("-", "−").replace("+0", "0")  # noqa: RUF001
-
-
-def _interval(interval: Interval) -> str:
-    """Write an interval of shares in percent."""
-    return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"  # noqa: RUF001
-
-
-def _clip(text: str) -> str:
-    """Keep the beginning of a long text."""
-    text = text.strip()
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT].rstrip()} …"
-
-
-def _duration(seconds: float) -> str:
-    """Write a duration in the units one would say it in."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = ((hours, "h"), (minutes, "min"), (rest if not hours else 0, "s"))
-    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "under 1 s"
+def _count_trainable(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Read how many parameters the compared methods train."""
+    counts = {}
+    for verdict in verdicts:
+        for label, runs in verdict.methods.items():
+            folder = run_folder(runs[0])
+            if runs[0].adapter is None:
+                counts[label] = 0
+            elif (folder / RESULTS_NAME).is_file():
+                counts[label] = load_result(folder).ledger.total
+    return counts

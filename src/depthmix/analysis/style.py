@@ -62,13 +62,20 @@ STYLE = {
 }
 
 
-def to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure, *, name: str = "") -> str:
     """Write a figure as an `<svg>` element that can stand in a page.
 
     The same figure gives the same text. The element scales with the page and its text has the
     page's colour.
+
+    Args:
+        figure: What to write.
+        name: Tells figures of one page apart, whose elements must not share an id.
+
+    Returns:
+        The element.
     """
-    svg = _draw_svg(figure)
+    svg = _draw_svg(figure, name)
     return re.sub(r'(<svg [^>]*?)width="[^"]*"|height="[\d.]+pt"', r"\1", svg, count=2)
 
 
@@ -106,11 +113,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _draw_svg(figure: Figure) -> str:
+def _draw_svg(figure: Figure, name: str = "") -> str:
     """Write a figure as an `<svg>` element of its own size, in the page's colour and font."""
     buffer = StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context(STYLE):
+    with rc_context({**STYLE, "svg.hashsalt": f"depthmix{name}"}):
         figure.savefig(buffer, format="svg", metadata=metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")

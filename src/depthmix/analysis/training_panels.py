@@ -12,7 +12,7 @@ LOSS = {"task_loss": "task loss", "loss": "task loss", "distillation_loss": "dis
 """Names in the log, and what a panel is called. `loss` is that of a run without a mixture."""
 
 OPTIMISATION = {
-    "learning_rate": ("learning rate", "per step"),
+    "learning_rate": ("learning rate", "learning rate"),
     "grad_norm": ("gradient norm", "before clipping"),
     "tokens_per_second": ("pace", "tokens per second"),
     "memory_gib": ("memory", "GiB"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from depthmix.comparison.comparison import Comparison, compare_outcomes
@@ -16,6 +16,9 @@ from depthmix.run_folder import RESULTS_NAME, load_result
 
 DURING_TRAINING = "depthmix train"
 """Stands for the protocol of what training measures before and after."""
+
+MOST_SETTINGS = 3
+"""Settings that a label names at most to tell methods apart; folders do it beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +196,56 @@ def _group(kept: Sequence[Outcomes]) -> dict[str, tuple[Outcomes, ...]]:
             seeds.append(outcomes)
         elif outcomes.adapter not in [other.adapter for other in seeds]:
             methods[*settings, outcomes.folder] = [outcomes]
-    return {
-        label if len(methods) == 1 else f"{label} ({run_folder(seeds[0]).name})": tuple(seeds)
+    named = {
+        name: tuple(seeds)
         for label, methods in groups.items()
-        for seeds in methods.values()
+        for name, seeds in zip(_tell_apart(label, methods.values()), methods.values(), strict=True)
     }
+    first, *others = named
+    others.sort(key=lambda name: -_mean(named[name]))
+    return {name: named[name] for name in (first, *others)}
+
+
+def _tell_apart(label: str, methods: Collection[Sequence[Outcomes]]) -> list[str]:
+    """Name methods of one label by the settings that differ, or else by their folders."""
+    if len(methods) == 1:
+        return [label]
+    folders = [run_folder(seeds[0]) for seeds in methods]
+    settings = [_read_settings(folder) for folder in folders]
+    keys = sorted(set().union(*settings))
+    differing = [key for key in keys if len({repr(known.get(key)) for known in settings}) > 1]
+    if not 1 <= len(differing) <= MOST_SETTINGS or not all(settings):
+        return [f"{label} ({folder.name})" for folder in folders]
+    words = [
+        ", ".join(f"{key.partition('.')[2]} {known[key]}" for key in differing if key in known)
+        or "defaults"
+        for known in settings
+    ]
+    if len(set(words)) < len(words):
+        return [f"{label} ({folder.name})" for folder in folders]
+    return [f"{label} ({told})" for told in words]
+
+
+def _read_settings(folder: Path) -> dict[str, object]:
+    """Read a run's settings as one level of names, without its seed and place."""
+    path = folder / RUN_CONFIG_NAME
+    if not path.is_file():
+        return {}
+    config = asdict(load_run_config(path))
+    flat = {
+        f"{section}.{name}": value
+        for section in ("model", "data", "mode", "training")
+        for name, value in config[section].items()
+    }
+    return {key: flat[key] for key in flat.keys() - {"training.seed", "training.output_dir"}}
+
+
+def _mean(seeds: Sequence[Outcomes]) -> float:
+    """Average the scores of a method over its tasks, items and seeds."""
+    scores = [
+        score for run in seeds for task in run.tasks.values() for score in task.scores.values()
+    ]
+    return sum(scores) / len(scores)
 
 
 def _to_tasks(config: RunConfig, evaluation: Evaluation) -> dict[str, TaskOutcomes]:

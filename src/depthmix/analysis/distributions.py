@@ -1,0 +1,97 @@
+"""Predictions over the vocabulary, and what is measured of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Predictions after some tokens, with what several measures need of them."""
+
+    log_probs: Float[Tensor, "tokens vocab"]
+    """Log-probabilities, nats."""
+
+    probs: Float[Tensor, "tokens vocab"]
+    """Probabilities."""
+
+    negentropy: Float[Tensor, " tokens"]
+    """`Σ p log p`, nats."""
+
+
+def distribute(logits: Float[Tensor, "tokens vocab"]) -> Distribution:
+    """Turn logits into predictions.
+
+    Args:
+        logits: In float32.
+
+    Returns:
+        The predictions.
+    """
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    return Distribution(log_probs, probs, _inner(probs, log_probs))
+
+
+def measure(
+    predicted: Distribution,
+    final: Distribution,
+    targets: Int[Tensor, " targets"],
+    top: int,
+) -> dict[str, Tensor]:
+    """Describe predictions, and compare them with the final layer's and with what came.
+
+    Args:
+        predicted: The predictions.
+        final: The final layer's; the same object where they are its own.
+        targets: The true next tokens, of which the last prediction may have none.
+        top: How many of the likeliest tokens to keep.
+
+    Returns:
+        `top` and `top_probabilities` (tokens, top), `entropy` and `kl_to_final` in nats (tokens),
+        and of the true tokens `loss` in nats, `probability` and `rank` (targets).
+    """
+    log_probs = predicted.log_probs
+    likeliest = log_probs.topk(top)
+    answered = log_probs[: len(targets)]
+    true = answered.gather(1, targets[:, None])
+    kl = (predicted.negentropy - _inner(predicted.probs, final.log_probs)).clamp_min(0)
+    return {
+        "top": likeliest.indices,
+        "top_probabilities": likeliest.values.exp(),
+        "entropy": -predicted.negentropy,
+        "kl_to_final": torch.zeros_like(kl) if predicted is final else kl,
+        "loss": -true[:, 0],
+        "probability": true[:, 0].exp(),
+        "rank": (answered > true).sum(-1, dtype=torch.int32) + 1,
+    }
+
+
+def jensen_shannon(predicted: Distribution, other: Distribution) -> Float[Tensor, " tokens"]:
+    r"""Compute the Jensen-Shannon divergence from entropies: `divergence` takes thrice the time.
+
+    With $s = p + q$, it is $(\sum p \log p + \sum q \log q - \sum s \log s) / 2 + \log 2$.
+
+    Args:
+        predicted: Some predictions.
+        other: Others of the same tokens.
+
+    Returns:
+        The divergence of each pair, nats, at most ln 2.
+    """
+    total = predicted.probs + other.probs
+    tiny = torch.finfo(total.dtype).tiny  # 0 log 0 = 0
+    entropies = predicted.negentropy + other.negentropy - _inner(total, total.clamp_min(tiny).log())
+    return (entropies / 2 + math.log(2)).clamp_min(0)
+
+
+def _inner(
+    left: Float[Tensor, "tokens vocab"], right: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """Sum the products over the vocabulary, without a tensor of products."""
+    return torch.einsum("tv,tv->t", left, right)

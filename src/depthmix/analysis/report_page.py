@@ -1,0 +1,273 @@
+"""The page about one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from markupsafe import Markup
+from peft import PeftModel
+
+from depthmix.adapter_config import MoDEConfig
+from depthmix.analysis.examples import Example
+from depthmix.analysis.lens import Lens, look
+from depthmix.analysis.lens_page import choose_layers, to_page_data
+from depthmix.analysis.page import render_page, write_page
+from depthmix.analysis.report import Report, collect_report, draw_report
+from depthmix.analysis.style import to_svg
+from depthmix.analysis.verdict import DURING_TRAINING, Verdict
+from depthmix.comparison.notes import notes
+from depthmix.evaluation.provenance import UNTUNED, describe_model
+from depthmix.evaluation.statistics import Interval
+from depthmix.models import load_model, load_tokenizer
+from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, load_run_config
+from depthmix.run_folder import load_result
+
+LONGEST_TEXT = 600
+"""Characters of a prompt or response that the page shows."""
+
+LONGEST_TITLE = 60
+"""Characters of a passage's beginning that the menu of texts shows."""
+
+NUM_PASSAGES = 2
+"""Wins, and losses, that are read token by token where no text is given."""
+
+METRICS = {
+    "exact_match": "generated greedily, right if the final number or text is the reference",
+    "choices": "right if the true choice has the highest likelihood per byte",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method's numbers on one task, in words."""
+
+    task: str
+    method: str
+    is_run: bool
+    seeds: str
+    trainable: str
+    accuracy: str
+    lead: str
+    p_value: str
+
+
+def show_report(
+    run: Path,
+    *,
+    baselines: Sequence[Path] | None = None,
+    texts: Sequence[str] = (),
+    layers: str | Sequence[int] = "late",
+    lens: bool = True,
+    path: Path | None = None,
+) -> Path:
+    """Write the page about a run: training, verdict, examples, and texts token by token.
+
+    Args:
+        run: Folder of a finished run.
+        baselines: Folders of runs to compare it with; `None` takes those in the same folder.
+        texts: What the tuned and the pretrained model read token by token; empty takes some of the
+            items on which the run and its best baseline part, with their right answers.
+        layers: Layers to read out, as `show_lens` takes them.
+        lens: Whether to load the model and read texts at all.
+        path: The file to write; `None` takes `report.html` in the run's folder.
+
+    Returns:
+        The written file.
+
+    Raises:
+        ValueError: If a file of the run is damaged, or a layer or text does not fit the model.
+        OSError: If the run is not finished, or a baseline or the model cannot be found.
+    """
+    report = collect_report(run, baselines=baselines)
+    passages = {_entitle(text): text for text in texts} or choose_passages(report.examples)
+    if lens and passages:
+        report = replace(report, passages=read_passages(run, passages, layers=layers))
+    return write_report(report, path or run / "report.html")
+
+
+def choose_passages(examples: Sequence[Example]) -> dict[str, str]:
+    """Take the first wins and losses, each with its right answer, as texts to read.
+
+    Args:
+        examples: Items on which a run and a baseline part.
+
+    Returns:
+        Texts by title, two of each kind at most.
+    """
+    passages: dict[str, str] = {}
+    for kind in ("win", "loss"):
+        for example in [e for e in examples if e.kind == kind][:NUM_PASSAGES]:
+            gap = "" if example.prompt[-1:].isspace() or example.reference[:1].isspace() else " "
+            text = f"{example.prompt}{gap}{example.reference}"
+            passages[f"{kind} · {_entitle(example.prompt)}"] = text
+    return passages
+
+
+def read_passages(
+    run: Path, passages: dict[str, str], *, layers: str | Sequence[int] = "late"
+) -> dict[str, dict[str, Lens]]:
+    """Let a run's model read texts, tuned and as it was before.
+
+    Args:
+        run: Folder of a finished run.
+        passages: Texts by title.
+        layers: Layers to read out, as `show_lens` takes them. `late` are those of the mixture or,
+            of a run without one, those that it would have; the pretrained model is then read out at
+            its final layer alone.
+
+    Returns:
+        By title, the lens of the tuned model by its method's name, and the pretrained model's.
+
+    Raises:
+        ValueError: If a layer or text does not fit the model.
+        OSError: If the model cannot be found.
+    """
+    config = load_run_config(run / RUN_CONFIG_NAME)
+    section = ModelSection(name=str(run), dtype=config.model.dtype)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    model = load_model(section).to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
+    assert isinstance(model, PeftModel)  # training saves an adapter
+    tokenizer = load_tokenizer(section)
+    final = model.config.get_text_config().num_hidden_layers
+    is_late = layers == "late"
+    if is_late and config.method != "mode":
+        choice = load_result(run).choice
+        mode = MoDEConfig(**config.mode)
+        layers = mode.resolve_late_layers(final) if choice is None else choice.late_layers
+    numbers = choose_layers(layers, [model])
+    name = describe_model(section)["method"]
+    lenses = {}
+    for title, text in passages.items():
+        tuned = look(model, tokenizer, text, layers=numbers)
+        with model.disable_adapter():
+            # Late layers are the mixture's; what was there before is the final layer's prediction.
+            before = look(model, tokenizer, text, layers=[final] if is_late else numbers)
+        lenses[title] = {name: tuned, UNTUNED: before}
+    return lenses
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Write the report as one HTML page that needs no other file and no network.
+
+    Args:
+        report: What to say.
+        path: The file to write; its folder is made if missing.
+
+    Returns:
+        The written file.
+
+    Raises:
+        ValueError: If the page would be larger than 5 MB.
+    """
+    figures = {
+        name: Markup(to_svg(figure, name=name)) for name, figure in draw_report(report).items()
+    }
+    page = render_page(
+        "report.html",
+        styles=["lens.css", "report.css"],
+        scripts=["lens.js"] if report.passages else [],
+        filters={"share": _share, "ends": _ends, "points": _points, "clip": _clip},
+        report=report,
+        figures=figures,  # ours; every text of the run goes through the template's escaping
+        duration=_duration(report.seconds),
+        verdicts=[_put(verdict, report) for verdict in report.verdicts],
+        data=to_page_data(report.passages) if report.passages else None,
+    )
+    return write_page(page, path, way_out="pass shorter texts, or fewer layers")
+
+
+def _entitle(text: str) -> str:
+    """Name a text by its beginning."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_TITLE else f"{line[:LONGEST_TITLE].rstrip()} …"
+
+
+def _put(verdict: Verdict, report: Report) -> dict[str, object]:
+    """Put a verdict into words: headings, cards, a table, notes."""
+    comparison = verdict.comparison
+    last = comparison.rows[-1]
+    scores = {score.method: score for score in last.scores}
+    own = scores[verdict.run]
+    during = comparison.methods[0].protocol == DURING_TRAINING
+    seeds = "this run" if own.num_seeds == 1 else f"this method, {own.num_seeds} seeds"
+    cards = [(seeds, _share(own.mean), f"95 % interval {_ends(own.interval)}", "main")]
+    for label in dict.fromkeys((*verdict.rivals[:1], *(r for r in verdict.rivals if r == UNTUNED))):
+        score = scores[label]
+        assert score.difference is not None
+        assert score.adjusted_p_value is not None
+        lead = _lead(score.difference.estimate, score.difference.interval)
+        p = _p_value(score.adjusted_p_value)
+        cards.append((label, _share(score.mean), f"lead of this run, points: {lead}, {p}", ""))
+    rows = [
+        Row(
+            task=row.task if score is row.scores[0] else "",
+            method=score.method,
+            is_run=score.method == verdict.run,
+            seeds=str(score.num_seeds),
+            trainable=f"{report.trainable[score.method]:,}"
+            if score.method in report.trainable
+            else "",
+            accuracy=f"{_share(score.mean)} ({_ends(score.interval)})",
+            lead=_lead(score.difference.estimate, score.difference.interval)
+            if score.difference
+            else "",
+            p_value="" if score.adjusted_p_value is None else _p_value(score.adjusted_p_value),
+        )
+        for row in comparison.rows
+        for score in row.scores
+    ]
+    metric = comparison.tasks[0].metric
+    return {
+        "title": ", ".join(row.task for row in comparison.tasks),
+        "origin": f"Measured by training itself: {METRICS[metric]}."
+        if during
+        else f"Measured by depthmix evaluate, protocol {comparison.methods[0].protocol}.",
+        "num_items": sum(row.num_items for row in comparison.tasks),
+        "cards": cards,
+        "rows": rows,
+        "notes": [note for note in notes(comparison) if not note.startswith("Differences are")],
+        "left_out": {Path(folder).name: why for folder, why in verdict.left_out.items()},
+        "is_broad": len(verdict.methods) > 3,  # an UpSet plot, not circles
+    }
+
+
+def _share(value: float) -> str:
+    """Write a share in percent: 0.071 is 7.1 %, 0.5 is 50 %."""
+    return f"{round(100 * value, 1):g} %"
+
+
+def _points(value: float) -> str:
+    """Write a difference of shares in percentage points, with a true minus."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−").replace("+0.0", "0.0")  # noqa: RUF001
+
+
+def _lead(estimate: float, interval: Interval) -> str:
+    """Write by how much this run is ahead, from the other's difference to it."""
+    return f"{_points(-estimate)} ({_points(-interval.high)} to {_points(-interval.low)})"
+
+
+def _p_value(value: float) -> str:
+    """Write a p-value."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def _ends(interval: Interval) -> str:
+    """Write an interval of shares in percent."""
+    return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"  # noqa: RUF001
+
+
+def _clip(text: str) -> str:
+    """Keep the beginning of a long text."""
+    text = text.strip()
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT].rstrip()} …"
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration in the units one would say it in."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest if not hours else 0, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "under 1 s"
