@@ -121,7 +121,8 @@ class TestExperiments:
             (scores + method + "untuned = true", "must hold one that tunes a model"),
             (grid + method + axis + "'run.mode.late_layers'", "must be two, for one method"),
             (curves + method, "`quantities` of own must be given"),
-            (scores + method + "beside = ['b']", "`beside` must name methods"),
+            (scores + method + "beside = ['b']", "`beside` and `recovers` must name methods"),
+            (scores + method + "recovers = ['a', 'b']", "of own, and b is none"),
         ):
             path.write_text(text)
             with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from depthmix.comparison.alignment import AlignedTask, Resamples, align, resampl
 from depthmix.comparison.methods import choose_runs, read_methods
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.overlaps import Overlap, count_overlaps
+from depthmix.comparison.recovery import Gap, Recovery, recover_gap
 from depthmix.evaluation.statistics import (
     Interval,
     PairedDifference,
@@ -116,6 +117,9 @@ class Comparison:
     num_tests: int
     """Tests that Holm's correction accounts for: every difference in the comparison."""
 
+    recoveries: tuple[Recovery, ...] = ()
+    """For each gap that was asked for, the share that a method recovers on each row."""
+
     @property
     def rows(self) -> tuple[TaskComparison, ...]:
         """The tasks, and their average if there is one."""
@@ -127,6 +131,7 @@ def compare(
     *,
     tasks: Sequence[str] | None = None,
     metric: str | None = None,
+    gaps: Sequence[Gap] = (),
     seed: int = 0,
 ) -> Comparison:
     """Compare evaluated runs on the same items.
@@ -137,6 +142,7 @@ def compare(
             several seeds. The first method is the baseline.
         tasks: Tasks to compare; `None` takes all tasks of the runs.
         metric: Metric of all tasks, as `load_outcomes` takes it; `None` takes each task's own.
+        gaps: Gaps between two methods, of which a third one's share is asked for.
         seed: Of the bootstraps' resamples.
 
     Returns:
@@ -144,17 +150,19 @@ def compare(
 
     Raises:
         ValueError: If two runs have different items, metrics, numbers of examples, data or judges,
-            a method lacks a task, or the runs of a method agree in their seed or differ in anything
-            else.
+            a method lacks a task, the runs of a method agree in their seed or differ in anything
+            else, or a gap names a method that is not there.
         OSError: If a folder holds no evaluation.
     """
-    return compare_outcomes(read_methods(runs, tasks=tasks, metric=metric), tasks=tasks, seed=seed)
+    methods = read_methods(runs, tasks=tasks, metric=metric)
+    return compare_outcomes(methods, tasks=tasks, gaps=gaps, seed=seed)
 
 
 def compare_outcomes(
     methods: Mapping[str, Sequence[Outcomes]],
     *,
     tasks: Sequence[str] | None = None,
+    gaps: Sequence[Gap] = (),
     seed: int = 0,
 ) -> Comparison:
     """Compare evaluations that have been read.
@@ -163,6 +171,7 @@ def compare_outcomes(
         methods: Evaluations by the label of their method, one for each training seed; the first
             method is the baseline.
         tasks: As for `compare`.
+        gaps: As for `compare`.
         seed: As for `compare`.
 
     Returns:
@@ -171,14 +180,26 @@ def compare_outcomes(
     Raises:
         ValueError: As `compare` does.
     """
+    named = [label for gap in gaps for label in (gap.start, gap.goal, gap.method)]
+    if unknown := [label for label in named if label not in methods]:
+        raise ValueError(
+            f"`gaps` must name methods of the runs, and {unknown[0]} is none; they are "
+            f"{', '.join(methods)}."
+        )
     names = list(dict.fromkeys(tasks or _all_tasks(methods)))
     rng = np.random.default_rng(seed)
     tables = {task: align(task, choose_runs(methods, task)) for task in names}
     samples = resample(tables, rng)
     rows = [_compare_task(tables[task], samples[task]) for task in names]
+    resampled = [{m: own.resampled for m, own in samples[task].items()} for task in names]
+    fewest = [row.num_items for row in rows]
     if len(names) > 1:
         num_items = len(set().union(*(table.documents for table in tables.values())))
-        rows.append(_compare_average(rows, list(samples.values()), num_items=num_items))
+        fewest.append(min(fewest))
+        resampled.append({m: np.mean([one[m] for one in resampled], axis=0) for m in methods})
+        rows.append(
+            _compare_average(rows, list(samples.values()), resampled[-1], num_items=num_items)
+        )
     p_values = [s.difference.p_value for row in rows for s in row.scores if s.difference]
     adjusted = iter(holm(p_values))
     rows = [
@@ -199,6 +220,17 @@ def compare_outcomes(
         tasks=tuple(rows[: len(names)]),
         average=rows[-1] if len(names) > 1 else None,
         num_tests=len(p_values),
+        recoveries=tuple(
+            recover_gap(
+                gap,
+                task=row.task,
+                means={score.method: score.mean for score in row.scores},
+                resampled=own,
+                num_items=number,
+            )
+            for gap in gaps
+            for row, own, number in zip(rows, resampled, fewest, strict=True)
+        ),
     )
 
 
@@ -243,19 +275,18 @@ def _compare_task(table: AlignedTask, samples: Mapping[str, Resamples]) -> TaskC
 def _compare_average(
     rows: Sequence[TaskComparison],
     samples: Sequence[Mapping[str, Resamples]],
+    resampled: Mapping[str, np.ndarray],
     *,
     num_items: int,
 ) -> TaskComparison:
     """Compare all methods with the first one on the unweighted mean over tasks.
 
-    `num_items` counts an item that several tasks share once, since it is no further evidence.
+    `resampled` holds each method's resamples, averaged over tasks. `num_items` counts an item that
+    several tasks share once, since it is no further evidence.
     """
     scores: list[MethodScore] = []
     baseline = next(iter(samples[0]))
     fewest = min(row.num_items for row in rows)
-    resampled = {
-        label: np.mean([task[label].resampled for task in samples], axis=0) for label in samples[0]
-    }
     for number, label in enumerate(samples[0]):
         parts = [row.scores[number] for row in rows]
         mean = float(np.mean([part.mean for part in parts]))

@@ -39,6 +39,12 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
         )
     if comparison.average is not None:
         sentences.append("The average gives each task the same weight.")
+    if comparison.recoveries:
+        sentences.append(
+            "Recovered is (method - start of the gap) / (end - start of the gap), with an interval "
+            "of the same resamples, where one whose gap is zero or reversed counts on both sides; "
+            "it is undefined where the gap's own interval holds 0."
+        )
     left_out = [(row.task, row.num_left_out) for row in comparison.tasks if row.num_left_out]
     if left_out:
         counts = ", ".join(f"{number:,} of {task}" for task, number in left_out)

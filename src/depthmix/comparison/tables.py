@@ -18,6 +18,7 @@ from rich.text import Text
 
 from depthmix.comparison.comparison import Comparison, MethodScore, TaskComparison
 from depthmix.comparison.notes import notes
+from depthmix.comparison.recovery import Gap
 from depthmix.evaluation.statistics import Interval
 
 FILE_STEM = "comparison"
@@ -92,6 +93,33 @@ def overlap_table(comparison: Comparison) -> Table | None:
             )
             for row in tasks
         ),
+    )
+
+
+def recovery_table(comparison: Comparison) -> Table | None:
+    """Lay out how much of a gap between two methods a third one recovers.
+
+    Args:
+        comparison: Of any methods.
+
+    Returns:
+        The table; `None` if no gap was asked for.
+    """
+    if not comparison.recoveries:
+        return None
+    groups: dict[Gap, list[tuple[str, ...]]] = {}
+    for one in comparison.recoveries:
+        gap, own = one.gap, groups.setdefault(one.gap, [])
+        labels = ("", "") if own else (gap.method, f"{gap.start} to {gap.goal}")
+        width = f"{_percent(one.width, '+')} ({_ends(one.width_interval, '+')})"
+        share = f"undefined: {one.undefined}"
+        if one.share is not None and one.share_interval is not None:
+            share = f"{_percent(one.share)} ({_ends(one.share_interval)})"
+        own.append((*labels, one.task, width, share))
+    return Table(
+        header=("method", "gap", "task", "gap, points (95 %)", "recovered, % (95 %)"),
+        align=("left", "left", "left", "right", "right"),
+        groups=tuple(map(tuple, groups.values())),
     )
 
 
@@ -195,8 +223,8 @@ def write_tables(
 
 def _tables(comparison: Comparison) -> list[Table]:
     """List the tables that there are."""
-    overlaps = overlap_table(comparison)
-    return [score_table(comparison), *([overlaps] if overlaps else [])]
+    further = recovery_table(comparison), overlap_table(comparison)
+    return [score_table(comparison), *(table for table in further if table is not None)]
 
 
 def _score_cells(score: MethodScore) -> tuple[str, ...]:

@@ -81,6 +81,9 @@ class Method:
     beside: tuple[str, ...] = ()
     """Further methods, besides the baseline, that it is to be compared with."""
 
+    recovers: tuple[str, str] | None = None
+    """Two methods of whose gap, from the first to the second, it may recover a share."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -151,9 +154,11 @@ class Experiment:
             raise ValueError(f"`methods` of {self.name} must hold one that tunes a model.")
         names = [method.name for method in self.methods]
         others = [other for method in self.methods for other in method.beside]
+        others += [other for method in self.methods for other in method.recovers or ()]
         if unknown := [other for other in others if other not in names]:
             raise ValueError(
-                f"`beside` must name methods of {self.name}{suggest(unknown[0], names)}"
+                f"`beside` and `recovers` must name methods of {self.name}, and {unknown[0]} is "
+                f"none{suggest(unknown[0], names)}"
             )
         if self.shows == "grid" and (len(self.axes), len(self.methods)) != (2, 1):
             raise ValueError(

@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from depthmix.comparison.comparison import Comparison, compare
+from depthmix.comparison.recovery import Gap
 from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.evaluation.statistics import PairedDifference, holm
 from depthmix.reproduction.experiment import Experiment, Scale, load_subjects
@@ -121,6 +122,7 @@ def gather(
         labels = list(dict.fromkeys(trial.label for trial in own))
         by_label = {label: [t for t in own if t.label == label] for label in labels}
         named = {label: _name_folders(label, t, workspace) for label, t in by_label.items()}
+        firsts = [rows[0] for rows in by_label.values()]
         found.append(
             Findings(
                 experiment=experiment,
@@ -128,8 +130,8 @@ def gather(
                 model=model,
                 subjects=tuple(dict.fromkeys(trial.subject for trial in own)),
                 rows=tuple(_make_row(rows, workspace) for rows in by_label.values()),
-                comparison=compare(list(named.values())),
-                contrasts=_contrast(experiment, [rows[0] for rows in by_label.values()], named),
+                comparison=compare(list(named.values()), gaps=_list_gaps(experiment, firsts)),
+                contrasts=_contrast(experiment, firsts, named),
             )
         )
     return tuple(found)
@@ -138,6 +140,20 @@ def gather(
 def subject_title(name: str) -> str:
     """Give a subject's name for readers."""
     return load_subjects()[name].title
+
+
+def _list_gaps(experiment: Experiment, trials: Sequence[Trial]) -> list[Gap]:
+    """List the gaps of which a method may recover a share; `trials` are one of each label."""
+    recovers = {method.name: method.recovers for method in experiment.methods}
+    return [
+        Gap(
+            start=replace(trial, method=ends[0]).label,
+            goal=replace(trial, method=ends[1]).label,
+            method=trial.label,
+        )
+        for trial in trials
+        if (ends := recovers[trial.method]) is not None
+    ]
 
 
 def _contrast(
