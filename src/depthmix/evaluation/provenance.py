@@ -19,6 +19,9 @@ ATTACHED = "MoDE"
 DEFAULT_SEED = 42
 """Training seed of runs that set none: transformers' own."""
 
+DEFAULT_BATCH = 8
+"""Sequences of a pass in runs that set none: transformers' own."""
+
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
@@ -32,7 +35,8 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         `model` (the base model's name), `revision`, `weights` (hash that changes with a local
         model's files, or None), `adapter` (folder, or None), `adapter_sha256` (of its weights),
         `method` (label such as `LoRA_¬K + MoDE`), `settings` (hash of the run's settings
-        without seed and place, or None: runs that share it are seeds of one experiment), `run`
+        without seed and place, and with the batch as a whole, or None: runs that share it are seeds
+        of one experiment), `run`
         (name of the folder), `seed` (of training; 0 without one), `dtype` and `top_k`.
 
     Raises:
@@ -104,5 +108,10 @@ def _hash_settings(run: dict[str, Any]) -> str:
         for name, value in run.get("training", {}).items()
         if name not in ("seed", "output_dir")
     }
+    batch, steps = "per_device_train_batch_size", "gradient_accumulation_steps"
+    if batch in training or steps in training:
+        # However a batch is divided into passes, it is one batch.
+        whole = training.get(batch, DEFAULT_BATCH) * training.get(steps, 1)
+        training |= {batch: whole, steps: 1}
     text = json.dumps({**run, "training": training, "evaluation": None}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
