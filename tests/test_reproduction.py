@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from submitit.helpers import DelayedSubmission
 
 from depthmix.comparison.comparison import compare
 from depthmix.reproduction.estimate import estimate_seconds
@@ -469,6 +470,23 @@ class TestLaunching:
         script = (cluster / "submitted.sh").read_text()
         for line in ("--time=1440", "--gpus-per-node=2", "--partition=gpu"):
             assert f"#SBATCH {line}\n" in script
+
+    def test_an_interrupted_job_is_queued_again(self, finished, tmp_path, monkeypatch, cluster):
+        calls = []
+        monkeypatch.setattr(
+            "depthmix.reproduction.launching.subprocess.run",
+            lambda command, **options: calls.append(command),
+        )
+        assignment = Assignment(root=tmp_path, runs=list(finished.runs.values())[:1])
+        assert list(launch([assignment], Launcher(kind="slurm"))) == []
+        (submitted,) = (tmp_path / "logs").glob("*_submitted.pkl")
+        again = DelayedSubmission.load(submitted)._checkpoint_function()
+        again.dump(tmp_path / "again.pkl")
+        assert calls == []
+        DelayedSubmission.load(tmp_path / "again.pkl").result()
+        (path,) = (tmp_path / "assignments").iterdir()
+        assert calls[0][-1] == str(path)
+        assert [run.key for run, _ in Assignment.load(path).runs] == [assignment.runs[0][0].key]
 
     def test_options_that_submitit_does_not_know_are_refused(self, cluster):
         for options in ({"slurm-partitoin": "gpu"}, {"queue": "gpu"}, {"mem-gb": "much"}):

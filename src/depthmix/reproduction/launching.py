@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import submitit
 import torch
+from submitit.helpers import DelayedSubmission
 
 from depthmix.options import underscored
 from depthmix.reproduction.worker import Assignment
@@ -86,7 +87,10 @@ def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[As
             assignment = waiting.pop(0)
             slot = slots.pop(0) if launcher.kind == "local" else None
             devices = None if slot is None else share_devices(slot, launcher.num_processes)
-            job = executor.submit(execute, assignment, launcher.num_processes, devices)
+            task = Task(
+                assignment=assignment, num_processes=launcher.num_processes, devices=devices
+            )
+            job = executor.submit(task)
             running.append((job, assignment, slot))
         if launcher.kind != "local":
             return
@@ -103,6 +107,31 @@ def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[As
             f"{len(failed)} of {len(assignments)} processes have failed; {failed[0]} says why. "
             "Start the same command again to go on with what is missing."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What submitit calls: the work on an assignment, and again where a cluster interrupts it."""
+
+    assignment: Assignment
+    """Runs of one workspace."""
+
+    num_processes: int
+    """Processes of one run."""
+
+    devices: Sequence[str] | None
+    """GPUs for them, as `execute` takes them."""
+
+    def __call__(self) -> None:
+        """Do the work."""
+        execute(self.assignment, self.num_processes, self.devices)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Queue the same work again: what is finished stays, and a run goes on from its checkpoint.
+
+        submitit calls this when a job is preempted, or at the end of its time.
+        """
+        return DelayedSubmission(self)
 
 
 def share_devices(slot: int, num_processes: int) -> list[str]:
