@@ -32,8 +32,8 @@ from depthmix.reproduction.pages import write_findings
 from depthmix.reproduction.reproduce import Selection, plan, reproduce
 from depthmix.reproduction.runs import Reading
 from depthmix.reproduction.trials import expand, unique_runs
-from depthmix.reproduction.worker import Assignment, share_batch, work
-from depthmix.reproduction.workspace import Workspace, count_layers
+from depthmix.reproduction.worker import Assignment, check_test_sets, share_batch, work
+from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
 
 PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")
 PAPER += tuple(f"fig{number}" for number in range(4, 9))
@@ -272,6 +272,25 @@ class TestRuns:
         assert [e["loss"] for e in resumed["log_history"] if "loss" in e] == [
             e["loss"] for e in whole["log_history"] if "loss" in e
         ]
+        (earlier,) = json.loads((folder / "earlier_starts.json").read_text())
+        assert earlier > 0
+        seconds = resumed["metrics"]["total_seconds"]
+        assert read_seconds(folder) == pytest.approx(seconds + earlier)
+
+    def test_an_earlier_start_counts_up_to_its_checkpoint(self, finished, tmp_path):
+        run, workspace = finished.trials["fig6"][1][0].run, Workspace(tmp_path)
+        folder = workspace.run_folder(run)
+        checkpoint = folder / "checkpoint-1"
+        checkpoint.mkdir(parents=True)
+        (folder / "results.json").write_text('{"metrics": {"total_seconds": 5.0}}')
+        assert read_seconds(folder) == 5
+        for began, ended in ((100, 160), (200, 160), (300, 340)):  # the second came to none
+            for path, when in ((folder / "run_config.json", began), (checkpoint, ended)):
+                path = path / "trainer_state.json" if path == checkpoint else path
+                path.write_text("{}")
+                os.utime(path, (when, when))
+            workspace.note_earlier_start(run)
+        assert read_seconds(folder) == 5 + 60 + 0 + 40
 
     def test_what_was_interrupted_before_a_checkpoint_is_cleared(self, finished, tmp_path):
         _, trials = finished.trials["fig6"]
@@ -306,6 +325,46 @@ class TestRuns:
         assert share_batch({}, 1) == {}
         with pytest.raises(ValueError, match="must divide the batch of 16"):
             share_batch({"per_device_train_batch_size": 16}, 3)
+
+    def test_a_run_is_known_by_its_whole_batch(self, finished, tmp_path):
+        run, workspace = finished.trials["fig6"][1][0].run, Workspace(tmp_path)
+        assert run.settings["training"]["per_device_train_batch_size"] == 4
+        path = workspace.run_folder(run) / "run_config.json"
+        path.parent.mkdir(parents=True)
+        part = {"training": share_batch(run.settings["training"], 2)}
+        path.write_text(json.dumps(part))
+        assert part["training"]["per_device_train_batch_size"] == 2
+        workspace.describe(run)
+        assert json.loads(path.read_text())["training"]["per_device_train_batch_size"] == 4
+        before = path.stat().st_mtime_ns
+        workspace.describe(run)
+        assert path.stat().st_mtime_ns == before
+
+    def test_a_run_without_all_test_sets_is_refused(self, finished, tmp_path, monkeypatch):
+        run, readings = next(iter(finished.runs.values()))
+        data = {"data": {"without": ["all"]}}
+        run = replace(run, settings=merge(run.settings, data))
+        monkeypatch.setenv("DEPTHMIX_DATA", str(tmp_path))
+        monkeypatch.setenv("DEPTHMIX_CACHE", str(tmp_path))
+        with pytest.raises(FileNotFoundError, match=r"not at hand are .*hellaswag:further"):
+            check_test_sets(run.settings["data"]["without"])
+        check_test_sets(["mawps"])
+        assignment = Assignment(root=tmp_path / "work", runs=[(run, readings)])
+        with pytest.raises(RuntimeError, match="1 of 1 runs have failed"):
+            work(assignment)
+        assert not Workspace(assignment.root).run_folder(run).exists()
+
+    def test_experiments_that_time_other_values_keep_their_files(self, finished, tmp_path):
+        workspace = Workspace(tmp_path)
+        run, (reading, *_) = next(iter(finished.runs.values()))
+        first, other = (replace(reading, speed=speed) for speed in ((1, 2), (1, 3)))
+        workspace.run_folder(run).mkdir(parents=True)
+        for timed in (first, other):
+            assert not workspace.is_timed(run, timed)
+            workspace.speed_file(run, timed).write_text("[]")
+        assert workspace.is_timed(run, first)
+        assert workspace.is_timed(run, other)
+        assert workspace.is_timed(run, reading)
 
     def test_toy_files_are_written_once(self, finished):
         (run, _) = next(iter(finished.runs.values()))

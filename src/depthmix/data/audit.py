@@ -108,10 +108,11 @@ def audit_records(
     return AuditResult(train=name, num_records=len(records), leaks=tuple(leaks))
 
 
-def named_test_sets(*, data_dir: str | Path | None = None) -> list[str]:
-    """List the named test sets that can be read without a download.
+def named_test_sets(*, at_hand: bool = True, data_dir: str | Path | None = None) -> list[str]:
+    """List the named test sets that can be read without a download, or all the others.
 
     Args:
+        at_hand: Whether to list those that can be read so.
         data_dir: As for `catalog.load_split`.
 
     Returns:
@@ -124,7 +125,9 @@ def named_test_sets(*, data_dir: str | Path | None = None) -> list[str]:
     ]
     candidates.append(("hellaswag", "further", "hellaswag:further"))
     return [
-        listed for name, split, listed in candidates if is_at_hand(name, split, data_dir=data_dir)
+        listed
+        for name, split, listed in candidates
+        if is_at_hand(name, split, data_dir=data_dir) == at_hand
     ]
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from depthmix.models import resolve_model
 from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.workspace import RESULTS_NAME, Workspace
+from depthmix.reproduction.workspace import RESULTS_NAME, Workspace, read_seconds
 
 TOKENS_PER_RECORD = 100
 """Of a training record or a question with one of its answers, in the order of magnitude."""
@@ -115,8 +115,7 @@ def _measured(workspace: Workspace, model: str) -> float | None:
             continue
         run = Run(**json.loads(settings_file.read_text("utf-8")))
         if run.settings["model"]["name"] == model:
-            seconds = json.loads(path.read_text("utf-8"))["metrics"]["total_seconds"]
-            rates.append(seconds / count_training(workspace, run))
+            rates.append(read_seconds(path.parent) / count_training(workspace, run))
     return median(rates) if rates else None
 
 

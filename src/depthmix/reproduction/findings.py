@@ -15,7 +15,7 @@ from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.evaluation.statistics import PairedDifference, holm
 from depthmix.reproduction.experiment import Experiment, Scale, load_subjects
 from depthmix.reproduction.trials import Trial
-from depthmix.reproduction.workspace import RESULTS_NAME, Workspace
+from depthmix.reproduction.workspace import RESULTS_NAME, Workspace, read_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Row:
     """Optimizer steps of a run; the same."""
 
     seconds: float
-    """Mean wall time of a run's training."""
+    """Mean wall time of a run's training, with earlier starts where it was interrupted."""
 
     logs: Mapping[str, tuple[tuple[Mapping[str, Any], ...], ...]]
     """The trainers' logs by subject, one for each seed."""
@@ -211,8 +211,8 @@ def _make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
         ),
         records=first["data"]["used"] if first is not None else 0,
         steps=max((entry["step"] for entry in first["log_history"]), default=0) if first else 0,
-        seconds=mean(one["metrics"]["total_seconds"] for one in results.values())
-        if results
+        seconds=mean(read_seconds(workspace.run_folder(trial.run)) for trial in tuned.values())
+        if tuned
         else 0.0,
         logs={subject: tuple(seeds) for subject, seeds in logs.items()},
         speeds=tuple(_read_speeds(tuned.values(), workspace)),
@@ -226,7 +226,7 @@ def _read_speeds(trials: Any, workspace: Workspace) -> list[GenerationSpeed]:
         if not trial.reading.speed:
             continue
         own = trial.reading.top_k or trial.run.settings["mode"].get("top_k")
-        entries = _read(workspace.speed_file(trial.run))
+        entries = _read(workspace.speed_file(trial.run, trial.reading))
         speeds += [GenerationSpeed(**entry) for entry in entries if entry["top_k"] == own]
     return speeds
 

@@ -18,15 +18,23 @@ from typing import Any
 
 import torch
 
+from depthmix.data.audit import named_test_sets
 from depthmix.data.selection import select_records
+from depthmix.data.source_files import DATA_VARIABLE
 from depthmix.data.templates import render_prompt
 from depthmix.evaluation.generation_speed import measure_generation
 from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.judge import JudgeSection
+from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import build_section
 from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
+from depthmix.reproduction.workspace import (
+    BATCH_OPTION,
+    FINISHED_NAME,
+    Workspace,
+    write_json,
+)
 from depthmix.run_config import load_run_config
 from depthmix.training import choose_form, train
 
@@ -79,7 +87,7 @@ def work(assignment: Assignment) -> None:
     """
     workspace = Workspace(assignment.root)
     if assignment.data_dir is not None:
-        os.environ["DEPTHMIX_DATA"] = assignment.data_dir
+        os.environ[DATA_VARIABLE] = assignment.data_dir
     options: dict[str, Any] = {"data_dir": assignment.data_dir}
     if assignment.judge is not None:
         options["judge"] = build_section("judge", assignment.judge, JudgeSection)
@@ -128,9 +136,31 @@ def _train(workspace: Workspace, run: Run) -> None:
     """Train a run, from its last checkpoint where it was interrupted."""
     folder = workspace.run_folder(run)
     settings = workspace.place(run.settings)
+    check_test_sets(settings["data"].get("without", ()))
     training = share_batch(settings["training"], int(os.environ.get("WORLD_SIZE", "1")))
     settings["training"] = {**training, "output_dir": str(folder)}
-    train(load_run_config(None, settings), resume=workspace.has_checkpoint(run))
+    resume = workspace.has_checkpoint(run)
+    if resume and int(os.environ.get("RANK", "0")) == 0:
+        workspace.note_earlier_start(run)
+    train(load_run_config(None, settings), resume=resume)
+
+
+def check_test_sets(without: Sequence[str]) -> None:
+    """Refuse a run for which `all` would mean fewer test sets than its key says.
+
+    Args:
+        without: Test sets whose questions are left out of training.
+
+    Raises:
+        FileNotFoundError: If all are meant, and one is not at hand.
+    """
+    if "all" in without and (missing := named_test_sets(at_hand=False)):
+        raise FileNotFoundError(
+            "`data.without` must leave out the questions of all named test sets, since a run made "
+            f"with fewer of them is another one, and not at hand are {', '.join(missing)}; put "
+            "their files into a folder (docs/data.md), and name it by `--data-dir` or the "
+            f"environment variable {DATA_VARIABLE}."
+        )
 
 
 def share_batch(training: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
@@ -146,8 +176,8 @@ def share_batch(training: Mapping[str, Any], num_processes: int) -> dict[str, An
     Raises:
         ValueError: If the batch cannot be divided.
     """
-    name = "per_device_train_batch_size"
-    batch = training.get(name, 8)
+    name = BATCH_OPTION
+    batch = training.get(name, DEFAULT_BATCH)
     if batch % num_processes:
         raise ValueError(
             f"`num_processes` must divide the batch of {batch} sequences, got {num_processes}."
@@ -169,7 +199,7 @@ def _read(workspace: Workspace, run: Run, reading: Reading, options: Mapping[str
         records = choose_form(data)(chosen, data.train)
         prompts = [render_prompt(record, data.template, tokenizer) for record in records]
         speeds = measure_generation(model, tokenizer, prompts, top_ks=reading.speed)
-        write_json(workspace.speed_file(run), [asdict(speed) for speed in speeds])
+        write_json(workspace.speed_file(run, reading), [asdict(speed) for speed in speeds])
     facts = {"tasks": list(results["depthmix"]["data"]), "seconds": time.monotonic() - started}
     write_json(folder / FINISHED_NAME, facts)
 

@@ -18,10 +18,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.plan import EvaluationPlan
+from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.options import build_section
 from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
-from depthmix.run_config import ModelSection
+from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
 
 RESULTS_NAME = "results.json"
 """What a finished run and a finished evaluation leave."""
@@ -29,13 +30,19 @@ RESULTS_NAME = "results.json"
 FINISHED_NAME = "finished.json"
 """Marks a reading that is complete."""
 
+EARLIER_NAME = "earlier_starts.json"
+"""Seconds that each earlier start of a resumed run took up to the checkpoint that it left."""
+
+BATCH_OPTION = "per_device_train_batch_size"
+
 
 class Workspace:
     """Runs and their evaluations on disk; several processes and machines may share it.
 
     `runs/KEY/` is a run as `depthmix train` leaves it, with `evaluation/KEY/` for each reading and
-    `speed.json` for timed generation. A run belongs to the process that holds its lock, which the
-    system gives back when that process ends, however it ends.
+    `speed-1-2-3.json` for generation timed under these values of Top-K by turns. A run belongs to
+    the process that holds its lock, which the system gives back when that process ends, however it
+    ends.
 
     Args:
         root: The folder; made if missing.
@@ -52,9 +59,9 @@ class Workspace:
         """Name the folder of an evaluation."""
         return self.run_folder(run) / "evaluation" / reading.key
 
-    def speed_file(self, run: Run) -> Path:
-        """Name the file of a run's timed generation."""
-        return self.run_folder(run) / "speed.json"
+    def speed_file(self, run: Run, reading: Reading) -> Path:
+        """Name the file of a run's timed generation: one for all readings that time the same."""
+        return self.run_folder(run) / f"speed-{'-'.join(map(str, reading.speed))}.json"
 
     def is_trained(self, run: Run) -> bool:
         """Tell whether a run's training is finished."""
@@ -67,11 +74,7 @@ class Workspace:
 
     def is_timed(self, run: Run, reading: Reading) -> bool:
         """Tell whether nothing is left to time."""
-        if not reading.speed:
-            return True
-        path = self.speed_file(run)
-        known = json.loads(path.read_text("utf-8")) if path.is_file() else []
-        return set(reading.speed) <= {entry["top_k"] for entry in known}
+        return not reading.speed or self.speed_file(run, reading).is_file()
 
     def missing(self, run: Run, readings: Sequence[Reading]) -> tuple[Reading, ...]:
         """List the readings of a run that are not finished."""
@@ -101,10 +104,34 @@ class Workspace:
             shutil.rmtree(folder)
 
     def describe(self, run: Run) -> None:
-        """Write a run's settings into its folder, for people."""
+        """Write a run's settings into its folder, for people, and its batch as a whole.
+
+        Each of several processes trains on a part, which the run's configuration then names; as
+        seeds of one method runs are compared by what they have in common, the whole.
+        """
         folder = self.run_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "settings.json", asdict(run))
+        path = folder / RUN_CONFIG_NAME
+        if path.is_file():
+            config = json.loads(path.read_text("utf-8"))
+            part, whole = (
+                settings["training"].get(BATCH_OPTION, DEFAULT_BATCH)
+                for settings in (config, run.settings)
+            )
+            if part != whole:
+                config["training"][BATCH_OPTION] = whole
+                write_json(path, config)
+
+    def note_earlier_start(self, run: Run) -> None:
+        """Keep how long an interrupted training took, before it goes on from its checkpoint."""
+        folder = self.run_folder(run)
+        checkpoint = get_last_checkpoint(str(folder))
+        assert checkpoint is not None  # whoever calls this has asked `has_checkpoint`
+        began = (folder / RUN_CONFIG_NAME).stat().st_mtime
+        seconds = (Path(checkpoint) / TRAINER_STATE_NAME).stat().st_mtime - began
+        # A start that came to no checkpoint of its own took nothing that is used.
+        write_json(folder / EARLIER_NAME, [*_read_earlier(folder), max(0.0, seconds)])
 
     @contextmanager
     def claim(self, run: Run, role: Literal["owner", "worker"] = "owner") -> Iterator[bool]:
@@ -179,6 +206,24 @@ class Workspace:
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{TOY}.lock")
+
+
+def read_seconds(folder: Path) -> float:
+    """Read how long a finished training took, with its earlier starts if it was interrupted.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        Seconds of wall time; of an earlier start, up to the checkpoint from which the run went on.
+    """
+    results = json.loads((folder / RESULTS_NAME).read_text("utf-8"))
+    return results["metrics"]["total_seconds"] + sum(_read_earlier(folder))
+
+
+def _read_earlier(folder: Path) -> list[float]:
+    path = folder / EARLIER_NAME
+    return json.loads(path.read_text("utf-8")) if path.is_file() else []
 
 
 def write_json(path: Path, content: Any) -> None:
