@@ -132,6 +132,15 @@ class TestExperiments:
         with pytest.raises(ValueError, match=r"`reading.records` must be left out"):
             expand(load_experiment(str(path), "small"), "small", count_layers=lambda _: 30)
 
+    def test_a_file_is_not_taken_for_an_experiment_of_the_package(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        own = 'title = "x"\nclaims = []\nshows = "scores"\nsubjects = ["arc_easy"]\n'
+        for name in ("table2", "table2.toml"):
+            Path(name).write_text(own + "[[methods]]\nname = 'a'")
+        assert load_experiment("table2", "small").title.startswith("Table 2")
+        with pytest.raises(ValueError, match="must not name a file like an experiment"):
+            load_experiment("table2.toml", "small")
+
     def test_what_the_loss_never_trained_is_not_read(self):
         for experiment in (load_experiment(name, "paper") for name in list_experiments()):
             for method in experiment.methods:
@@ -449,6 +458,38 @@ class TestPages:
             assert set(method["folders"]) == set(numbers["rows"][0]["runs"])
         assert "logs" in numbers["rows"][0]
 
+    def test_a_page_that_shows_more_is_kept(self, finished, tmp_path):
+        *_, page = reproduce(finished, results=tmp_path)
+        before = page.read_text("utf-8")
+        fewer = plan(
+            ["fig7"],
+            scale="toy",
+            workspace=finished.workspace.root,
+            selection=Selection(seeds=(1,)),
+        )
+        with pytest.raises(FileExistsError, match="on arc_easy with seed 0; ask for these"):
+            list(reproduce(fewer, results=tmp_path))
+        assert page.read_text("utf-8") == before
+        assert list(reproduce(fewer, results=tmp_path / "other"))
+        (again,) = reproduce(
+            plan(["fig7"], scale="toy", workspace=finished.workspace.root),
+            results=tmp_path / "other",
+        )
+        assert again.read_text("utf-8") == before
+
+    def test_a_share_of_the_gap_is_shown(self, finished, tmp_path):
+        experiment, trials = finished.trials["fig6"]
+        first, *others = experiment.methods
+        names = [method.name for method in others]
+        experiment = replace(experiment, methods=(replace(first, recovers=tuple(names)), *others))
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        (one,) = found.comparison.recoveries
+        assert (one.gap.start, one.gap.goal, one.gap.method) == (*names, first.name)
+        text = write_findings([found], tmp_path).read_text("utf-8")
+        assert r"| LoRA\_¬K + MoDE | without N\_i to without L\_distill |" in text
+        saved = json.loads((tmp_path / "findings.json").read_text("utf-8"))
+        assert saved["comparison"]["recoveries"][0]["width"] == one.width
+
     def test_methods_stand_beside_others_than_the_baseline(self, finished, tmp_path):
         experiment, trials = finished.trials["fig6"]
         *first, last = experiment.methods
@@ -499,6 +540,13 @@ class TestPlanning:
             plan(["fig7"], workspace=tmp_path, selection=Selection(subjects=("boolq",)))
         with pytest.raises(ValueError, match="`jobs` must be at least 1"):
             Launcher(jobs=0)
+        own = 'title = "x"\nclaims = []\nshows = "scores"\nsubjects = ["arc_easy"]\n'
+        paths = [tmp_path / folder / "own.toml" for folder in "ab"]
+        for path in paths:
+            path.parent.mkdir()
+            path.write_text(own + "[[methods]]\nname = 'a'")
+        with pytest.raises(ValueError, match="`experiments` must have names of their own"):
+            plan(list(map(str, paths)), scale="toy", workspace=tmp_path)
 
     def test_a_judge_is_asked_for_before_anything_runs(self, tmp_path, monkeypatch):
         monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
@@ -506,6 +554,21 @@ class TestPlanning:
         with pytest.raises(ValueError, match="`judge` must be given for table3"):
             list(reproduce(planned))
         assert not any(tmp_path.iterdir())
+
+    def test_all_leaves_out_what_needs_a_judge(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
+        monkeypatch.setattr(
+            "depthmix.reproduction.reproduce.list_experiments", lambda: ["table3", "fig7"]
+        )
+        assert list(plan(["all"], workspace=tmp_path).trials) == ["fig7"]
+        assert "table3 is left out, since a judge" in capsys.readouterr().err
+        assert list(plan(["all"], workspace=tmp_path, judge={"model": "m"}).trials) == [
+            "table3",
+            "fig7",
+        ]
+        assert list(plan(["all"], scale="toy", workspace=tmp_path).trials) == ["table3", "fig7"]
+        with pytest.raises(ValueError, match="`judge` must be given for table3"):
+            list(reproduce(plan(["all", "table3"], workspace=tmp_path)))
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def reproduce(
 
     Args:
         experiments: `table1`, …, `fig8` and others (docs/replication.md), TOML files of your own,
-            or `all`.
+            or `all`, which without a judge leaves out what needs one.
         scale: `paper`, `small` (135 M parameters on a CPU) or `toy` (a test of the machinery).
         model: Another model than the scale's.
         seeds: Training seeds, with commas between them, instead of the scale's.

@@ -111,7 +111,10 @@ class Experiment:
     """A table or figure: every method on every subject, with every value of every axis."""
 
     name: str
-    """Name of its file."""
+    """Name of its file, and of its folder of results."""
+
+    source: str = ""
+    """What it was asked for by: its name, or the path of its file."""
 
     title: str
     """Heading."""
@@ -187,31 +190,37 @@ def load_experiment(source: str, scale: Scale) -> Experiment:
     """Read an experiment as it is at one scale.
 
     Args:
-        source: Name of one of the package's, or path of a TOML file in the same form.
+        source: Name of one of the package's, or path of a TOML file in the same form, whose name
+            is none of theirs.
         scale: What the file says under `scales` for it replaces what it says elsewhere.
 
     Returns:
         The experiment.
 
     Raises:
-        ValueError: If there is no such experiment, or the file is damaged.
+        ValueError: If there is no such experiment, the file is damaged, or its name is taken.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        content = _parse(source, path.read_text("utf-8"))
-    elif source in list_experiments():
+    path, names = Path(source).expanduser(), list_experiments()
+    if source in names:
         content = _read_own(source)
-    else:
+    elif not path.is_file():
         raise ValueError(
             f"`experiments` must name experiments of the package or TOML files, and {source} is "
-            f"neither{suggest(source, list_experiments())}"
+            f"neither{suggest(source, names)}"
         )
+    elif path.stem in names:
+        raise ValueError(
+            "`experiments` must not name a file like an experiment of the package, which has the "
+            f"same folder of results, got {source}; rename the file, or ask for `{path.stem}`."
+        )
+    else:
+        content = _parse(source, path.read_text("utf-8"))
     scales = content.pop("scales", {})
     if unknown := [name for name in scales if name not in get_args(Scale)]:
         raise ValueError(
             f"`scales.{unknown[0]}` of {source} is no scale{suggest(unknown[0], get_args(Scale))}"
         )
-    content = merge(content, scales.get(scale, {})) | {"name": path.stem}
+    content = merge(content, scales.get(scale, {})) | {"name": path.stem, "source": source}
     lists: dict[str, type] = {"methods": Method, "axes": Axis}
     for key, owner in lists.items():
         content[key] = tuple(build_section(key, part, owner) for part in content.get(key, ()))

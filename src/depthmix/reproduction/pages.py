@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.reproduction.drawings import draw, make_grid
 from depthmix.reproduction.experiment import load_scale
 from depthmix.reproduction.findings import Contrast, Findings, Row, subject_title
+from depthmix.reproduction.trials import Trial
 
 MOST_OVERLAPS = 4
 """Methods whose sets of solved items are listed."""
@@ -34,7 +36,8 @@ def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
 
     Args:
         findings: Of each model.
-        folder: Where the files go; earlier ones of the same experiment are replaced.
+        folder: Where the files go; earlier ones of the same experiment are replaced, which
+            `check_page` looks at first.
 
     Returns:
         The page.
@@ -52,6 +55,32 @@ def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
     page = folder / PAGE_NAME
     page.write_text("\n".join(parts).rstrip() + "\n", "utf-8")
     return page
+
+
+def check_page(folder: Path, trials: Sequence[Trial]) -> None:
+    """Refuse to replace a page by one that shows less.
+
+    Args:
+        folder: Where the page is, if there is one.
+        trials: What a new page would show.
+
+    Raises:
+        FileExistsError: If the page shows a model, a subject or a seed that the new one would not.
+    """
+    new = {(trial.model, trial.subject, trial.seed) for trial in trials if not trial.run.untuned}
+    for path in sorted(folder.glob("*.json")):
+        old = json.loads(path.read_text("utf-8"))
+        seeds = sorted({seed for row in old["rows"] if row["trainable"] for seed in row["seeds"]})
+        shown = itertools.product([old["model"]], old["subjects"], seeds)
+        lost = [point for point in shown if point not in new]
+        if lost:
+            (model, subject, seed), *others = lost
+            more = f" and {len(others)} more" if others else ""
+            raise FileExistsError(
+                f"`results` must not hold a page that shows more than the new one, and that in "
+                f"{folder} also has {Path(model).name} on {subject} with seed {seed}{more}; ask "
+                "for these as well, choose another folder by `--results`, or remove that one."
+            )
 
 
 def describe(findings: Findings) -> dict[str, Any]:
@@ -76,7 +105,7 @@ def _command(findings: Sequence[Findings]) -> str:
     """Write the command that makes the page again."""
     first = findings[0]
     seeds = sorted({seed for row in first.rows for seed in row.seeds})
-    words = ["depthmix", "reproduce", first.experiment.name, "--scale", first.scale]
+    words = ["depthmix", "reproduce", first.experiment.source, "--scale", first.scale]
     models = tuple(one.model for one in findings)
     if models != (first.experiment.models or load_scale(first.scale).models):
         words += ["--model", *models]

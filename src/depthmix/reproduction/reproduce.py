@@ -20,7 +20,7 @@ from depthmix.reproduction.experiment import (
 )
 from depthmix.reproduction.findings import gather
 from depthmix.reproduction.launching import Launcher, launch, plan_assignments
-from depthmix.reproduction.pages import write_findings
+from depthmix.reproduction.pages import check_page, write_findings
 from depthmix.reproduction.runs import TOY
 from depthmix.reproduction.trials import Trial, expand, unique_runs
 from depthmix.reproduction.workspace import Workspace, count_layers
@@ -99,7 +99,8 @@ def plan(
     """List what experiments need.
 
     Args:
-        experiments: Names, TOML files, or `all`.
+        experiments: Names, TOML files, or `all`, which leaves out what needs a judge where there
+            is none.
         scale: Models, data and training at this scale.
         selection: Which part of them.
         workspace: Folder of runs.
@@ -109,7 +110,8 @@ def plan(
         The experiments with their trials.
 
     Raises:
-        ValueError: If a name or an option is unknown, or nothing is left to do.
+        ValueError: If a name or an option is unknown, two experiments have one name, or nothing is
+            left to do.
         OSError: If a model cannot be found.
     """
     chosen = selection or Selection()
@@ -140,6 +142,18 @@ def plan(
             judge=rating,
             count_layers=count_layers,
         )
+        if name not in experiments and judge is None and _needs_judge(trials):
+            print(
+                f"{name} is left out, since a judge rates its answers; name one by `--judge.model`",
+                file=sys.stderr,
+            )
+            continue
+        if experiment.name in found:
+            raise ValueError(
+                f"`experiments` must have names of their own, since each has a folder of results, "
+                f"and {found[experiment.name][0].source} and {name} are both {experiment.name}; "
+                "rename one of the files."
+            )
         found[experiment.name] = experiment, tuple(trials)
     if not found:
         raise ValueError(
@@ -172,10 +186,14 @@ def reproduce(
 
     Raises:
         ValueError: If an experiment needs a judge and has none.
+        FileExistsError: If a page is there that shows more; nothing is run then.
         RuntimeError: If a run has failed.
     """
     _check_judge(planned)
     workspace = planned.workspace
+    folder = results or workspace.root / "results" / planned.scale
+    for experiment, trials in planned.trials.values():
+        check_page(folder / experiment.name, trials)
     assignments = plan_assignments(
         workspace,
         planned.runs,
@@ -188,7 +206,6 @@ def reproduce(
         first, *others = (run.key for run, _ in assignment.runs)
         more = f" and {len(others)} more" if others else ""
         print(f"{done} of {len(assignments)} done: {first}{more}", file=sys.stderr)
-    folder = results or workspace.root / "results" / planned.scale
     for experiment, trials in planned.trials.values():
         left = [
             key for key, pair in unique_runs(trials).items() if not workspace.is_finished(*pair)
@@ -200,9 +217,13 @@ def reproduce(
         yield write_findings(findings, folder / experiment.name)
 
 
+def _needs_judge(trials: Sequence[Trial]) -> bool:
+    return any(trial.reading.is_judged for trial in trials)
+
+
 def _check_judge(planned: Reproduction) -> None:
     for experiment, trials in planned.trials.values():
-        if planned.judge is None and any(trial.reading.is_judged for trial in trials):
+        if planned.judge is None and _needs_judge(trials):
             raise ValueError(
                 f"`judge` must be given for {experiment.name}, whose answers a model rates; pass "
                 "`--judge.model` and, for another endpoint than OpenAI's, `--judge.base-url`, or "
