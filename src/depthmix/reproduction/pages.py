@@ -17,6 +17,7 @@ from depthmix.analysis.maps import to_markdown as grid_table
 from depthmix.analysis.style import save_figure
 from depthmix.comparison.comparison import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
+from depthmix.reproduction.departures import Departure
 from depthmix.reproduction.drawings import draw, make_grid
 from depthmix.reproduction.experiment import load_scale
 from depthmix.reproduction.findings import Contrast, Findings, Row, subject_title
@@ -131,6 +132,9 @@ def _section(findings: Findings, figure: str) -> Iterator[str]:
     yield ""
     yield f"![{findings.experiment.title}]({figure})"
     yield ""
+    if findings.departures:
+        yield from _departure_table(findings.departures)
+        yield ""
     if findings.experiment.shows == "grid":
         for task in findings.comparison.tasks:
             yield grid_table(make_grid(findings, task))
@@ -165,6 +169,24 @@ def _ledger_table(rows: Sequence[Row]) -> Iterator[str]:
                 f"| {_escape(row.label)} | {row.trainable:,} | {more:+.2f} % | "
                 f"{row.seconds / 60:.1f} |"
             )
+
+
+def _departure_table(departures: Sequence[Departure]) -> Iterator[str]:
+    """Lay out which settings are not the paper's."""
+    yield "| departs from the paper in | here | paper |"
+    yield "|---|---|---|"
+    for one in departures:
+        here, paper = (", ".join(map(_show, values)) for values in (one.here, one.paper))
+        yield f"| {_escape(one.setting)} | {here} | {paper} |"
+
+
+def _show(value: Any) -> str:
+    """Write a setting's value in a cell; what is not set, as a dash."""
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_show, value))
+    return f"{value:g}" if isinstance(value, float) else _escape(str(value))
 
 
 def _contrast_table(contrasts: Sequence[Contrast]) -> Iterator[str]:
