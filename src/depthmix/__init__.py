@@ -5,7 +5,8 @@ from depthmix.adapter_config import MoDEConfig
 from depthmix.attachment import attach, detach, set_top_k
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.checkpoint import load, save
-from depthmix.comparison.comparison import Comparison, compare
+from depthmix.comparison.comparison import compare
+from depthmix.comparison.scores import Comparison
 from depthmix.config import MixtureConfig
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from depthmix.comparison.comparison import Comparison, compare_outcomes
+from depthmix.comparison.comparison import compare_outcomes
 from depthmix.comparison.methods import check_comparable, label_outcomes
 from depthmix.comparison.outcomes import Outcomes, TaskOutcomes, list_evaluations, load_outcomes
+from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.provenance import UNTUNED, describe_model
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, RunConfig, load_run_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depthmix.comparison.comparison import Comparison
+from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.resampling import NUM_RESAMPLES
 
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from depthmix.comparison.comparison import Comparison, MethodScore, TaskComparison
 from depthmix.comparison.notes import notes
 from depthmix.comparison.recovery import Gap
+from depthmix.comparison.scores import Comparison, MethodScore, TaskComparison
 from depthmix.evaluation.statistics import Interval
 
 FILE_STEM = "comparison"

@@ -10,7 +10,7 @@ from depthmix.analysis.curves import Panel, curves_from_logs, draw_curves
 from depthmix.analysis.maps import Grid, draw_grid
 from depthmix.analysis.overlap_diagrams import draw_overlaps
 from depthmix.analysis.sweeps import Point, Sweep, draw_sweeps
-from depthmix.comparison.comparison import MethodScore, TaskComparison
+from depthmix.comparison.scores import MethodScore, TaskComparison
 from depthmix.reproduction.findings import Findings, Row, subject_title
 
 QUANTITIES = {

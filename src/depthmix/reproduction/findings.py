@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from depthmix.comparison.comparison import Comparison, compare
+from depthmix.comparison.comparison import compare
 from depthmix.comparison.recovery import Gap
+from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.evaluation.statistics import PairedDifference, holm
 from depthmix.reproduction.departures import Departure, list_departures

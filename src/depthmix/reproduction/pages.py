@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from depthmix.analysis.maps import to_markdown as grid_table
 from depthmix.analysis.style import save_figure
-from depthmix.comparison.comparison import Comparison
+from depthmix.comparison.scores import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.reproduction.departures import Departure
 from depthmix.reproduction.drawings import draw, make_grid

@@ -1,0 +1,111 @@
+"""What a comparison says, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from depthmix.comparison.overlaps import Overlap
+from depthmix.comparison.recovery import Recovery
+from depthmix.evaluation.statistics import Interval, PairedDifference
+
+AVERAGE = "average"
+"""Stands for all tasks together, each with the same weight: the paper's column Avg."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is compared: the runs of one method, which differ in their training seed."""
+
+    label: str
+    """Its name in the table."""
+
+    folders: tuple[Path, ...]
+    """The evaluations."""
+
+    seeds: tuple[int, ...]
+    """Their training seeds."""
+
+    model: str
+    """The pretrained model."""
+
+    protocol: str
+    """How questions were put and answers read."""
+
+    dtype: str | None
+    """Of the weights; `None` if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScore:
+    """How one method did on a task."""
+
+    method: str
+    """Label of the method."""
+
+    mean: float
+    """Mean score over items and seeds, from 0 to 1."""
+
+    interval: Interval
+    """Of the mean, over other items of the same kind and, with several seeds, other seeds."""
+
+    num_seeds: int
+    """Seeds that were evaluated; of an average, the smallest number over its tasks."""
+
+    seed_means: tuple[float, ...]
+    """Mean score of each seed; of an average, empty if the tasks do not have the same runs."""
+
+    difference: PairedDifference | None = None
+    """From the baseline; `None` for the baseline itself."""
+
+    adjusted_p_value: float | None = None
+    """The difference's p-value after Holm's correction over all tests of the comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskComparison:
+    """All methods on one task, or on the average of the tasks."""
+
+    task: str
+    """The task's name, or `average`."""
+
+    metric: str
+    """lm-eval's name of the metric and its filter; of an average, of all its tasks."""
+
+    num_items: int
+    """Items with a rating in every run; of an average, the sum over its tasks."""
+
+    num_left_out: int
+    """Items without a rating in at least one run; of an average, the sum over its tasks."""
+
+    scores: tuple[MethodScore, ...]
+    """One per method, the baseline first."""
+
+    overlaps: tuple[Overlap, ...] = ()
+    """One per set of methods with at least one item of its own; together they are all items. Empty
+    for an average, and for scores other than right and wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods compared with the first of them, on each task and on average."""
+
+    methods: tuple[Method, ...]
+    """What is compared, the baseline first."""
+
+    tasks: tuple[TaskComparison, ...]
+    """The comparison on each task."""
+
+    average: TaskComparison | None
+    """That of the unweighted mean over tasks; `None` for a single task."""
+
+    num_tests: int
+    """Tests that Holm's correction accounts for: every difference in the comparison."""
+
+    recoveries: tuple[Recovery, ...] = ()
+    """For each gap that was asked for, the share that a method recovers on each row."""
+
+    @property
+    def rows(self) -> tuple[TaskComparison, ...]:
+        """The tasks, and their average if there is one."""
+        return self.tasks if self.average is None else (*self.tasks, self.average)
