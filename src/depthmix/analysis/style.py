@@ -65,8 +65,8 @@ STYLE = {
 def to_svg(figure: Figure, *, name: str = "") -> str:
     """Write a figure as an `<svg>` element that can stand in a page.
 
-    The same figure gives the same text. The element scales with the page and its text has the
-    page's colour.
+    The same figure gives the same text. The element scales down with the page, and its text has
+    the page's colour.
 
     Args:
         figure: What to write.
@@ -76,7 +76,8 @@ def to_svg(figure: Figure, *, name: str = "") -> str:
         The element.
     """
     svg = _draw_svg(figure, name)
-    return re.sub(r'(<svg [^>]*?)width="[^"]*"|height="[\d.]+pt"', r"\1", svg, count=2)
+    svg = re.sub(r'(<svg [^>]*?)width="[^"]*"|height="[\d.]+pt"', r"\1", svg, count=2)
+    return svg.replace("<svg ", f'<svg style="max-width: {figure.get_figwidth():g}in" ', 1)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
