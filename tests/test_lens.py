@@ -19,13 +19,14 @@ from adapters import tuned_model
 from checkpoints import make_tokenizer, save_checkpoint
 from depthmix import attach, set_top_k
 from depthmix.analysis import lens as lens_module
-from depthmix.analysis import lens_page
 from depthmix.analysis.lens import Lens, Prediction, Routing, look
 from depthmix.analysis.lens_page import to_page_data, write_lens
 from depthmix.analysis.page import hash_text
 from depthmix.analysis.token_texts import token_texts
 from depthmix.attachment import find_mixture_norm
 from depthmix.losses import divergence
+from depthmix.models import load_model
+from depthmix.run_config import ModelSection
 from models import randomise, tiny_model
 
 TOKENIZER = make_tokenizer()
@@ -301,7 +302,7 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     assert depthmix_cli.main([*command, "--layers", "2,4"]) == 0
     _, read = read_data(output.read_text("utf-8"))
     assert [readout["layer"] for readout in read["passages"][0]["lenses"][0]["readouts"]] == [2, 4]
-    model = tuned_model(lens_page.load_model(lens_page.ModelSection(name=str(base))))
+    model = tuned_model(load_model(ModelSection(name=str(base))))
     model.save_pretrained(tmp_path / "tuned")
     compare = ["--compare", str(tmp_path / "tuned"), "--layers", "late"]
     capsys.readouterr()

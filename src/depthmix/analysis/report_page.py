@@ -13,7 +13,8 @@ from peft import PeftModel
 from depthmix.adapter_config import MoDEConfig
 from depthmix.analysis.examples import Example
 from depthmix.analysis.lens import Lens, look
-from depthmix.analysis.lens_page import choose_layers, to_page_data
+from depthmix.analysis.lens_page import to_page_data
+from depthmix.analysis.lens_subjects import choose_layers
 from depthmix.analysis.page import render_page, write_page
 from depthmix.analysis.report import Report, collect_report, draw_report
 from depthmix.analysis.style import to_svg
