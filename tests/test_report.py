@@ -322,6 +322,14 @@ def test_panels_hold_what_was_logged():
     assert loss_panels([[{"step": 3, "train_loss": 1.0}]]) == ()
 
 
+def test_steps_that_loss_scaling_skipped_leave_gaps():
+    log = [{"step": 1, "grad_norm": float("inf")}, {"step": 2, "grad_norm": 2.0}]
+    (panel,) = optimisation_panels([log])
+    assert panel.ylim == pytest.approx((0, 2.16))
+    (panel,) = optimisation_panels([[{"step": 1, "grad_norm": float("nan")}]])
+    assert panel.ylim == (0, 1)
+
+
 def test_a_long_run_is_drawn_with_its_average(runs):
     report = collect_report(runs / "mode-0")
     long = {"losses": loss_panels([LOG]), "optimisation": optimisation_panels([LOG])}
@@ -346,5 +354,9 @@ def test_svg_is_deterministic_and_takes_the_page_colour():
     assert "date" not in svg
     assert ">100 %</text>" in svg
     assert not re.search(r"<svg[^>]*(?:width|height)=", svg)
+    names = {"$\\frac$ costs $5": (0.5, 0.4, 0.6), "long " * 20: (0.5, 0.4, 0.6)}
+    svg = to_svg(draw_accuracies(names))
+    assert ">$\\frac$ costs $5</text>" in svg
+    assert svg.count(">long long") == 3
     with pytest.raises(ValueError, match="at least one accuracy"):
         draw_accuracies({})

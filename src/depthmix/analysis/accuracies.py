@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from depthmix.analysis.style import GREY, INK, PALETTE, STYLE
+
+LONGEST_LINE = 44
+"""Characters of a name after which it goes on in the next line, so that bars keep their room."""
 
 
 def draw_accuracies(
@@ -30,14 +34,18 @@ def draw_accuracies(
     if not rows:
         raise ValueError("`rows` must have at least one accuracy, got none.")
     with rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 0.6 + 0.42 * len(rows)), layout="constrained")
+        names = [textwrap.fill(name, LONGEST_LINE) for name in rows]
+        height = sum(0.22 + 0.2 * (1 + name.count("\n")) for name in names)
+        figure = Figure(figsize=(7.6, 0.6 + height), layout="constrained")
         panel = figure.subplots()
         values, low, high = np.array(list(rows.values())).T
         color = [PALETTE[0] if name == highlighted else GREY for name in rows]
-        panel.barh(list(rows), values, height=0.62, color=color, alpha=0.85)
+        places = np.arange(len(rows))
+        panel.barh(places, values, height=0.62, color=color, alpha=0.85)
+        panel.set_yticks(places, names)
         errors = np.clip([values - low, high - values], 0, None)
         panel.errorbar(
-            values, list(rows), xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3
+            values, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3
         )
         for row, (value, end) in enumerate(zip(values, high, strict=True)):
             panel.annotate(

@@ -50,6 +50,7 @@ STYLE = {
     "legend.labelcolor": INK,
     "legend.fontsize": 9.5,
     "text.color": INK,
+    "text.parse_math": False,  # labels are names, and a dollar in them is a dollar
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.labelsize": 9.5,

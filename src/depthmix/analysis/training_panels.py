@@ -104,7 +104,9 @@ def _panels_by_layer(logs: Logs, prefixes: Sequence[str]) -> tuple[Panel, ...]:
 
 def _panel(title: str, unit: str, curves: Sequence[Curve]) -> Panel:
     """Make a panel from zero to a little above the highest point, or the whole range of shares."""
-    highest = max(value for curve in curves for row in curve.values for value in row)
+    values = [value for curve in curves for row in curve.values for value in row]
+    # With loss scaling the gradient's norm is infinite where a step was skipped.
+    highest = max(filter(math.isfinite, values), default=0.0)
     if "share" in unit or unit == "weight":
         ends = (-0.02, 1.02)
     else:
