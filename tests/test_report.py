@@ -23,7 +23,7 @@ from depthmix.analysis.examples import find_examples, read_wordings
 from depthmix.analysis.page import hash_text
 from depthmix.analysis.style import to_svg
 from depthmix.analysis.training_panels import loss_panels, optimisation_panels, routing_panels
-from depthmix.analysis.verdict import judge_run
+from depthmix.analysis.verdict import judge_run, outcomes_of_training
 from depthmix.comparison.outcomes import load_outcomes
 from depthmix.evaluation.statistics import paired_difference, wilson_interval
 from depthmix.run_folder import load_result
@@ -220,6 +220,48 @@ def test_evaluations_of_layers_and_other_protocols_are_kept_apart(runs):
     report = collect_report(runs / "mode-0", baselines=[runs / "lora"], num_examples=0)
     figures = draw_report(report)
     assert figures.keys() >= {"accuracies_0", "overlaps_0", "accuracies_1", "overlaps_1"}
+
+
+def evaluate_by(run, name, scores, *, task="arc", **facts):
+    """Write an evaluation into a run's folder, as of the method that the run has."""
+    known = outcomes_of_training(run)[0]
+    about = {"method": known.method, "seed": known.seed, "settings": known.settings}
+    about |= {"adapter_sha256": known.adapter, "dtype": "float32"}
+    write_evaluation(run / "evaluation" / name, {task: scores}, **about | facts)
+
+
+def test_one_run_evaluated_in_several_ways_is_told_apart(runs):
+    evaluate_by(runs / "mode-0", "default", [1, 1, 1, 0])
+    evaluate_by(runs / "mode-0", "default-top-1", [0, 0, 0, 1], top_k=1)
+    evaluate_by(runs / "mode-1", "default-layer-final", [1, 1, 1, 1], layer="final")
+    evaluate_by(runs / "lora", "default", [1, 0])
+    evaluate_by(runs / "mode-l", "default", [1])
+    untuned = {"method": "pretrained", "settings": None, "adapter_sha256": None}
+    evaluate_by(runs / "short", "b", [1, 0, 0, 0], **untuned)
+    evaluate_by(runs / "short", "c", [1, 1, 0, 0], **untuned, dtype="bfloat16")
+    whole, single, _ = judge_run(runs / "mode-0")
+    mode = "LoRA_¬K + MoDE"
+    means = {score.method: score.mean for score in whole.comparison.rows[0].scores}
+    assert means == {
+        f"{mode} (defaults)": 0.75,
+        f"{mode} (top_k 1)": 0.25,
+        f"{mode}, final layer": 1,
+        "pretrained (dtype float32)": 0.25,
+        "pretrained (dtype bfloat16)": 0.5,
+    }
+    assert whole.run == f"{mode} (defaults)"
+    assert single.run == f"{mode} (top_k 1)"
+    # What is the same method read out in another way, also of another seed, is no rival.
+    assert whole.rivals == ("pretrained (dtype bfloat16)", "pretrained (dtype float32)")
+    places = {tuple(Path(folder).parts[-3:]) for folder in whole.left_out}
+    assert places == {("lora", "evaluation", "default"), ("mode-l", "evaluation", "default")}
+
+
+def test_runs_may_lie_in_a_folder_of_any_name(runs):
+    inner = Path(shutil.copytree(runs / "mode-0", runs / "evaluation" / "mode-0"))
+    shutil.copytree(runs / "mode-l", runs / "evaluation" / "mode-l")
+    report = collect_report(inner)
+    assert report.verdicts[0].run == "LoRA_¬K + MoDE (defaults)"
 
 
 def test_the_page_says_what_happened(runs):

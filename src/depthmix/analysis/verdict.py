@@ -8,11 +8,17 @@ from pathlib import Path
 
 from depthmix.comparison.comparison import compare_outcomes
 from depthmix.comparison.methods import check_comparable, label_outcomes
-from depthmix.comparison.outcomes import Outcomes, TaskOutcomes, list_evaluations, load_outcomes
+from depthmix.comparison.outcomes import (
+    Outcomes,
+    TaskOutcomes,
+    list_evaluations,
+    load_outcomes,
+    printable,
+)
 from depthmix.comparison.scores import Comparison
-from depthmix.evaluation.provenance import UNTUNED, describe_model
+from depthmix.evaluation.provenance import UNTUNED, describe_adapter
 from depthmix.evaluation.scoring import Evaluation
-from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, RunConfig, load_run_config
+from depthmix.run_config import RUN_CONFIG_NAME, RunConfig, load_run_config
 from depthmix.run_folder import RESULTS_NAME, load_result
 
 DURING_TRAINING = "depthmix train"
@@ -43,14 +49,15 @@ class Verdict:
 
     @property
     def rivals(self) -> tuple[str, ...]:
-        """Labels of what is not the same tuned model read out at another depth, best first."""
+        """Labels of what is not the same method read out in another way, best first."""
         row = self.comparison.rows[-1]
         means = {score.method: score.mean for score in row.scores}
-        own = self.methods[self.run][0].adapter
+        own = self.methods[self.run][0]
+        tuned = {own.adapter, own.settings} - {None}
         others = [
             label
             for label, runs in self.methods.items()
-            if label != self.run and (own is None or runs[0].adapter != own)
+            if label != self.run and not tuned & {runs[0].adapter, runs[0].settings}
         ]
         return tuple(sorted(others, key=lambda label: -means[label]))
 
@@ -112,7 +119,7 @@ def outcomes_of_training(run: Path) -> tuple[Outcomes, ...]:
     result = load_result(run)
     if config.evaluation is None or result.after is None:
         return ()
-    facts = describe_model(ModelSection(name=str(run), dtype=config.model.dtype))
+    facts = describe_adapter(run)
     after = Outcomes(
         folder=run,
         method=facts["method"],
@@ -142,7 +149,7 @@ def run_folder(outcomes: Outcomes) -> Path:
         The run's folder.
     """
     folder = outcomes.folder
-    return folder.parents[1] if folder.parent.name == "evaluation" else folder
+    return folder if outcomes.protocol == DURING_TRAINING else folder.absolute().parents[1]
 
 
 def _find_neighbours(run: Path) -> list[Path]:
@@ -211,25 +218,35 @@ def _tell_apart(label: str, methods: Collection[Sequence[Outcomes]]) -> list[str
     """Name methods of one label by the settings that differ, or else by their folders."""
     if len(methods) == 1:
         return [label]
-    folders = [run_folder(seeds[0]) for seeds in methods]
-    settings = [_read_settings(folder) for folder in folders]
+    firsts = [seeds[0] for seeds in methods]
+    words = [printable(run_folder(outcomes).absolute().name) for outcomes in firsts]
+    settings = [_read_settings(outcomes) for outcomes in firsts]
     keys = sorted(set().union(*settings))
     differing = [key for key in keys if len({repr(known.get(key)) for known in settings}) > 1]
-    if not 1 <= len(differing) <= MOST_SETTINGS or not all(settings):
-        return [f"{label} ({folder.name})" for folder in folders]
-    words = [
-        ", ".join(f"{key.partition('.')[2]} {known[key]}" for key in differing if key in known)
-        or "defaults"
-        for known in settings
-    ]
+    if 1 <= len(differing) <= MOST_SETTINGS and all(settings):
+        words = [
+            ", ".join(
+                printable(f"{key.partition('.')[2]} {known[key]}")
+                for key in differing
+                if known.get(key) is not None
+            )
+            or "defaults"
+            for known in settings
+        ]
     if len(set(words)) < len(words):
-        return [f"{label} ({folder.name})" for folder in folders]
+        words = [str(outcomes.folder) for outcomes in firsts]
     return [f"{label} ({told})" for told in words]
 
 
-def _read_settings(folder: Path) -> dict[str, object]:
-    """Read a run's settings as one level of names, without its seed and place."""
-    path = folder / RUN_CONFIG_NAME
+def _read_settings(outcomes: Outcomes) -> dict[str, object]:
+    """Read settings of model and training as one level of names, without seed and place.
+
+    Type and Top-K are those of the evaluation. Empty if the training's are unknown.
+    """
+    model = {"model.dtype": outcomes.dtype, "model.top_k": outcomes.top_k}
+    if outcomes.method == UNTUNED:
+        return {"model.name": outcomes.model, **model}
+    path = run_folder(outcomes) / RUN_CONFIG_NAME
     if not path.is_file():
         return {}
     config = asdict(load_run_config(path))
@@ -237,8 +254,9 @@ def _read_settings(folder: Path) -> dict[str, object]:
         f"{section}.{name}": value
         for section in ("model", "data", "mode", "training")
         for name, value in config[section].items()
+        if name not in ("seed", "output_dir")
     }
-    return {key: flat[key] for key in flat.keys() - {"training.seed", "training.output_dir"}}
+    return flat | model
 
 
 def _mean(seeds: Sequence[Outcomes]) -> float:

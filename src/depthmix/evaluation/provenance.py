@@ -58,17 +58,34 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
     }
     if base.adapter is None:
         return facts
-    folder = Path(base.adapter).expanduser()
-    run: dict[str, Any] = {}
-    if (folder / RUN_CONFIG_NAME).is_file():
-        run = json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))
-        facts["model"] = run["model"]["name"]
-        facts["seed"] = run.get("training", {}).get("seed", DEFAULT_SEED)
-        facts["settings"] = _hash_settings(run)
-    facts["method"] = name_method(check_adapter(folder), run)
+    return facts | describe_adapter(Path(base.adapter).expanduser())
+
+
+def describe_adapter(folder: Path) -> dict[str, Any]:
+    """Say what tuned a model, without the model, which may be gone.
+
+    Args:
+        folder: Of an adapter, such as a run's.
+
+    Returns:
+        `adapter_sha256` and `method`; of a run also `model`, `seed` and `settings`. All as
+        `describe_model` has them.
+
+    Raises:
+        ValueError: If the adapter is damaged.
+    """
+    adapter = check_adapter(folder)
     with (folder / "adapter_model.safetensors").open("rb") as weights:
-        facts["adapter_sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
-    return facts
+        facts = {"adapter_sha256": hashlib.file_digest(weights, "sha256").hexdigest()}
+    if not (folder / RUN_CONFIG_NAME).is_file():
+        return facts | {"method": name_method(adapter, {})}
+    run = json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))
+    return facts | {
+        "method": name_method(adapter, run),
+        "model": run["model"]["name"],
+        "seed": run.get("training", {}).get("seed", DEFAULT_SEED),
+        "settings": _hash_settings(run),
+    }
 
 
 def name_method(adapter: dict[str, Any], run: dict[str, Any]) -> str:
