@@ -15,11 +15,12 @@ from depthmix.analysis import (
     collect_report,
     draw_report,
     read_passages,
+    report_page,
     show_report,
     write_report,
 )
 from depthmix.analysis.accuracies import draw_accuracies
-from depthmix.analysis.examples import find_examples, read_wordings
+from depthmix.analysis.examples import Example, find_examples, read_wordings
 from depthmix.analysis.page import hash_text
 from depthmix.analysis.style import to_svg
 from depthmix.analysis.training_panels import loss_panels, optimisation_panels, routing_panels
@@ -163,7 +164,11 @@ def test_examples_are_the_items_on_which_two_models_part(runs):
     before = load_result(runs / "mode-0").before.responses
     (first, *_) = find_examples(verdict, "pretrained")
     assert first.answers[1].text == before[2]  # 10111000 against 11000000
-    titles = {"win · Question: Is": " 0", "loss · Question: 1": " 2", "loss · Question: 5": " 10"}
+    titles = {
+        "win 1 · Question: Is": " 0",
+        "loss 2 · Question: 1": " 2",
+        "loss 3 · Question: 5": " 10",
+    }
     passages = choose_passages(examples)
     for (title, text), (start, end) in zip(passages.items(), titles.items(), strict=True):
         assert title.startswith(start)
@@ -255,6 +260,9 @@ def test_one_run_evaluated_in_several_ways_is_told_apart(runs):
     assert whole.rivals == ("pretrained (dtype bfloat16)", "pretrained (dtype float32)")
     places = {tuple(Path(folder).parts[-3:]) for folder in whole.left_out}
     assert places == {("lora", "evaluation", "default"), ("mode-l", "evaluation", "default")}
+    page = write_report(collect_report(runs / "mode-0", num_examples=0), runs / "r.html")
+    for name in ("lora, default", "mode-l, default"):
+        assert f">{name}</th>" in page.read_text("utf-8")
 
 
 def test_runs_may_lie_in_a_folder_of_any_name(runs):
@@ -262,6 +270,77 @@ def test_runs_may_lie_in_a_folder_of_any_name(runs):
     shutil.copytree(runs / "mode-l", runs / "evaluation" / "mode-l")
     report = collect_report(inner)
     assert report.verdicts[0].run == "LoRA_¬K + MoDE (defaults)"
+    assert report.trainable[0][report.verdicts[0].run] == report.ledger.total
+
+
+def test_trained_parameters_are_those_of_the_verdicts_own_methods(runs):
+    path = runs / "lora" / "results.json"
+    content = json.loads(path.read_text())
+    content["ledger"]["total"] = 7
+    evaluate_by(runs / "mode-0", "default", [1, 0])
+    evaluate_by(runs / "lora", "default", [1, 0], method="x")
+    del content["after"]  # so that another run is `x` in the second verdict
+    path.write_text(json.dumps(content))
+    report = collect_report(runs / "mode-0", num_examples=0)
+    assert report.trainable[0] == {"LoRA_¬K + MoDE": report.ledger.total, "x": 7}
+    assert "x" not in report.trainable[1]
+    assert report.trainable[1]["pretrained"] == 0
+
+
+def test_what_is_gone_is_told(runs, trained):
+    config = json.loads((runs / "mode-0" / "run_config.json").read_text())
+    config["evaluation"]["data"] = config["model"]["name"] = str(runs / "gone")
+    config["training"]["hub_token"] = "hf_secret"
+    (runs / "mode-0" / "run_config.json").write_text(json.dumps(config))
+    path = runs / "mode-0" / "adapter_config.json"
+    path.write_text(path.read_text().replace(str(trained.parent / "base"), str(runs / "gone")))
+    page = show_report(runs / "mode-0", baselines=[]).read_text("utf-8")
+    assert "Cannot find model" in page
+    assert "Their texts could not be read" in page
+    assert "hf_secret" not in page
+    with pytest.raises(OSError, match="Cannot find model"):
+        show_report(runs / "mode-0", baselines=[], texts=["1 + 1"])
+
+
+def test_records_that_have_changed_are_no_examples(runs):
+    items = runs / "items.jsonl"
+    items.write_text("".join(json.dumps(item) + "\n" for item in ITEMS[:3]))
+    for run in ("mode-0", "lora"):
+        path = runs / run / "run_config.json"
+        config = json.loads(path.read_text())
+        config["evaluation"]["data"] = str(items)
+        path.write_text(json.dumps(config))
+    report = collect_report(runs / "mode-0", baselines=[runs / "lora"])
+    assert report.examples == ()
+    assert "must hold the 8 records" in report.missing["examples"]
+
+
+def test_wins_and_losses_too_long_for_the_model_are_told(runs, monkeypatch):
+    def refuse(*_args, **_options):
+        raise ValueError("`text` must have between 1 and 8 tokens.")
+
+    monkeypatch.setattr(report_page, "read_passages", refuse)
+    page = show_report(runs / "mode-0").read_text("utf-8")
+    assert "The model could not read the texts. `text` must have" in page
+    with pytest.raises(ValueError, match="between 1 and 8 tokens"):
+        show_report(runs / "mode-0", layers="3")
+
+
+def test_texts_in_one_template_have_titles_of_their_own():
+    frame = "Below is an instruction that describes a task. Write a response.\n\n"
+    prompts = [f"{frame}{word} the sum of {'1 and ' * 40}1:" for word in ("Give", "Give", "Name")]
+    examples = [
+        Example(task="t", kind=kind, prompt=prompt, reference="2", answers=())
+        for kind, prompt in zip(("win", "win", "loss"), prompts, strict=True)
+    ]
+    titles = list(choose_passages(examples))
+    assert [title[:24] for title in titles] == [
+        "win 1 · … Give the sum o",
+        "win 2 · … Give the sum o",
+        "loss 3 · … Name the sum ",
+    ]
+    page_part = report_page._clip_prompt(prompts[0] + "x" * 600)
+    assert page_part.startswith("… x")
 
 
 def test_the_page_says_what_happened(runs):
@@ -277,7 +356,8 @@ def test_the_page_says_what_happened(runs):
         "3, 4",
         "8 records of sums.jsonl",
         "make it",
-        "1 neighbours are not compared",
+        "Not compared: 1 evaluation<",
+        "p is McNemar&#39;s exact test",
         "Question: 5 + 5?",
     ):
         assert text in page, text
@@ -324,9 +404,9 @@ def test_the_command_writes_a_page(runs, capsys):
     page = (runs / "mode-0" / "report.html").read_text("utf-8")
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
     assert [passage["title"].split(" ·")[0] for passage in data["passages"]] == [
-        "win",
-        "loss",
-        "loss",
+        "win 1",
+        "loss 2",
+        "loss 3",
     ]
     layers = [readout["layer"] for readout in data["passages"][0]["lenses"][1]["readouts"]]
     assert layers == [1, 4]

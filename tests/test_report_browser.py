@@ -36,7 +36,7 @@ def test_another_text_can_be_chosen(report, open_file):
     page = open_file(report)
     menu, text = page.locator("#passage"), page.locator("#tokens")
     titles = menu.locator("option").all_inner_texts()
-    assert [title.split(" ·")[0] for title in titles] == ["win", "win", "loss"]
+    assert [title.split(" ·")[0] for title in titles] == ["win 1", "win 2", "loss 3"]
     assert text.inner_text().startswith("Question: Is </script><b>bold</b>")
     page.locator("#tokens .token").nth(9).click()
     page.mouse.move(5, 5)

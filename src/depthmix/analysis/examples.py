@@ -80,7 +80,7 @@ def find_examples(verdict: Verdict, rival: str, *, limit: int = 3) -> tuple[Exam
 
     Raises:
         ValueError: If the items' texts cannot be read any more.
-        OSError: If the data of an evaluation during training are gone.
+        OSError: If the data of an evaluation during training are gone, or its tokenizer.
     """
     ours, others = verdict.methods[verdict.run][0], verdict.methods[rival]
     theirs = next((run for run in others if run.seed == ours.seed), others[0])
@@ -126,7 +126,13 @@ def read_wordings(outcomes: Outcomes, items: Collection[Item]) -> dict[Item, Wor
         path = outcomes.folder / f"samples_{leaf}.jsonl"
         samples = read_samples(path, texts=True)
         named = name_items(leaf, metric.rpartition(",")[2], samples, outcomes.folder)
-        wordings |= {item: _word(named[item], metric) for item in items if item[0] == leaf}
+        try:
+            wordings |= {item: _word(named[item], metric) for item in items if item[0] == leaf}
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"{path} must hold lm-eval's samples with their texts, and one lacks them "
+                f"({error!r}); evaluate again."
+            ) from error
     return wordings
 
 
@@ -150,13 +156,14 @@ def _word(sample: Mapping[str, Any], metric: str) -> Wording:
         choices = [str(request[1]) for request in requests]
         scores = [answer[0] for answer in answers]
         if metric.startswith("acc_norm"):
-            scores = [s / len(c.strip()) for s, c in zip(scores, choices, strict=True)]
+            scores = [s / (len(c.strip()) or 1) for s, c in zip(scores, choices, strict=True)]
         best = max(range(len(choices)), key=scores.__getitem__)
         reference = choices[target] if isinstance(target, int) else str(target)
         return Wording(prompt=prompt, reference=reference, response=choices[best])
     texts = [response[0] for response in sample["resps"]]
     first = target[0] if isinstance(target, list) and target else target
-    return Wording(prompt=prompt, reference=str(first), response="\n\n".join(map(str, texts)))
+    reference = "" if first is None else str(first)  # a judge may need none
+    return Wording(prompt=prompt, reference=reference, response="\n\n".join(map(str, texts)))
 
 
 def _read_training(outcomes: Outcomes, items: Collection[Item]) -> dict[Item, Wording]:
@@ -169,6 +176,12 @@ def _read_training(outcomes: Outcomes, items: Collection[Item]) -> dict[Item, Wo
     records = load_evaluation_records(
         config.evaluation, config.data.template, load_tokenizer(config.model)
     )
+    if len(records) != len(evaluation.responses):
+        raise ValueError(
+            f"`evaluation.data` must hold the {len(evaluation.responses)} records that {folder} "
+            f"was measured on, and {config.evaluation.data} has {len(records)} now; put the old "
+            "file back, or train again."
+        )
     wordings = {}
     for item in items:
         place = int(item[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ from depthmix.analysis.lens import Lens
 from depthmix.analysis.overlap_diagrams import draw_overlaps
 from depthmix.analysis.training_panels import loss_panels, optimisation_panels, routing_panels
 from depthmix.analysis.verdict import Verdict, judge_run, run_folder
+from depthmix.evaluation.provenance import DEFAULT_SEED, UNTUNED
 from depthmix.ledger import Ledger
 from depthmix.run_config import RUN_CONFIG_NAME, RunConfig, load_run_config
 from depthmix.run_folder import RESULTS_NAME, TrainResult, load_result
@@ -46,8 +47,8 @@ class Report:
     ledger: Ledger
     """Trained parameters by part."""
 
-    trainable: Mapping[str, int]
-    """Trained parameters by label of a method, of those that are compared and say it."""
+    trainable: tuple[Mapping[str, int], ...]
+    """For each verdict, trained parameters by label of a method, of those that say it."""
 
     panels: Mapping[str, tuple[Panel, ...]]
     """What training logged: `losses`, `routing` and `optimisation`."""
@@ -61,6 +62,9 @@ class Report:
     passages: Mapping[str, Mapping[str, Lens]] = field(default_factory=dict)
     """Title of a text to what each depth predicts in it, by the name of the model."""
 
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Why a part of the page could not be made: `examples`, `passages`."""
+
     seconds: float
     """Wall time of the run."""
 
@@ -68,7 +72,7 @@ class Report:
     """What to type to run it again."""
 
     config: str
-    """The resolved configuration, as JSON."""
+    """The resolved configuration as JSON, without tokens of access."""
 
 
 def collect_report(
@@ -90,7 +94,8 @@ def collect_report(
         num_examples: Wins, and losses, to show at most.
 
     Returns:
-        The report, ready for `write_report`; `passages` are left to the caller.
+        The report, ready for `write_report`; `passages` are left to the caller. Where the items'
+        texts cannot be read any more, there are no examples, and `missing` says why.
 
     Raises:
         ValueError: If a file of the run is damaged.
@@ -99,8 +104,12 @@ def collect_report(
     result, config = load_result(run), load_run_config(run / RUN_CONFIG_NAME)
     verdicts = judge_run(run, baselines)
     examples: tuple[Example, ...] = ()
+    missing = {}
     if verdicts and verdicts[0].rivals:
-        examples = find_examples(verdicts[0], verdicts[0].rivals[0], limit=num_examples)
+        try:
+            examples = find_examples(verdicts[0], verdicts[0].rivals[0], limit=num_examples)
+        except (ValueError, OSError) as error:
+            missing["examples"] = str(error)
     logs = [result.log_history]
     panels = {
         "losses": loss_panels(logs),
@@ -116,13 +125,14 @@ def collect_report(
         method=METHODS[config.method],
         facts=_list_facts(result, config),
         ledger=result.ledger,
-        trainable=_count_trainable(verdicts),
+        trainable=tuple(map(_count_trainable, verdicts)),
         panels={name: found for name, found in panels.items() if found},
         verdicts=verdicts,
         examples=examples,
+        missing=missing,
         seconds=result.metrics["total_seconds"],
         command=command or shlex.join(again),
-        config=json.dumps(to_jsonable_python(asdict(config)), indent=2, ensure_ascii=False),
+        config=_write_config(config),
     )
 
 
@@ -170,20 +180,29 @@ def _list_facts(result: TrainResult, config: RunConfig) -> dict[str, str]:
         "Training data": f"{records}{Path(config.data.train).name}{without}",
         "Optimizer steps": f"{steps:,}",
         "Learning rate": f"{config.training.get('learning_rate', '')}",
-        "Seed": f"{config.training.get('seed', '')}",
+        "Seed": f"{config.training.get('seed', DEFAULT_SEED)}",
         "Weights": config.model.dtype,
     }
     return {name: value for name, value in facts.items() if value}
 
 
-def _count_trainable(verdicts: Sequence[Verdict]) -> dict[str, int]:
+def _count_trainable(verdict: Verdict) -> dict[str, int]:
     """Read how many parameters the compared methods train."""
     counts = {}
-    for verdict in verdicts:
-        for label, runs in verdict.methods.items():
-            folder = run_folder(runs[0])
-            if runs[0].adapter is None:
-                counts[label] = 0
-            elif (folder / RESULTS_NAME).is_file():
-                counts[label] = load_result(folder).ledger.total
+    for label, runs in verdict.methods.items():
+        folder = run_folder(runs[0])
+        if runs[0].method == UNTUNED:
+            counts[label] = 0
+        elif (folder / RESULTS_NAME).is_file():
+            counts[label] = load_result(folder).ledger.total
     return counts
+
+
+def _write_config(config: RunConfig) -> str:
+    """Write the configuration; pages are passed on, so a `hub_token` stays out of it."""
+    training = {
+        name: "…" if name.endswith("_token") and value else value
+        for name, value in config.training.items()
+    }
+    content = to_jsonable_python(asdict(replace(config, training=training)))
+    return json.dumps(content, indent=2, ensure_ascii=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ LONGEST_TEXT = 600
 """Characters of a prompt or response that the page shows."""
 
 LONGEST_TITLE = 60
-"""Characters of a passage's beginning that the menu of texts shows."""
+"""Characters of a passage that the menu of texts shows."""
 
 NUM_PASSAGES = 2
 """Wins, and losses, that are read token by token where no text is given."""
@@ -76,16 +77,24 @@ def show_report(
         path: The file to write; `None` takes `report.html` in the run's folder.
 
     Returns:
-        The written file.
+        The written file. Where the model is gone, or a win or loss is longer than it takes, the
+        page says so instead of reading texts that were not given.
 
     Raises:
-        ValueError: If a file of the run is damaged, or a layer or text does not fit the model.
-        OSError: If the run is not finished, or a baseline or the model cannot be found.
+        ValueError: If a file of the run is damaged, or a layer or text that was given does not fit
+            the model.
+        OSError: If the run is not finished, or a baseline, or the model that is to read a text,
+            cannot be found.
     """
     report = collect_report(run, baselines=baselines)
-    passages = {_entitle(text): text for text in texts} or choose_passages(report.examples)
+    passages = dict(zip(_entitle(texts), texts, strict=True)) or choose_passages(report.examples)
     if lens and passages:
-        report = replace(report, passages=read_passages(run, passages, layers=layers))
+        try:
+            report = replace(report, passages=read_passages(run, passages, layers=layers))
+        except (ValueError, OSError) as error:
+            if texts or layers != "late":
+                raise  # what was asked for is not left out
+            report = replace(report, missing={**report.missing, "passages": str(error)})
     return write_report(report, path or run / "report.html")
 
 
@@ -98,12 +107,15 @@ def choose_passages(examples: Sequence[Example]) -> dict[str, str]:
     Returns:
         Texts by title, two of each kind at most.
     """
+    chosen = [
+        example
+        for kind in ("win", "loss")
+        for example in [e for e in examples if e.kind == kind][:NUM_PASSAGES]
+    ]
     passages: dict[str, str] = {}
-    for kind in ("win", "loss"):
-        for example in [e for e in examples if e.kind == kind][:NUM_PASSAGES]:
-            gap = "" if example.prompt[-1:].isspace() or example.reference[:1].isspace() else " "
-            text = f"{example.prompt}{gap}{example.reference}"
-            passages[f"{kind} · {_entitle(example.prompt)}"] = text
+    for example, title in zip(chosen, _entitle([e.prompt for e in chosen]), strict=True):
+        gap = "" if example.prompt[-1:].isspace() or example.reference[:1].isspace() else " "
+        passages[f"{example.kind} {title}"] = f"{example.prompt}{gap}{example.reference}"
     return passages
 
 
@@ -170,23 +182,34 @@ def write_report(report: Report, path: Path) -> Path:
         "report.html",
         styles=["lens.css", "report.css"],
         scripts=["lens.js"] if report.passages else [],
-        filters={"share": _share, "ends": _ends, "points": _points, "clip": _clip},
+        filters={"clip": _clip, "clip_prompt": _clip_prompt},
         report=report,
         figures=figures,  # ours; every text of the run goes through the template's escaping
         duration=_duration(report.seconds),
-        verdicts=[_put(verdict, report) for verdict in report.verdicts],
+        verdicts=[
+            _put(verdict, trainable)
+            for verdict, trainable in zip(report.verdicts, report.trainable, strict=True)
+        ],
         data=to_page_data(report.passages) if report.passages else None,
     )
     return write_page(page, path, way_out="pass shorter texts, or fewer layers")
 
 
-def _entitle(text: str) -> str:
-    """Name a text by its beginning."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_TITLE else f"{line[:LONGEST_TITLE].rstrip()} …"
+def _entitle(texts: Sequence[str]) -> list[str]:
+    """Number texts, and name them by where they begin, or else begin to differ."""
+    lines = [" ".join(text.split()) for text in texts]
+    # A template around every text names none of them.
+    shared = os.path.commonprefix(lines) if len(lines) > 1 else ""  # noqa: RUF071  (of characters)
+    start = shared.rfind(" ") + 1 if len(shared) > LONGEST_TITLE // 2 else 0
+    titles = []
+    for number, line in enumerate(lines, start=1):
+        end = start + LONGEST_TITLE
+        title = line[start:end].rstrip()
+        titles.append(f"{number} · {'… ' * (start > 0)}{title}{' …' * (len(line) > end)}")
+    return titles
 
 
-def _put(verdict: Verdict, report: Report) -> dict[str, object]:
+def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
     """Put a verdict into words: headings, cards, a table, notes."""
     comparison = verdict.comparison
     last = comparison.rows[-1]
@@ -208,9 +231,7 @@ def _put(verdict: Verdict, report: Report) -> dict[str, object]:
             method=score.method,
             is_run=score.method == verdict.run,
             seeds=str(score.num_seeds),
-            trainable=f"{report.trainable[score.method]:,}"
-            if score.method in report.trainable
-            else "",
+            trainable=f"{trainable[score.method]:,}" if score.method in trainable else "",
             accuracy=f"{_share(score.mean)} ({_ends(score.interval)})",
             lead=_lead(score.difference.estimate, score.difference.interval)
             if score.difference
@@ -229,8 +250,12 @@ def _put(verdict: Verdict, report: Report) -> dict[str, object]:
         "num_items": sum(row.num_items for row in comparison.tasks),
         "cards": cards,
         "rows": rows,
-        "notes": [note for note in notes(comparison) if not note.startswith("Differences are")],
-        "left_out": {Path(folder).name: why for folder, why in verdict.left_out.items()},
+        "notes": [
+            # The table shows leads instead; how p is made is true of both.
+            note.rpartition("; ")[2] if note.startswith("Differences are") else note
+            for note in notes(comparison)
+        ],
+        "left_out": [(_place(Path(folder)), why) for folder, why in verdict.left_out.items()],
         "is_broad": len(verdict.methods) > 3,  # an UpSet plot, not circles
     }
 
@@ -260,10 +285,22 @@ def _ends(interval: Interval) -> str:
     return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"  # noqa: RUF001
 
 
+def _place(folder: Path) -> str:
+    """Name a run, or an evaluation by its run and itself."""
+    is_inner = folder.parent.name == "evaluation"
+    return f"{folder.parents[1].name}, {folder.name}" if is_inner else folder.name
+
+
 def _clip(text: str) -> str:
     """Keep the beginning of a long text."""
     text = text.strip()
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT].rstrip()} …"
+
+
+def _clip_prompt(text: str) -> str:
+    """Keep the end of a long prompt, where the question is; examples come before it."""
+    text = text.strip()
+    return text if len(text) <= LONGEST_TEXT else f"… {text[-LONGEST_TEXT:].lstrip()}"
 
 
 def _duration(seconds: float) -> str:
