@@ -28,7 +28,7 @@ def test_the_report_draws_and_keeps_texts_as_texts(report, open_file):
     assert HOSTILE_QUESTION in prompts[0]
     assert page.locator(".example b, .prompt i").count() == 0
     for box in page.locator("figure svg").all():
-        assert box.bounding_box()["width"] > 300
+        assert box.bounding_box()["width"] > 200
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
