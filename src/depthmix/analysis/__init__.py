@@ -1,12 +1,8 @@
 """Numbers to figures, runs to pages."""
 
+from depthmix.analysis.passages import choose_passages, read_passages
 from depthmix.analysis.report import Report, collect_report, draw_report
-from depthmix.analysis.report_page import (
-    choose_passages,
-    read_passages,
-    show_report,
-    write_report,
-)
+from depthmix.analysis.report_page import show_report, write_report
 
 __all__ = [
     "Report",
