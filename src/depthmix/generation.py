@@ -12,8 +12,8 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TextStreamer,
 )
+from transformers.generation import BaseStreamer
 
 from depthmix.attachment import set_top_k
 from depthmix.data.templates import render_prompt
@@ -23,6 +23,7 @@ from depthmix.mixture import Mixture
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_value, suggest, underscored
 from depthmix.run_config import ModelSection, Template
+from depthmix.streamers import DepthStreamer, VisibleStreamer
 
 GENERATION_DEFAULTS = {"max_new_tokens": 256}
 """Options of generation that differ from transformers' (20 tokens cut most answers off)."""
@@ -99,7 +100,11 @@ def generate(
 
 
 def chat(
-    section: ModelSection, *, system: str | None = None, options: Mapping[str, Any] | None = None
+    section: ModelSection,
+    *,
+    system: str | None = None,
+    depth: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, str]]:
     """Talk with a model in the terminal, until `/exit`, Ctrl-D or Ctrl-C.
 
@@ -108,13 +113,16 @@ def chat(
     Args:
         section: The model; its `name` may be the folder of an adapter.
         system: Instruction that stands before the conversation.
+        depth: Colour each token by the mean depth `Σ G_i i` of its routing weights, and say after
+            each answer how much every late layer counted (`DepthStreamer`).
         options: As for `generate`.
 
     Returns:
         The conversation as messages.
 
     Raises:
-        ValueError: If an option is unknown, or the tokenizer has no chat template.
+        ValueError: If an option is unknown, the tokenizer has no chat template, or `depth` is asked
+            of a model without a mixture or of passes that predict several tokens.
         OSError: If the model cannot be found.
     """
     settings = read_generation_options(options or {})
@@ -123,7 +131,12 @@ def chat(
     # Rendered once before the model loads, so that a missing chat template is told at once.
     render_prompt({"prompt": [*opening, {"role": "user", "content": "Hello"}]}, "chat", tokenizer)
     model = _load(section)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if depth:
+        _check_single_tokens(model, settings)
+        streamer = DepthStreamer(model, tokenizer)
+        streamer.print_legend()
+    else:
+        streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     print("Type a message; /clear starts anew, /exit or Ctrl-D ends.")
     messages = list(opening)
     while True:
@@ -144,6 +157,16 @@ def chat(
         except (EOFError, KeyboardInterrupt):
             print()
             return messages
+
+
+def _check_single_tokens(model: PreTrainedModel | PeftModel, settings: Mapping[str, Any]) -> None:
+    """Refuse ways to generate whose passes predict several tokens, or guess by a shorter model."""
+    for name in ("prompt_lookup_num_tokens", "assistant_early_exit"):
+        if value := settings.get(name, getattr(model.generation_config, name, None)):
+            raise ValueError(
+                f"`depth` needs one forward pass per token, and `generation.{name}` makes several "
+                f"tokens of one, got {value}; leave one of the two out."
+            )
 
 
 def warn_of_dense_routing(mixture: Mixture) -> None:
@@ -192,7 +215,7 @@ def continue_inputs(
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, torch.Tensor],
     settings: Mapping[str, Any],
-    streamer: TextStreamer | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[str]:
     """Generate after tokenised prompts, and decode what is new."""
     with torch.inference_mode():

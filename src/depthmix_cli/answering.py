@@ -59,6 +59,7 @@ def chat(
     dtype: Dtype = "auto",
     top_k: int | None = None,
     system: str | None = None,
+    depth: bool = False,
     generation: Options | None = None,
 ) -> None:
     """Talk with a model; `/exit` or Ctrl-D ends.
@@ -69,10 +70,11 @@ def chat(
         dtype: Type of the weights in memory.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         system: Instruction that stands before the conversation.
+        depth: Colour each token by the mean depth that its routing weights give.
         generation: All options of transformers' `GenerationConfig`, with a dot.
     """
     from depthmix.generation import chat
     from depthmix.run_config import ModelSection
 
     section = ModelSection(name=model, adapter=adapter, dtype=dtype, top_k=top_k)
-    chat(section, system=system, options=generation)
+    chat(section, system=system, depth=depth, options=generation)
