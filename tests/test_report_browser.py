@@ -65,3 +65,7 @@ def test_every_text_has_contrast(report, open_file, color_scheme):
 def test_a_narrow_screen_shows_all_of_it(report, open_file):
     page = open_file(report, viewport={"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    (method, *_) = page.locator(".counts td:not(.number-cell)").all()
+    assert method.bounding_box()["width"] > 150
+    widths = [box.bounding_box()["width"] for box in page.locator("#verdict figure svg").all()]
+    assert widths == pytest.approx([480, 288], abs=1)  # readable, and no larger than drawn
