@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from torch.distributions import Categorical
 from transformers import PreTrainedTokenizerFast
 
@@ -124,6 +125,19 @@ def test_late_layers_answer_by_their_own_norms(top_k, monkeypatch):
         assert routing.mean_depth[t] == pytest.approx(2 * row[0] + 3 * row[1] + 4 * row[2])
         entropy = -sum(share * torch.tensor(share).log().item() for share in row if share)
         assert routing.entropy[t] == pytest.approx(entropy, abs=1e-5)
+
+
+def test_a_text_that_begins_as_the_tokenizer_would_has_one_beginning():
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "</s>"
+    template = [("</s>", tokenizer.bos_token_id)]
+    processor = TemplateProcessing(single="</s> $A", special_tokens=template)
+    tokenizer.backend_tokenizer.post_processor = processor
+    model = tuned()
+    lens = look(model, tokenizer, "1 + 1")
+    assert lens.tokens[:2] == ("</s>", "1")
+    assert look(model, tokenizer, "</s>1 + 1") == lens
+    assert look(model, tokenizer, "1</s>").tokens == ("</s>", "1", "</s>")
 
 
 def test_only_the_layers_that_are_asked_for_are_read_out():

@@ -441,6 +441,8 @@ def test_panels_hold_what_was_logged():
     assert [panel.title for panel in loss_panels([plain])] == ["task loss"]
     assert loss_panels([plain])[0].curves[0].values == ((2.0,),)
     assert routing_panels([plain]) == ()
+    validated = [*plain, {"step": 1, "eval_loss": 1.5}]
+    assert [panel.title for panel in loss_panels([validated])] == ["task loss", "validation loss"]
     assert loss_panels([[{"step": 3, "train_loss": 1.0}]]) == ()
 
 

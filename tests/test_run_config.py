@@ -110,6 +110,14 @@ def test_saved_settings_load_again(tmp_path, preset):
     assert load_run_config(path) == config
 
 
+def test_a_secret_is_not_saved(tmp_path):
+    config = load_run_config(None, {**REQUIRED, "training": {"hub_token": "hf_secret"}})
+    assert config.training["hub_token"] == "hf_secret"
+    path = save_run_config(config, tmp_path / "out")
+    assert "hf_secret" not in path.read_text()
+    assert load_run_config(path).training["output_dir"] == config.training["output_dir"]
+
+
 def test_paths_are_looked_up_beside_the_file_first(tmp_path, monkeypatch):
     folder, elsewhere = tmp_path / "configs", tmp_path / "elsewhere"
     folder.mkdir(), elsewhere.mkdir()

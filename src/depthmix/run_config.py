@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,6 +214,8 @@ def save_run_config(config: RunConfig, directory: Path) -> Path:
         The written file, `run_config.json` in the folder.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    public = {name: value for name, value in config.training.items() if name != "hub_token"}
+    config = replace(config, training=public)  # a secret belongs in no file beside results
     path = directory / RUN_CONFIG_NAME
     path.write_text(json.dumps(to_jsonable_python(asdict(config)), indent=2) + "\n", "utf-8")
     return path

@@ -112,7 +112,8 @@ def look(
     Args:
         model: A decoder-only language model on the device where it is to run, with a mixture, with
             another adapter, or untuned.
-        tokenizer: Its tokenizer, which adds the special tokens that it always adds.
+        tokenizer: Its tokenizer, which adds the special tokens that it always adds, unless the text
+            begins with one.
         text: What the model reads.
         layers: Layers to read out, from 1 to `num_hidden_layers`; `None` takes all.
         top: How many of the likeliest tokens to keep.
@@ -125,7 +126,10 @@ def look(
             or a part of the model cannot be found.
         TypeError: If the model is no decoder-only language model.
     """
-    ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    # A chat template writes the beginning of the text itself.
+    begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    encoded = tokenizer(text, add_special_tokens=not begins)
+    ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
     norm = find_mixture_norm(model)
     mixture = norm.active_mixture if norm is not None else None
     base = model.get_base_model() if isinstance(model, PeftModel) else model

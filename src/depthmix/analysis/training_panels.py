@@ -8,7 +8,12 @@ from typing import Any
 
 from depthmix.analysis.curves import Curve, Panel, curve_from_logs, curves_from_logs
 
-LOSS = {"task_loss": "task loss", "loss": "task loss", "distillation_loss": "distillation loss"}
+LOSS = {
+    "task_loss": "task loss",
+    "loss": "task loss",
+    "distillation_loss": "distillation loss",
+    "eval_loss": "validation loss",
+}
 """Names in the log, and what a panel is called. `loss` is that of a run without a mixture."""
 
 OPTIMISATION = {
@@ -31,7 +36,7 @@ Logs = Sequence[Sequence[Mapping[str, Any]]]
 
 
 def loss_panels(logs: Logs) -> tuple[Panel, ...]:
-    """Make panels of the task loss, the distillation loss and each late layer's own loss.
+    """Make panels of the task, distillation and validation losses, and each late layer's own.
 
     Args:
         logs: For each seed, its trainer's `log_history`.
