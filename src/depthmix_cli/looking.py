@@ -15,11 +15,12 @@ def lens(
     port: int = 8765,
     compare: str | None = None,
     layers: str = "all",
+    tokens: tuple[int, int] | None = None,
     top_k: int | None = None,
     dtype: Dtype = "auto",
     output: Path = Path("lens.html"),
 ) -> None:
-    """Show what each layer of a model predicts in a text, as a page for the browser.
+    """Show what each layer of a model predicts in a text, as a page for the browser or a figure.
 
     The page has the text token by token (routing weights, loss, disagreement) and layer by layer.
     For example:
@@ -35,9 +36,10 @@ def lens(
         port: Where it is then; 0 takes any that is free.
         compare: A second model with the same tokenizer, shown beside the first.
         layers: `all`, `late` for those of the mixture, or numbers with commas between them.
+        tokens: First and last token that a figure shows, counted from 1.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         dtype: Type of the weights in memory.
-        output: The page to write.
+        output: The page to write, or with `.svg`, `.png` or `.pdf` a figure.
     """
     from depthmix.analysis.lens_page import show_lens
     from depthmix.analysis.lens_server import serve_lens
@@ -46,12 +48,15 @@ def lens(
     sections = [ModelSection(name=model, dtype=dtype, top_k=top_k)]
     if compare is not None:
         sections.append(ModelSection(name=compare, dtype=dtype))
+    if serve and tokens is not None:
+        raise ValueError("`tokens` choose a part of a figure, and `--serve` shows pages; drop one.")
     if serve:
         serve_lens(sections, text=text, layers=layers, port=port)
         return
     if not text:
         raise ValueError("`text` must be what the model reads, got none; or ask for `--serve`.")
-    print(f"Written: {show_lens(sections, text, layers=layers, path=output)}")
+    path = show_lens(sections, text, layers=layers, tokens=tokens, path=output)
+    print(f"Written: {path}")
 
 
 def report(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.analysis.lens import Lens, Prediction
+from depthmix.analysis.lens_figures import draw_layers
 from depthmix.analysis.lens_subjects import load_subjects
 from depthmix.analysis.page import render_page, write_page
+from depthmix.analysis.style import SUFFIXES, save_figure
 from depthmix.run_config import ModelSection
 
 DIGITS = 4
@@ -35,26 +37,43 @@ def show_lens(
     text: str,
     *,
     layers: str | Sequence[int] = "all",
+    tokens: tuple[int, int] | None = None,
     path: Path,
 ) -> Path:
-    """Let models read a text, and write the page about what each depth predicts.
+    """Let models read a text, and write the page, or a figure, about what each depth predicts.
 
     Args:
         sections: One model or two, whose tokenizers give the same tokens.
         text: What they read.
         layers: Layers to read out: `all`, the `late` ones of the models' mixtures, or numbers, as
             text with commas between them.
-        path: The file to write; its folder is made if missing.
+        tokens: First and last token that a figure shows, counted from 1; `None` takes all. A page
+            always has all.
+        path: The file to write, whose suffix says what it is: `.html` for the page, `.svg`, `.png`
+            or `.pdf` for layers by tokens as a heat map. Its folder is made if missing.
 
     Returns:
         The written file.
 
     Raises:
-        ValueError: If there are no late layers, a layer or text does not fit a model, or the models
-            cannot stand on one page.
+        ValueError: If the suffix is another, there are no late layers, a layer or text does not fit
+            a model, a page is given `tokens`, or the models cannot stand beside each other.
         OSError: If a model cannot be found.
     """
-    return write_lens(load_subjects(sections, layers=layers).look(text), path)
+    if path.suffix not in (".html", *SUFFIXES):
+        raise ValueError(
+            f"`path` must end in .html for the page, or in {', '.join(SUFFIXES)} for a figure, got "
+            f"{str(path)!r}; choose one of these."
+        )
+    if path.suffix == ".html" and tokens is not None:
+        raise ValueError(
+            f"`tokens` choose a part of a figure, and {path} is a page, which has them all; leave "
+            "them out, or write a .svg."
+        )
+    lenses = load_subjects(sections, layers=layers).look(text)
+    if path.suffix == ".html":
+        return write_lens(lenses, path)
+    return save_figure(draw_layers(lenses, tokens=tokens), path)
 
 
 def write_lens(lenses: Mapping[str, Lens], path: Path) -> Path:

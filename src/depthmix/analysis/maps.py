@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from depthmix.analysis.style import STYLE
+from depthmix.analysis.style import STYLE, ink_on
 from depthmix.comparison.tables import MARKDOWN_ESCAPES
 
 COLOURS = "cividis"
@@ -153,13 +152,11 @@ def _draw_cells(axes: Axes, grid: Grid, scale: ScalarMappable) -> None:
             continue
         colour = scale.to_rgba(100 * value)
         axes.add_patch(Rectangle((column - 0.485, row - 0.48), 0.97, 0.96, facecolor=colour))
-        lightness = math.sqrt(np.dot(np.square(colour[:3]), (0.2126, 0.7152, 0.0722)))
         axes.text(
             column,
             row,
             _label(grid, row, column, "\n"),
-            # Not the page's colour: a cell has its own background.
-            color="black" if lightness > 0.43 else "white",
+            color=ink_on(colour),
             ha="center",
             va="center",
             fontsize=9,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -13,6 +14,15 @@ BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 """A SentencePiece vocabulary's token for one byte."""
+
+PARTS = re.compile(r"(?:\\x[0-9a-f]{2})+|.", re.DOTALL)
+r"""Characters, and parts of one that other tokens complete, as `\xf0`."""
+
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
+"""Categories of characters without a shape of their own."""
+
+MARKS = {"\n": "↵", "\t": "⇥"}
+"""Signs for what everyone knows by its sign."""
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
@@ -46,6 +56,34 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple
         else:
             texts.append(piece.replace("▁", " "))
     return tuple(texts)
+
+
+def visible_text(text: str, *, dots: bool = True, unwritable: Collection[str] = frozenset()) -> str:
+    r"""Write a token's text so that nothing of it is hidden or moves its neighbours.
+
+    Args:
+        text: Text as `token_texts` gives it.
+        dots: Write spaces as `·`.
+        unwritable: Further characters to write by their number.
+
+    Returns:
+        The text, with `⟨F0 9F⟩` for parts of a character, `⟨U+200B⟩` for what is not seen, `↵` and
+        `⇥` for line breaks and tabs, and a circle under a mark that begins the text.
+    """
+    shown = ["◌"] if text and unicodedata.category(text[0]).startswith("M") else []
+    for part in PARTS.findall(text):
+        if part == " ":
+            shown.append("·" if dots else " ")
+        elif len(part) > 1:
+            numbers = part.upper().split("\\X")
+            shown.append(f"⟨{' '.join(numbers[1:])}⟩")
+        elif part in MARKS:
+            shown.append(MARKS[part])
+        elif unicodedata.category(part) in UNSEEN or part in unwritable:
+            shown.append(f"⟨U+{ord(part):04X}⟩")
+        else:
+            shown.append(part)
+    return "".join(shown)
 
 
 def _read(data: bytes) -> str:
