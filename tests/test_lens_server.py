@@ -1,5 +1,6 @@
 """The lens page as it is served: texts in, pages out, nothing for anyone else."""
 
+import socket
 import threading
 from http.client import HTTPConnection
 from urllib.parse import urlencode
@@ -113,11 +114,23 @@ def test_only_this_machine_is_answered(ask, server):
     assert ask(path="/?a=1")[0].status == 200
 
 
+def test_a_request_that_is_far_too_long_is_answered(ask):
+    response, page = ask("x" * 8_000_000)
+    assert response.status == 413
+    assert "This text is too long." in page
+    assert ask("again")[0].status == 200
+
+
 def test_a_request_must_say_its_length(server):
     connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     connection.putrequest("POST", "/")
     connection.endheaders()
     assert connection.getresponse().status == 411
+    connection.close()
+    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection.request("POST", "/", headers={"Content-Length": "9" * 5000})
+    connection.sock.shutdown(socket.SHUT_WR)
+    assert connection.getresponse().status == 413
     connection.close()
 
 

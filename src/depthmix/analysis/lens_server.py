@@ -23,6 +23,9 @@ LOOPBACK = "127.0.0.1"
 LARGEST_REQUEST = 1_000_000
 """Bytes of a request beyond which it is not read."""
 
+LARGEST_DISCARD = 50_000_000
+"""Bytes of a longer one that are dropped first: a browser shows no answer before it has sent."""
+
 PATIENCE = 30
 """Seconds that a browser has to send a request."""
 
@@ -139,8 +142,12 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if fault is None and not length.isdecimal():
             fault = self._fault("A request must say its length.", HTTPStatus.LENGTH_REQUIRED)
-        if fault is None and int(length) > LARGEST_REQUEST:
+        # Python reads no number of thousands of digits.
+        if fault is None and (len(length) > 15 or int(length) > LARGEST_REQUEST):
             fault = self._fault("This text is too long.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            left = LARGEST_DISCARD if len(length) > 15 else min(int(length), LARGEST_DISCARD)
+            while left > 0 and (piece := self.rfile.read(min(left, 65536))):
+                left -= len(piece)
         if fault is not None:
             self.close_connection = True  # what was not read must not be taken for a request
             self._answer(fault)
