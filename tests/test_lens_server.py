@@ -148,6 +148,8 @@ def test_the_command_says_where_and_ends_quietly(server, tmp_path, capsys, monke
     assert "`port` must be free" in capsys.readouterr().err
     assert depthmix_cli.main(["lens", "m", "--serve", "--port", "70000"]) == 1
     assert "`port` must be between 0 and 65535" in capsys.readouterr().err
+    assert depthmix_cli.main(["lens", "m", "--serve", "--output", "page.html"]) == 1
+    assert "`output` is for what is written" in capsys.readouterr().err
     assert depthmix_cli.main(["lens", "m"]) == 1
     assert "`text` must be what the model reads" in capsys.readouterr().err
 

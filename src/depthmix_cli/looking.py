@@ -18,7 +18,7 @@ def lens(
     tokens: tuple[int, int] | None = None,
     top_k: int | None = None,
     dtype: Dtype = "auto",
-    output: Path = Path("lens.html"),
+    output: Path | None = None,
 ) -> None:
     """Show what each layer of a model predicts in a text, as a page for the browser or a figure.
 
@@ -39,7 +39,7 @@ def lens(
         tokens: First and last token that a figure shows, counted from 1.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         dtype: Type of the weights in memory.
-        output: The page to write, or with `.svg`, `.png` or `.pdf` a figure.
+        output: The page to write (`lens.html`), or with `.svg`, `.png` or `.pdf` a figure.
     """
     from depthmix.analysis.lens_page import show_lens
     from depthmix.analysis.lens_server import serve_lens
@@ -48,14 +48,18 @@ def lens(
     sections = [ModelSection(name=model, dtype=dtype, top_k=top_k)]
     if compare is not None:
         sections.append(ModelSection(name=compare, dtype=dtype))
-    if serve and tokens is not None:
-        raise ValueError("`tokens` choose a part of a figure, and `--serve` shows pages; drop one.")
+    for option, value in (("tokens", tokens), ("output", output)):
+        if serve and value is not None:
+            raise ValueError(
+                f"`{option}` is for what is written, and `--serve` writes nothing; drop one."
+            )
     if serve:
         serve_lens(sections, text=text, layers=layers, port=port)
         return
     if not text:
         raise ValueError("`text` must be what the model reads, got none; or ask for `--serve`.")
-    path = show_lens(sections, text, layers=layers, tokens=tokens, path=output)
+    path = output or Path("lens.html")
+    path = show_lens(sections, text, layers=layers, tokens=tokens, path=path)
     print(f"Written: {path}")
 
 
