@@ -275,7 +275,7 @@ def test_the_command_writes_a_figure(tmp_path, capsys):
         ("lens.gif", [], "`path` must end in .html for the page, or in .svg, .png, .pdf"),
         ("lens.html", ["--tokens", "2", "4"], "`tokens` choose a part of a figure"),
         ("lens.png", ["--tokens", "2", "9"], "which has 8"),
-        ("lens.svg", ["--tokens", "2", "4", "--serve"], "`--serve` shows pages"),
+        ("lens.svg", ["--tokens", "2", "4", "--serve"], "`--serve` writes nothing"),
     ):
         assert depthmix_cli.main([*command, str(tmp_path / output), *options]) == 1
         assert message in capsys.readouterr().err
