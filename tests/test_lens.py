@@ -88,10 +88,11 @@ def check(prediction, logits, final, ids, *, ensemble=None):
         torch.testing.assert_close(tensor(prediction.jsd_to_ensemble), jsd, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [5, 100])
+@pytest.mark.parametrize(("block", "length"), [(5, 5), (5, 2), (7, 3), (1, 100), (100, 100)])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "opt", "gpt2"])
-def test_a_plain_model_is_read_out_layer_by_layer(model_type, length, monkeypatch):
-    monkeypatch.setattr(lens_module, "CHUNK_LOGITS", length * len(TOKENIZER))
+def test_a_plain_model_is_read_out_layer_by_layer(model_type, block, length, monkeypatch):
+    monkeypatch.setattr(lens_module, "BLOCK_LOGITS", block * len(TOKENIZER))
+    monkeypatch.setattr(lens_module, "PIECE_LOGITS", length * len(TOKENIZER))
     model = model_for(model_type)
     lens = look(model, TOKENIZER, TEXT)
     logits, own, _, ids = naive_logits(model)
@@ -106,7 +107,8 @@ def test_a_plain_model_is_read_out_layer_by_layer(model_type, length, monkeypatc
 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_late_layers_answer_by_their_own_norms(top_k, monkeypatch):
-    monkeypatch.setattr(lens_module, "CHUNK_LOGITS", 7 * len(TOKENIZER))
+    monkeypatch.setattr(lens_module, "BLOCK_LOGITS", 7 * len(TOKENIZER))
+    monkeypatch.setattr(lens_module, "PIECE_LOGITS", 3 * len(TOKENIZER))
     model = tuned()
     set_top_k(model, top_k)
     model.train()

@@ -25,16 +25,17 @@ class Distribution:
 
 
 def distribute(logits: Float[Tensor, "tokens vocab"]) -> Distribution:
-    """Turn logits into predictions.
+    """Turn logits into predictions, in place: on a CPU fresh memory takes as long as the sums.
 
     Args:
-        logits: In float32.
+        logits: In float32; they become the log-probabilities.
 
     Returns:
         The predictions.
     """
-    log_probs = logits.log_softmax(-1)
-    probs = log_probs.exp()
+    probs = logits.softmax(-1)
+    # log p = x - max x + log max p
+    log_probs = logits.sub_(logits.amax(-1, keepdim=True)).add_(probs.amax(-1, keepdim=True).log())
     return Distribution(log_probs, probs, _inner(probs, log_probs))
 
 
@@ -84,9 +85,9 @@ def jensen_shannon(predicted: Distribution, other: Distribution) -> Float[Tensor
     Returns:
         The divergence of each pair, nats, at most ln 2.
     """
-    total = predicted.probs + other.probs
-    tiny = torch.finfo(total.dtype).tiny  # 0 log 0 = 0
-    entropies = predicted.negentropy + other.negentropy - _inner(total, total.clamp_min(tiny).log())
+    tiny = torch.finfo(predicted.probs.dtype).tiny  # 0 log 0 = 0
+    total = (predicted.probs + other.probs).clamp_min_(tiny)
+    entropies = predicted.negentropy + other.negentropy - _inner(total, total.log())
     return (entropies / 2 + math.log(2)).clamp_min(0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,9 +18,13 @@ from depthmix.backbone import Backbone, evaluating, find_backbone
 from depthmix.capture import HiddenStateCapture
 from depthmix.readout import Readout
 
-CHUNK_LOGITS = 2**22
-"""Logits of one layer that are in memory at once: 16 MiB. Larger pieces leave a CPU's caches, and
-softmax and divergences then take twice as long."""
+BLOCK_LOGITS = 2**25
+"""Logits of one product with the head: 128 MiB in float32. Each product reads all of the head, so
+products of less text cost up to twice as much per token."""
+
+PIECE_LOGITS = 2**22
+"""Logits that are measured at once: 16 MiB. Larger pieces leave a CPU's caches, and softmax and
+divergences then take twice as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,24 +223,27 @@ def _measure_all(
     late_layers: Sequence[int],
     top: int,
 ) -> dict[Readout, dict[str, Tensor]]:
-    """Measure each read-out's predictions, piece by piece of the text."""
+    """Measure each read-out's predictions: products with the head by blocks, measures by pieces."""
     device, final = backbone.head_weight.device, backbone.num_hidden_layers
-    length = max(CHUNK_LOGITS // backbone.head_weight.size(0), 1)
+    vocabulary = backbone.head_weight.size(0)
+    block, length = (max(most // vocabulary, 1) for most in (BLOCK_LOGITS, PIECE_LOGITS))
     pieces: dict[Readout, list[dict[str, Tensor]]] = {readout: [] for readout in readouts}
-    for start in range(0, len(ids), length):
+    for start in range(0, len(ids), block):
 
-        def predict(readout: Readout, start: int = start) -> Distribution:
-            logits = backbone.unembed(normed[readout][0, start : start + length].to(device))
-            return distribute(logits.float())
+        def predict(readout: Readout, start: int = start) -> Iterator[Distribution]:
+            logits = backbone.unembed(normed[readout][0, start : start + block].to(device))
+            return (distribute(piece.float()) for piece in logits.split(length))
 
-        targets = ids[start + 1 : start + 1 + length].to(device)
-        shared = {readout: predict(readout) for readout in (final, "ensemble") if readout in pieces}
+        shared = {r: list(predict(r)) for r in (final, "ensemble") if r in pieces}
         for readout, found in pieces.items():
-            predicted = shared[readout] if readout in shared else predict(readout)
-            measures = measure(predicted, shared[final], targets, top)
-            if readout in late_layers:
-                measures["jsd_to_ensemble"] = jensen_shannon(predicted, shared["ensemble"])
-            found.append({name: measure.cpu() for name, measure in measures.items()})
+            for number, predicted in enumerate(shared.get(readout) or predict(readout)):
+                begin = start + number * length
+                targets = ids[begin + 1 : begin + 1 + len(predicted.probs)].to(device)
+                measures = measure(predicted, shared[final][number], targets, top)
+                if readout in late_layers:
+                    ensemble = shared["ensemble"][number]
+                    measures["jsd_to_ensemble"] = jensen_shannon(predicted, ensemble)
+                found.append({name: value.cpu() for name, value in measures.items()})
     return {
         readout: {name: torch.cat([piece[name] for piece in found]) for name in found[0]}
         for readout, found in pieces.items()
