@@ -606,6 +606,16 @@ class TestPlanning:
             list(reproduce(planned))
         assert not any(tmp_path.iterdir())
 
+    def test_all_test_sets_are_asked_for_before_anything_runs(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
+        for variable in ("DEPTHMIX_DATA", "DEPTHMIX_CACHE"):
+            monkeypatch.setenv(variable, str(tmp_path))
+        planned = plan(["fig7"], workspace=tmp_path / "work")
+        for launcher in (None, Launcher(jobs=2)):
+            with pytest.raises(FileNotFoundError, match=r"not at hand are .*hellaswag:further"):
+                list(reproduce(planned, launcher=launcher))
+        assert not any(tmp_path.iterdir())
+
     def test_all_leaves_out_what_needs_a_judge(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
         monkeypatch.setattr(

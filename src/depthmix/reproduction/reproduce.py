@@ -23,6 +23,7 @@ from depthmix.reproduction.launching import Launcher, launch, plan_assignments
 from depthmix.reproduction.pages import check_page, write_findings
 from depthmix.reproduction.runs import TOY
 from depthmix.reproduction.trials import Trial, expand, unique_runs
+from depthmix.reproduction.worker import check_test_sets
 from depthmix.reproduction.workspace import Workspace, count_layers
 
 WORKSPACE = Path("reproduction")
@@ -187,6 +188,8 @@ def reproduce(
     Raises:
         ValueError: If an experiment needs a judge and has none.
         FileExistsError: If a page is there that shows more; nothing is run then.
+        FileNotFoundError: If a run leaves out the questions of all test sets, and one is not at
+            hand; nothing is run on this machine then.
         RuntimeError: If a run has failed.
     """
     _check_judge(planned)
@@ -194,6 +197,11 @@ def reproduce(
     folder = results or workspace.root / "results" / planned.scale
     for experiment, trials in planned.trials.values():
         check_page(folder / experiment.name, trials)
+    start = launcher or Launcher()
+    if start.kind == "local":  # a cluster's nodes look for themselves
+        untrained = [run for run, _ in planned.runs.values() if not workspace.is_trained(run)]
+        left_out = {name for run in untrained for name in run.settings["data"].get("without", ())}
+        check_test_sets(left_out, data_dir=data_dir)
     assignments = plan_assignments(
         workspace,
         planned.runs,
@@ -202,7 +210,7 @@ def reproduce(
         judge=planned.judge,
     )
     print(f"{len(planned.runs)} runs; {len(assignments)} processes to start", file=sys.stderr)
-    for done, assignment in enumerate(launch(assignments, launcher or Launcher()), start=1):
+    for done, assignment in enumerate(launch(assignments, start), start=1):
         first, *others = (run.key for run, _ in assignment.runs)
         more = f" and {len(others)} more" if others else ""
         print(f"{done} of {len(assignments)} done: {first}{more}", file=sys.stderr)

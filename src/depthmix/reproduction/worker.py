@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,16 +145,17 @@ def _train(workspace: Workspace, run: Run) -> None:
     train(load_run_config(None, settings), resume=resume)
 
 
-def check_test_sets(without: Sequence[str]) -> None:
+def check_test_sets(without: Collection[str], *, data_dir: str | None = None) -> None:
     """Refuse a run for which `all` would mean fewer test sets than its key says.
 
     Args:
         without: Test sets whose questions are left out of training.
+        data_dir: Local folder of data sets, instead of the environment's.
 
     Raises:
         FileNotFoundError: If all are meant, and one is not at hand.
     """
-    if "all" in without and (missing := named_test_sets(at_hand=False)):
+    if "all" in without and (missing := named_test_sets(at_hand=False, data_dir=data_dir)):
         raise FileNotFoundError(
             "`data.without` must leave out the questions of all named test sets, since a run made "
             f"with fewer of them is another one, and not at hand are {', '.join(missing)}; put "
