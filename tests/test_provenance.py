@@ -18,9 +18,11 @@ def settings_of(adapter, base_dir, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(adapter[0], folder)
 
-    def describe(**training):
+    def describe(num_devices=None, **training):
         run = {"model": {"name": str(base_dir)}, "training": training, "method": "mode"}
         (folder / "run_config.json").write_text(json.dumps(run))
+        results = {} if num_devices is None else {"num_devices": num_devices}
+        (folder / "results.json").write_text(json.dumps(results))
         return describe_model(ModelSection(name=str(folder)))["settings"]
 
     return describe
@@ -35,8 +37,19 @@ def test_a_batch_counts_as_a_whole(settings_of):
     whole = settings_of(**{BATCH: 16, STEPS: 1})
     for training in ({BATCH: 16}, {BATCH: 4, STEPS: 4}, {BATCH: 8, STEPS: 2}, {STEPS: 2}):
         assert settings_of(**training) == whole
+    for training in ({BATCH: 8}, {BATCH: 2, STEPS: 4}, {BATCH: 8, STEPS: 1}, {}):
+        assert settings_of(2, **training) == whole
+        assert settings_of(1, **training) != whole
     for training in ({BATCH: 8}, {BATCH: 8, STEPS: 1}, {STEPS: 4}, {}):
         assert settings_of(**training) != whole
+
+
+def test_damaged_results_are_named(settings_of, tmp_path):
+    settings_of()
+    for text in ("[]", "{"):
+        (tmp_path / "run" / "results.json").write_text(text)
+        with pytest.raises(ValueError, match=r"Cannot read .*results\.json"):
+            describe_model(ModelSection(name=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("training", [{BATCH: 16, STEPS: 1}, {"learning_rate": 1e-3}])

@@ -365,6 +365,17 @@ def test_the_page_says_what_happened(runs):
     assert page.count("<svg") == 2 + 3  # verdict; losses, routing, optimisation
 
 
+def test_the_command_asks_for_as_many_devices_as_trained(runs):
+    run, again = runs / "mode-0", runs / "mode-0-again"
+    train = f"depthmix train --config {run / 'run_config.json'} --training.output-dir {again}"
+    assert collect_report(run).command == train
+    path = run / "results.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"num_devices": 4}))
+    assert collect_report(run).command == f"accelerate launch --num_processes=4 -m {train}"
+    path.write_text(before)
+
+
 def test_the_page_is_well_formed_and_harmless(runs):
     page = show_report(runs / "mode-0", texts=["</script><i>1 + 1</i>"]).read_text("utf-8")
     outline = Outline()

@@ -380,20 +380,6 @@ class TestRuns:
         with pytest.raises(ValueError, match="must divide the batch of 16"):
             share_batch({"per_device_train_batch_size": 16}, 3)
 
-    def test_a_run_is_known_by_its_whole_batch(self, finished, tmp_path):
-        run, workspace = finished.trials["fig6"][1][0].run, Workspace(tmp_path)
-        assert run.settings["training"]["per_device_train_batch_size"] == 4
-        path = workspace.run_folder(run) / "run_config.json"
-        path.parent.mkdir(parents=True)
-        part = {"training": share_batch(run.settings["training"], 2)}
-        path.write_text(json.dumps(part))
-        assert part["training"]["per_device_train_batch_size"] == 2
-        workspace.describe(run)
-        assert json.loads(path.read_text())["training"]["per_device_train_batch_size"] == 4
-        before = path.stat().st_mtime_ns
-        workspace.describe(run)
-        assert path.stat().st_mtime_ns == before
-
     def test_a_run_without_all_test_sets_is_refused(self, finished, tmp_path, monkeypatch):
         run, readings = next(iter(finished.runs.values()))
         data = {"data": {"without": ["all"]}}

@@ -26,6 +26,7 @@ def result(tmp_path):
         before=before,
         after=replace(before, correct=(True, True), measures={"acc": 1.0, "nll": 0.25}),
         choice=None,
+        num_devices=2,
     )  # fmt: skip
 
 
@@ -37,12 +38,14 @@ def test_a_result_is_read_as_it_was_saved(result):
 def test_runs_without_evaluation_or_responses_are_read(result):
     path = save_result(replace(result, before=None))
     content = json.loads(path.read_text())
-    del content["after"]["responses"], content["data"]  # as earlier versions wrote it
+    # As earlier versions wrote it.
+    del content["after"]["responses"], content["data"], content["num_devices"]
     path.write_text(json.dumps(content))
     read = load_result(result.output_dir)
     assert read.before is None
     assert read.after == replace(result.after, responses=("", ""))
     assert read.data == {}
+    assert read.num_devices == 1
 
 
 def test_what_is_no_finished_run_is_refused(result):

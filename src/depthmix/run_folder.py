@@ -54,6 +54,9 @@ class TrainResult:
     choice: LayerChoice | None
     """What the late layers were chosen by, where `late_layers` is `auto`."""
 
+    num_devices: int = 1
+    """Devices that shared the training; each took the configuration's batch."""
+
 
 def find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:
     """Decide what becomes of a run that the output folder holds already.
@@ -130,6 +133,7 @@ def save_result(result: TrainResult) -> Path:
     content = {
         "metrics": result.metrics,
         "data": result.data,
+        "num_devices": result.num_devices,
         **evaluations,
         **({} if result.choice is None else {"layer_choice": asdict(result.choice)}),
         "ledger": asdict(result.ledger),
@@ -174,6 +178,7 @@ def load_result(folder: Path) -> TrainResult:
             before=_to_evaluation(content.get("before")),
             after=_to_evaluation(content.get("after")),
             choice=None if choice is None else TypeAdapter(LayerChoice).validate_python(choice),
+            num_devices=content.get("num_devices", 1),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error

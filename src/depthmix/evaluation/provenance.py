@@ -9,6 +9,7 @@ from typing import Any
 
 from depthmix.models import check_adapter, find_base, holds_mixture, resolve_model
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
+from depthmix.run_folder import RESULTS_NAME
 
 UNTUNED = "pretrained"
 """Label of a model without an adapter."""
@@ -35,12 +36,12 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         `model` (the base model's name), `revision`, `weights` (hash that changes with a local
         model's files, or None), `adapter` (folder, or None), `adapter_sha256` (of its weights),
         `method` (label such as `LoRA_¬K + MoDE`), `settings` (hash of the run's settings
-        without seed and place, and with the batch as a whole, or None: runs that share it are seeds
-        of one experiment), `run`
-        (name of the folder), `seed` (of training; 0 without one), `dtype` and `top_k`.
+        without seed and place, and with the batch of all devices as a whole, or None: runs that
+        share it are seeds of one experiment), `run` (name of the folder), `seed` (of training; 0
+        without one), `dtype` and `top_k`.
 
     Raises:
-        ValueError: If the adapter is damaged.
+        ValueError: If the adapter or the run's results are damaged.
     """
     base = find_base(section)
     facts: dict[str, Any] = {
@@ -72,7 +73,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         `describe_model` has them.
 
     Raises:
-        ValueError: If the adapter is damaged.
+        ValueError: If the adapter or the run's results are damaged.
     """
     adapter = check_adapter(folder)
     with (folder / "adapter_model.safetensors").open("rb") as weights:
@@ -84,7 +85,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "method": name_method(adapter, run),
         "model": run["model"]["name"],
         "seed": run.get("training", {}).get("seed", DEFAULT_SEED),
-        "settings": _hash_settings(run),
+        "settings": _hash_settings(run, _count_devices(folder)),
     }
 
 
@@ -118,7 +119,18 @@ def _hash_files(name: str) -> str | None:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:12]
 
 
-def _hash_settings(run: dict[str, Any]) -> str:
+def _count_devices(folder: Path) -> int:
+    """Count the devices that shared a run's training; one where nothing is said."""
+    path = folder / RESULTS_NAME
+    if not path.is_file():
+        return 1
+    try:
+        return json.loads(path.read_text("utf-8")).get("num_devices", 1)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
+
+
+def _hash_settings(run: dict[str, Any], num_devices: int) -> str:
     """Hash what determines a run, but for its seed and its place."""
     training = {
         name: value
@@ -126,9 +138,9 @@ def _hash_settings(run: dict[str, Any]) -> str:
         if name not in ("seed", "output_dir")
     }
     batch, steps = "per_device_train_batch_size", "gradient_accumulation_steps"
-    if batch in training or steps in training:
-        # However a batch is divided into passes, it is one batch.
-        whole = training.get(batch, DEFAULT_BATCH) * training.get(steps, 1)
+    if batch in training or steps in training or num_devices > 1:
+        # However a batch is divided into passes and among devices, it is one batch.
+        whole = training.get(batch, DEFAULT_BATCH) * training.get(steps, 1) * num_devices
         training |= {batch: whole, steps: 1}
     text = json.dumps({**run, "training": training, "evaluation": None}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -29,12 +29,7 @@ from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import build_section
 from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.workspace import (
-    BATCH_OPTION,
-    FINISHED_NAME,
-    Workspace,
-    write_json,
-)
+from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
 from depthmix.run_config import load_run_config
 from depthmix.training import choose_form, train
 
@@ -177,7 +172,7 @@ def share_batch(training: Mapping[str, Any], num_processes: int) -> dict[str, An
     Raises:
         ValueError: If the batch cannot be divided.
     """
-    name = BATCH_OPTION
+    name = "per_device_train_batch_size"
     batch = training.get(name, DEFAULT_BATCH)
     if batch % num_processes:
         raise ValueError(

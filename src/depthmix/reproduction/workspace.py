@@ -18,7 +18,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.plan import EvaluationPlan
-from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.options import build_section
 from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
@@ -32,8 +31,6 @@ FINISHED_NAME = "finished.json"
 
 EARLIER_NAME = "earlier_starts.json"
 """Seconds that each earlier start of a resumed run took up to the checkpoint that it left."""
-
-BATCH_OPTION = "per_device_train_batch_size"
 
 
 class Workspace:
@@ -104,24 +101,10 @@ class Workspace:
             shutil.rmtree(folder)
 
     def describe(self, run: Run) -> None:
-        """Write a run's settings into its folder, for people, and its batch as a whole.
-
-        Each of several processes trains on a part, which the run's configuration then names; as
-        seeds of one method runs are compared by what they have in common, the whole.
-        """
+        """Write a run's settings into its folder, for people."""
         folder = self.run_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "settings.json", asdict(run))
-        path = folder / RUN_CONFIG_NAME
-        if path.is_file():
-            config = json.loads(path.read_text("utf-8"))
-            part, whole = (
-                settings["training"].get(BATCH_OPTION, DEFAULT_BATCH)
-                for settings in (config, run.settings)
-            )
-            if part != whole:
-                config["training"][BATCH_OPTION] = whole
-                write_json(path, config)
 
     def note_earlier_start(self, run: Run) -> None:
         """Keep how long an interrupted training took, before it goes on from its checkpoint."""
