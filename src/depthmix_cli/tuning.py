@@ -53,13 +53,16 @@ def train(
         overwrite: Replace what the output folder holds.
         resume: Go on from the output folder's last checkpoint.
     """
+    from accelerate import PartialState
+
     from depthmix.run_config import load_run_config
     from depthmix.training import train
 
     sections = {"model": model, "data": data, "mode": mode, "training": training}
     overrides = {**sections, "evaluation": evaluation, "method": method, "preset": preset}
     result = train(load_run_config(config, overrides), overwrite=overwrite, resume=resume)
-    print(*_summarise(result), sep="\n")
+    if PartialState().is_main_process:
+        print(*_summarise(result), sep="\n")
 
 
 def info(

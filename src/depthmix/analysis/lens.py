@@ -234,7 +234,8 @@ def _measure_all(
             logits = backbone.unembed(normed[readout][0, start : start + block].to(device))
             return (distribute(piece.float()) for piece in logits.split(length))
 
-        shared = {r: list(predict(r)) for r in (final, "ensemble") if r in pieces}
+        compared: tuple[Readout, ...] = (final, "ensemble")  # with others
+        shared = {readout: list(predict(readout)) for readout in compared if readout in pieces}
         for readout, found in pieces.items():
             for number, predicted in enumerate(shared.get(readout) or predict(readout)):
                 begin = start + number * length
