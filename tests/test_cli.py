@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import pytest
 
 import depthmix_cli
 from checkpoints import save_checkpoint
+from depthmix.evaluation.provenance import count_devices, describe_adapter
 
 IN_A_FRESH_PROCESS = """
 import sys
@@ -178,6 +180,27 @@ def test_mistakes_become_one_sentence(arguments, message, capsys, monkeypatch):
     monkeypatch.setenv("DEPTHMIX_DEBUG", "1")
     with pytest.raises((ValueError, OSError), match=message):
         depthmix_cli.main(arguments)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_tells_what_a_training_gave(run_file, tmp_path):
+    # The batch of one device is divided between two; `use_cpu` lets them meet without GPUs.
+    text = run_file.read_text()
+    one, two = tmp_path / "out", tmp_path / "two"
+    run_file.write_text(f"{text}use_cpu = true\nper_device_train_batch_size = 4")
+    assert depthmix_cli.main(["train", str(run_file)]) == 0
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["train", str(run_file), "--training.output-dir", str(two)]
+    command += ["--training.per-device-train-batch-size", "2"]
+    shown = subprocess.run(
+        [*launched, "-m", "depthmix", *command],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ).stdout  # fmt: skip
+    assert shown.count(f"Saved in {two}") == 1
+    assert [count_devices(folder) for folder in (one, two)] == [1, 2]
+    first, second = (describe_adapter(folder)["settings"] for folder in (one, two))
+    assert first == second
 
 
 def test_python_m_runs_the_same_command():

@@ -372,7 +372,9 @@ def test_the_command_asks_for_as_many_devices_as_trained(runs):
     path = run / "results.json"
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"num_devices": 4}))
-    assert collect_report(run).command == f"accelerate launch --num_processes=4 -m {train}"
+    assert (
+        collect_report(run).command == f"accelerate launch --multi_gpu --num_processes=4 -m {train}"
+    )
     path.write_text(before)
 
 

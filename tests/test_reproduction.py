@@ -601,6 +601,19 @@ class TestPlanning:
             with pytest.raises(FileNotFoundError, match=r"not at hand are .*hellaswag:further"):
                 list(reproduce(planned, launcher=launcher))
         assert not any(tmp_path.iterdir())
+        # A cluster's nodes may have what this machine lacks, and a trained run needs none.
+        launched = []
+        monkeypatch.setattr(
+            "depthmix.reproduction.reproduce.launch",
+            lambda assignments, launcher: launched.append(launcher.kind) or iter(()),
+        )
+        assert not list(reproduce(planned, launcher=Launcher(kind="slurm")))
+        for run, _ in planned.runs.values():
+            folder = planned.workspace.run_folder(run)
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text("{}")
+        assert not list(reproduce(planned))
+        assert launched == ["slurm", "local"]
 
     def test_all_leaves_out_what_needs_a_judge(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)

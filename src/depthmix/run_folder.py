@@ -55,7 +55,7 @@ class TrainResult:
     """What the late layers were chosen by, where `late_layers` is `auto`."""
 
     num_devices: int = 1
-    """Devices that shared the training; each took the configuration's batch."""
+    """Devices among which batches were divided; each took the configuration's batch."""
 
 
 def find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:

@@ -159,7 +159,9 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         before=before,
         after=after,
         choice=choice,
-        num_devices=trainer.accelerator.num_processes * max(trainer.args.n_gpu, 1),
+        num_devices=trainer.accelerator.num_processes
+        // trainer.get_tp_size()
+        * max(trainer.args.n_gpu, 1),
     )
     if is_main:
         save_result(result)

@@ -110,7 +110,7 @@ def look(
     r"""Read out layers and ensemble after every token of a text, in one forward pass.
 
     Late layers of a mixture predict by their own norm, $P_i = \mathrm{softmax}\,\phi(N_i(h_i))$,
-    all others by the pretrained one (the logit lens). Logits are built layer by layer on pieces of
+    all others by the pretrained one (the logit lens). Logits are built layer by layer on blocks of
     the text; softmax and all measures are float32.
 
     Args:
@@ -223,32 +223,48 @@ def _measure_all(
     late_layers: Sequence[int],
     top: int,
 ) -> dict[Readout, dict[str, Tensor]]:
-    """Measure each read-out's predictions: products with the head by blocks, measures by pieces."""
-    device, final = backbone.head_weight.device, backbone.num_hidden_layers
-    vocabulary = backbone.head_weight.size(0)
-    block, length = (max(most // vocabulary, 1) for most in (BLOCK_LOGITS, PIECE_LOGITS))
+    """Measure each read-out's predictions, block by block of the text."""
+    device = backbone.head_weight.device
+    block = max(BLOCK_LOGITS // backbone.head_weight.size(0), 1)
     pieces: dict[Readout, list[dict[str, Tensor]]] = {readout: [] for readout in readouts}
     for start in range(0, len(ids), block):
-
-        def predict(readout: Readout, start: int = start) -> Iterator[Distribution]:
-            logits = backbone.unembed(normed[readout][0, start : start + block].to(device))
-            return (distribute(piece.float()) for piece in logits.split(length))
-
-        compared: tuple[Readout, ...] = (final, "ensemble")  # with others
-        shared = {readout: list(predict(readout)) for readout in compared if readout in pieces}
-        for readout, found in pieces.items():
-            for number, predicted in enumerate(shared.get(readout) or predict(readout)):
-                begin = start + number * length
-                targets = ids[begin + 1 : begin + 1 + len(predicted.probs)].to(device)
-                measures = measure(predicted, shared[final][number], targets, top)
-                if readout in late_layers:
-                    ensemble = shared["ensemble"][number]
-                    measures["jsd_to_ensemble"] = jensen_shannon(predicted, ensemble)
-                found.append({name: value.cpu() for name, value in measures.items()})
+        states = {r: normed[r][0, start : start + block].to(device) for r in readouts}
+        targets = ids[start + 1 : start + 1 + block].to(device)
+        for readout, measured in _measure_block(backbone, states, targets, late_layers, top):
+            pieces[readout] += measured
     return {
         readout: {name: torch.cat([piece[name] for piece in found]) for name in found[0]}
         for readout, found in pieces.items()
     }
+
+
+def _measure_block(
+    backbone: Backbone,
+    states: dict[Readout, Float[Tensor, "tokens hidden"]],
+    targets: Int[Tensor, " targets"],
+    late_layers: Sequence[int],
+    top: int,
+) -> Iterator[tuple[Readout, list[dict[str, Tensor]]]]:
+    """Measure read-outs in turn: one product with the head for each, and measures by pieces."""
+    final = backbone.num_hidden_layers
+    length = max(PIECE_LOGITS // backbone.head_weight.size(0), 1)
+
+    def predict(readout: Readout) -> Iterator[Distribution]:
+        pieces = backbone.unembed(states[readout]).split(length)
+        return (distribute(piece.float()) for piece in pieces)
+
+    def measure_piece(readout: Readout, number: int, predicted: Distribution) -> dict[str, Tensor]:
+        true = targets[number * length : (number + 1) * length]
+        measures = measure(predicted, shared[final][number], true, top)
+        if readout in late_layers:
+            measures["jsd_to_ensemble"] = jensen_shannon(predicted, shared["ensemble"][number])
+        return {name: value.cpu() for name, value in measures.items()}
+
+    compared: tuple[Readout, ...] = (final, "ensemble")  # with others
+    shared = {readout: list(predict(readout)) for readout in compared if readout in states}
+    for readout in states:
+        predictions = enumerate(shared.get(readout) or predict(readout))
+        yield readout, [measure_piece(readout, number, one) for number, one in predictions]
 
 
 def _to_prediction(

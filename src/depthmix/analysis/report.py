@@ -119,7 +119,8 @@ def collect_report(
     name = Path(config.model.name).name
     again = ["depthmix", "train", "--config", str(run / RUN_CONFIG_NAME)]
     if result.num_devices > 1:
-        again = ["accelerate", "launch", f"--num_processes={result.num_devices}", "-m", *again]
+        devices = ["--multi_gpu", f"--num_processes={result.num_devices}"]
+        again = ["accelerate", "launch", *devices, "-m", *again]
     again += ["--training.output-dir", f"{run}-again"]
     return Report(
         title=title or f"Tuning {name}",

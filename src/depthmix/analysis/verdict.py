@@ -16,7 +16,7 @@ from depthmix.comparison.outcomes import (
     printable,
 )
 from depthmix.comparison.scores import Comparison
-from depthmix.evaluation.provenance import UNTUNED, describe_adapter
+from depthmix.evaluation.provenance import UNTUNED, count_devices, describe_adapter, join_batch
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.run_config import RUN_CONFIG_NAME, RunConfig, load_run_config
 from depthmix.run_folder import RESULTS_NAME, load_result
@@ -250,6 +250,7 @@ def _read_settings(outcomes: Outcomes) -> dict[str, object]:
     if not path.is_file():
         return {}
     config = asdict(load_run_config(path))
+    config["training"] = join_batch(config["training"], count_devices(path.parent))
     flat = {
         f"{section}.{name}": value
         for section in ("model", "data", "mode", "training")

@@ -85,7 +85,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "method": name_method(adapter, run),
         "model": run["model"]["name"],
         "seed": run.get("training", {}).get("seed", DEFAULT_SEED),
-        "settings": _hash_settings(run, _count_devices(folder)),
+        "settings": _hash_settings(run, count_devices(folder)),
     }
 
 
@@ -108,6 +108,44 @@ def name_method(adapter: dict[str, Any], run: dict[str, Any]) -> str:
     return f"{base}{layers} + MoDE" if has_mixture else f"{base}{layers}"
 
 
+def count_devices(folder: Path) -> int:
+    """Count the devices among which a run's batches were divided.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Their number, one where nothing is said.
+
+    Raises:
+        ValueError: If the run's results are damaged.
+    """
+    path = folder / RESULTS_NAME
+    if not path.is_file():
+        return 1
+    try:
+        return json.loads(path.read_text("utf-8")).get("num_devices", 1)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
+
+
+def join_batch(training: dict[str, Any], num_devices: int) -> dict[str, Any]:
+    """Write a batch as a whole, however it is divided into passes and among devices.
+
+    Args:
+        training: Settings of a training, in transformers' names.
+        num_devices: Devices that each take the batch of these settings.
+
+    Returns:
+        The settings of the same training by one device, in one pass per step.
+    """
+    batch, steps = "per_device_train_batch_size", "gradient_accumulation_steps"
+    if batch not in training and steps not in training and num_devices == 1:
+        return training
+    whole = training.get(batch, DEFAULT_BATCH) * training.get(steps, 1) * num_devices
+    return {**training, batch: whole, steps: 1}
+
+
 def _hash_files(name: str) -> str | None:
     """Hash the names, sizes and times of a local model's weight files."""
     source = resolve_model(name)
@@ -119,28 +157,12 @@ def _hash_files(name: str) -> str | None:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:12]
 
 
-def _count_devices(folder: Path) -> int:
-    """Count the devices that shared a run's training; one where nothing is said."""
-    path = folder / RESULTS_NAME
-    if not path.is_file():
-        return 1
-    try:
-        return json.loads(path.read_text("utf-8")).get("num_devices", 1)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
-
-
 def _hash_settings(run: dict[str, Any], num_devices: int) -> str:
     """Hash what determines a run, but for its seed and its place."""
     training = {
         name: value
-        for name, value in run.get("training", {}).items()
+        for name, value in join_batch(run.get("training", {}), num_devices).items()
         if name not in ("seed", "output_dir")
     }
-    batch, steps = "per_device_train_batch_size", "gradient_accumulation_steps"
-    if batch in training or steps in training or num_devices > 1:
-        # However a batch is divided into passes and among devices, it is one batch.
-        whole = training.get(batch, DEFAULT_BATCH) * training.get(steps, 1) * num_devices
-        training |= {batch: whole, steps: 1}
     text = json.dumps({**run, "training": training, "evaluation": None}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
