@@ -263,8 +263,12 @@ def _measure_block(
     compared: tuple[Readout, ...] = (final, "ensemble")  # with others
     shared = {readout: list(predict(readout)) for readout in compared if readout in states}
     for readout in states:
-        predictions = enumerate(shared.get(readout) or predict(readout))
-        yield readout, [measure_piece(readout, number, one) for number, one in predictions]
+        # What enumerates must not outlive this, since it would keep the last piece and its block.
+        measured = [
+            measure_piece(readout, number, predicted)
+            for number, predicted in enumerate(shared.get(readout) or predict(readout))
+        ]
+        yield readout, measured
 
 
 def _to_prediction(
