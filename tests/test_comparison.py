@@ -14,7 +14,7 @@ import depthmix_cli
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.notes import notes
 from depthmix.comparison.outcomes import find_evaluation, load_outcomes
-from depthmix.comparison.overlaps import count_overlaps
+from depthmix.comparison.overlaps import count_overlaps, measure_disagreements
 from depthmix.comparison.tables import (
     to_csv,
     to_json,
@@ -215,6 +215,24 @@ def test_overlaps_equal_a_naive_count():
 def test_a_tie_of_seeds_solves_nothing():
     (overlap,) = count_overlaps({"a": np.array([[1.0], [0.0]]), "b": np.array([[0.0]])})
     assert overlap.methods == ()
+
+
+def test_disagreements_equal_a_naive_count():
+    rng = np.random.default_rng(0)
+    seeds = {"a": 1, "b": 3, "c": 2}
+    tables = {name: (rng.random((n, 40)) < 0.5).astype(float) for name, n in seeds.items()}
+    found = {one.methods: one for one in measure_disagreements(tables)}
+    assert list(found) == [("b", "b"), ("c", "c"), ("a", "b"), ("a", "c"), ("b", "c")]
+    for (first, second), one in found.items():
+        pairs = [
+            (left, right)
+            for i, left in enumerate(tables[first])
+            for j, right in enumerate(tables[second])
+            if first != second or i < j
+        ]
+        shares = [sum(x != y for x, y in zip(*pair, strict=True)) / 40 for pair in pairs]
+        assert one.num_pairs == len(pairs)
+        assert one.share == pytest.approx(sum(shares) / len(shares))
 
 
 def test_names_on_the_command_line_group_runs(tmp_path):

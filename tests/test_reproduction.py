@@ -527,6 +527,16 @@ class TestPages:
         saved = json.loads((tmp_path / "findings.json").read_text("utf-8"))
         assert saved["comparison"]["recoveries"][0]["width"] == one.width
 
+    def test_methods_that_disagree_stand_beside_seeds_that_do(self, finished, tmp_path):
+        experiment, trials = finished.trials["fig6"]
+        experiment = replace(experiment, shows="overlaps")
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        same, other, *_ = found.comparison.tasks[0].disagreements
+        assert same.methods == ("LoRA_¬K + MoDE", "LoRA_¬K + MoDE")
+        assert other.methods != same.methods
+        text = write_findings([found], tmp_path).read_text("utf-8")
+        assert rf"| LoRA\_¬K + MoDE | another seed | {100 * same.share:.1f} | 1 |" in text
+
     def test_methods_stand_beside_others_than_the_baseline(self, finished, tmp_path):
         experiment, trials = finished.trials["fig6"]
         *first, last = experiment.methods

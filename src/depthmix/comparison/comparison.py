@@ -11,7 +11,7 @@ import numpy as np
 from depthmix.comparison.alignment import AlignedTask, Resamples, align, resample
 from depthmix.comparison.methods import choose_runs, read_methods
 from depthmix.comparison.outcomes import Outcomes
-from depthmix.comparison.overlaps import count_overlaps
+from depthmix.comparison.overlaps import count_overlaps, measure_disagreements
 from depthmix.comparison.recovery import Gap, recover_gap
 from depthmix.comparison.scores import (
     AVERAGE,
@@ -167,13 +167,15 @@ def _compare_task(table: AlignedTask, samples: Mapping[str, Resamples]) -> TaskC
         )
         for label, sample in samples.items()
     )
+    solved = table.scores if all(map(is_binary, table.scores.values())) else None
     return TaskComparison(
         task=table.task,
         metric=table.metric,
         num_items=len(table.documents),
         num_left_out=table.num_left_out,
         scores=scores,
-        overlaps=count_overlaps(table.scores) if all(map(is_binary, table.scores.values())) else (),
+        overlaps=() if solved is None else count_overlaps(solved),
+        disagreements=() if solved is None else measure_disagreements(solved),
     )
 
 

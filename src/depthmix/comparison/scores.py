@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthmix.comparison.overlaps import Overlap
+from depthmix.comparison.overlaps import Disagreement, Overlap
 from depthmix.comparison.recovery import Recovery
 from depthmix.evaluation.statistics import Interval, PairedDifference
 
@@ -84,6 +84,9 @@ class TaskComparison:
     overlaps: tuple[Overlap, ...] = ()
     """One per set of methods with at least one item of its own; together they are all items. Empty
     for an average, and for scores other than right and wrong."""
+
+    disagreements: tuple[Disagreement, ...] = ()
+    """Of the seeds of each method and of each pair of methods; empty where overlaps are."""
 
 
 @dataclass(frozen=True, kw_only=True)

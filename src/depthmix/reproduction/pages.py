@@ -145,6 +145,9 @@ def _section(findings: Findings, figure: str) -> Iterator[str]:
     yield from _ledger_table(findings.rows)
     yield ""
     yield to_markdown(_without_crowds(findings.comparison))
+    if findings.experiment.shows == "overlaps":
+        yield ""
+        yield from _disagreement_table(findings.comparison)
     if findings.contrasts:
         yield ""
         yield from _contrast_table(findings.contrasts)
@@ -187,6 +190,22 @@ def _show(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_show, value))
     return f"{value:g}" if isinstance(value, float) else _escape(str(value))
+
+
+def _disagreement_table(comparison: Comparison) -> Iterator[str]:
+    """Lay out how often runs disagree, of two methods and of two seeds of one."""
+    yield "| task | run of | and run of | disagree on, % of items | pairs of runs |"
+    yield "|---|---|---|---:|---:|"
+    for task in comparison.tasks:
+        for one in task.disagreements:
+            first, second = map(_escape, one.methods)
+            other = "another seed" if first == second else second
+            yield (
+                f"| {_escape(task.task)} | {first} | {other} | {100 * one.share:.1f} | "
+                f"{one.num_pairs} |"
+            )
+    yield ""
+    yield "Runs disagree on an item where one solves it and the other does not."
 
 
 def _contrast_table(contrasts: Sequence[Contrast]) -> Iterator[str]:
