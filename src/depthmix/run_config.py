@@ -24,6 +24,9 @@ TrainingTemplate = Literal[Template, "lm-eval"]
 RUN_CONFIG_NAME = "run_config.json"
 """File beside every result that says how it was made."""
 
+RESULTS_NAME = "results.json"
+"""File of a finished run's measurements, beside its adapter."""
+
 PAPER_BATCH_SIZE = 16
 """Sequences per optimizer step in the paper."""
 

@@ -16,10 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.layer_choice import LayerChoice
 from depthmix.ledger import Ledger
-from depthmix.run_config import RUN_CONFIG_NAME
-
-RESULTS_NAME = "results.json"
-"""File of a finished run's measurements, beside its adapter."""
+from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME
 
 REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
 """Packages whose versions stand in the results."""

@@ -20,8 +20,8 @@ from depthmix.analysis.training_panels import loss_panels, optimisation_panels, 
 from depthmix.analysis.verdict import Verdict, judge_run, run_folder
 from depthmix.evaluation.provenance import DEFAULT_SEED, UNTUNED
 from depthmix.ledger import Ledger
-from depthmix.run_config import RUN_CONFIG_NAME, RunConfig, load_run_config
-from depthmix.run_folder import RESULTS_NAME, TrainResult, load_result
+from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, RunConfig, load_run_config
+from depthmix.run_folder import TrainResult, load_result
 
 METHODS = {"mode": "Mixture-of-Depths Ensemble", "lora": "LoRA without the mixture"}
 SMOOTHED = 40

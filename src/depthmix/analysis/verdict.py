@@ -18,8 +18,8 @@ from depthmix.comparison.outcomes import (
 from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.provenance import UNTUNED, count_devices, describe_adapter, join_batch
 from depthmix.evaluation.scoring import Evaluation
-from depthmix.run_config import RUN_CONFIG_NAME, RunConfig, load_run_config
-from depthmix.run_folder import RESULTS_NAME, load_result
+from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, RunConfig, load_run_config
+from depthmix.run_folder import load_result
 
 DURING_TRAINING = "depthmix train"
 """Stands for the protocol of what training measures before and after."""

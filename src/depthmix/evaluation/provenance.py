@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.models import check_adapter, find_base, holds_mixture, resolve_model
-from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
-from depthmix.run_folder import RESULTS_NAME
+from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
 
 UNTUNED = "pretrained"
 """Label of a model without an adapter."""
