@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+TOKENS_AT_ONCE = 32
+"""Tokens of which a divergence is computed at once; a CPU does not share out much fewer well."""
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -86,8 +89,17 @@ def jensen_shannon(predicted: Distribution, other: Distribution) -> Float[Tensor
         The divergence of each pair, nats, at most ln 2.
     """
     tiny = torch.finfo(predicted.probs.dtype).tiny  # 0 log 0 = 0
-    total = (predicted.probs + other.probs).clamp_min_(tiny)
-    entropies = predicted.negentropy + other.negentropy - _inner(total, total.log())
+    # Two small buffers serve all tokens: on a CPU fresh memory takes longer than the logarithms.
+    num_tokens, vocabulary = predicted.probs.shape
+    buffers = predicted.probs.new_empty(2, min(TOKENS_AT_ONCE, num_tokens), vocabulary)
+    sums = []
+    for own, others in zip(
+        predicted.probs.split(TOKENS_AT_ONCE), other.probs.split(TOKENS_AT_ONCE), strict=True
+    ):
+        total, logs = buffers[:, : len(own)]
+        torch.add(own, others, out=total).clamp_min_(tiny)
+        sums.append(_inner(total, torch.log(total, out=logs)))
+    entropies = predicted.negentropy + other.negentropy - torch.cat(sums)
     return (entropies / 2 + math.log(2)).clamp_min(0)
 
 
