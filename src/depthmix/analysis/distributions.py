@@ -27,16 +27,19 @@ class Distribution:
     """`Σ p log p`, nats."""
 
 
-def distribute(logits: Float[Tensor, "tokens vocab"]) -> Distribution:
+def distribute(
+    logits: Float[Tensor, "tokens vocab"], out: Float[Tensor, "tokens vocab"] | None = None
+) -> Distribution:
     """Turn logits into predictions, in place: on a CPU fresh memory takes as long as the sums.
 
     Args:
         logits: In float32; they become the log-probabilities.
+        out: Where to write the probabilities; `None` takes fresh memory.
 
     Returns:
         The predictions.
     """
-    probs = logits.softmax(-1)
+    probs = torch.softmax(logits, -1, out=out)
     # log p = x - max x + log max p
     log_probs = logits.sub_(logits.amax(-1, keepdim=True)).add_(probs.amax(-1, keepdim=True).log())
     return Distribution(log_probs, probs, _inner(probs, log_probs))
@@ -64,12 +67,15 @@ def measure(
     likeliest = log_probs.topk(top)
     answered = log_probs[: len(targets)]
     true = answered.gather(1, targets[:, None])
-    kl = (predicted.negentropy - _inner(predicted.probs, final.log_probs)).clamp_min(0)
+    if predicted is final:
+        kl = torch.zeros_like(predicted.negentropy)
+    else:
+        kl = predicted.negentropy - _inner(predicted.probs, final.log_probs)
     return {
         "top": likeliest.indices,
         "top_probabilities": likeliest.values.exp(),
         "entropy": -predicted.negentropy,
-        "kl_to_final": torch.zeros_like(kl) if predicted is final else kl,
+        "kl_to_final": kl.clamp_min(0),
         "loss": -true[:, 0],
         "probability": true[:, 0].exp(),
         "rank": (answered > true).sum(-1, dtype=torch.int32) + 1,

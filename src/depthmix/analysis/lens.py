@@ -247,11 +247,16 @@ def _measure_block(
 ) -> Iterator[tuple[Readout, list[dict[str, Tensor]]]]:
     """Measure read-outs in turn: one product with the head for each, and measures by pieces."""
     final = backbone.num_hidden_layers
-    length = max(PIECE_LOGITS // backbone.head_weight.size(0), 1)
+    compared: tuple[Readout, ...] = (final, "ensemble")  # with others
+    vocabulary = backbone.head_weight.size(0)
+    length = max(PIECE_LOGITS // vocabulary, 1)
+    spare = torch.empty(length, vocabulary, device=targets.device)
 
     def predict(readout: Readout) -> Iterator[Distribution]:
-        pieces = backbone.unembed(states[readout]).split(length)
-        return (distribute(piece.float()) for piece in pieces)
+        # What no other is compared with is measured and forgotten, and shares memory.
+        for piece in backbone.unembed(states[readout]).split(length):
+            out = None if readout in compared else spare[: len(piece)]
+            yield distribute(piece.float(), out)
 
     def measure_piece(readout: Readout, number: int, predicted: Distribution) -> dict[str, Tensor]:
         true = targets[number * length : (number + 1) * length]
@@ -260,7 +265,6 @@ def _measure_block(
             measures["jsd_to_ensemble"] = jensen_shannon(predicted, shared["ensemble"][number])
         return {name: value.cpu() for name, value in measures.items()}
 
-    compared: tuple[Readout, ...] = (final, "ensemble")  # with others
     shared = {readout: list(predict(readout)) for readout in compared if readout in states}
     for readout in states:
         # What enumerates must not outlive this, since it would keep the last piece and its block.
@@ -275,7 +279,8 @@ def _to_prediction(
     readout: Readout, columns: dict[str, Tensor], texts: dict[int, str]
 ) -> Prediction:
     """Turn measures into plain numbers and texts."""
-    plain = {name: column.tolist() for name, column in columns.items()}
+    # An array lists its numbers many times faster than a tensor.
+    plain = {name: column.numpy().tolist() for name, column in columns.items()}
     return Prediction(
         readout=readout,
         top_tokens=tuple(tuple(texts[number] for number in row) for row in plain.pop("top")),
