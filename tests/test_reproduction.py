@@ -32,7 +32,7 @@ from depthmix.reproduction.launching import (
 )
 from depthmix.reproduction.pages import write_findings
 from depthmix.reproduction.reproduce import Selection, plan, reproduce
-from depthmix.reproduction.runs import Reading
+from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.trials import expand, unique_runs
 from depthmix.reproduction.worker import Assignment, check_test_sets, share_batch, work
 from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
@@ -197,6 +197,7 @@ class TestKeys:
 
     def test_options_that_came_later_leave_earlier_names(self):
         assert Reading(tasks=("arc_easy",), limit=5).key == "f24c9c37cd4f9a1a"
+        assert Run(settings={"model": {"name": "a"}}, untuned=True).key == "278be717b7747c28"
 
     def test_experiments_share_runs(self):
         table = {trial.run.key for trial in trials_of("table2") if trial.subject == "arc_easy"}
@@ -221,6 +222,25 @@ class TestKeys:
         before = key()
         path.write_text('{"prompt": "a", "completion": "c"}\n')
         assert key() != before
+
+    def test_a_local_model_is_known_by_its_content(self, tmp_path):
+        folder, file = tmp_path / "model", tmp_path / "model.gguf"
+        folder.mkdir()
+        weights = folder / "model.safetensors"
+
+        def keys(model):
+            trials = trials_of("table2", models=[str(model)], seeds=[0], subjects=["boolq"])
+            return [trial.run.key for trial in trials]
+
+        for path, model in ((weights, folder), (folder / "config.json", folder), (file, file)):
+            path.write_text("a")
+            before = keys(model)
+            assert keys(model) == before
+            path.write_text("other")
+            assert not set(keys(model)) & set(before)  # the pretrained model's is another, too
+        before = keys(folder)
+        (folder / "README.md").write_text("a")
+        assert keys(folder) == before
 
     def test_merging_leaves_both_alone(self):
         below, above = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}

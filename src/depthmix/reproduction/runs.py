@@ -100,10 +100,16 @@ class Run:
     data_sha256: str | None = None
     """Of a file to train on; named data sets are pinned in the catalogue."""
 
+    model_sha256: str | None = None
+    """Of a model that is a file or folder; on the hub or in a package it is known by its name."""
+
     @property
     def key(self) -> str:
-        """Name of the run's folder: the same settings and data give the same name."""
-        return _hash(asdict(self))
+        """Name of the run's folder: the same settings, data and model give the same name."""
+        content = asdict(self)
+        if self.model_sha256 is None:  # came later: runs without it keep their names
+            del content["model_sha256"]
+        return _hash(content)
 
 
 def _hash(content: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from depthmix.evaluation.provenance import WEIGHT_FILES
 from depthmix.options import build_section, suggest
 from depthmix.reproduction.experiment import (
     Experiment,
@@ -26,6 +28,9 @@ from depthmix.run_config import load_run_config
 
 RELATIVE_LAYER = re.compile(r"n(?:-(\d+))?")
 """A layer counted from the final one: `n`, `n-1`, …"""
+
+MODEL_FILES = (*WEIGHT_FILES, "*.json", "*.model", "*.jinja")
+"""What makes a local model: weights, configuration, tokenizer."""
 
 LAYER_OPTIONS = ("task_loss", "layer", "late_layers")
 """Settings that may name layers so."""
@@ -180,14 +185,42 @@ def _settle(
 
 def _make_run(sections: Mapping[str, Any], method: Method) -> Run:
     """Read a run's settings as `depthmix train` does; its seed follows."""
+    model_sha256 = _hash_model(sections["model"]["name"])
     if method.untuned:
-        return Run(settings={"model": sections["model"]}, untuned=True)
+        return Run(settings={"model": sections["model"]}, untuned=True, model_sha256=model_sha256)
     config = load_run_config(None, sections)
     settings = to_jsonable_python(asdict(config))
     del settings["training"]["output_dir"]
     path = Path(config.data.train).expanduser()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    return Run(settings=settings, data_sha256=digest)
+    return Run(
+        settings=settings,
+        data_sha256=_hash_file(path) if path.is_file() else None,
+        model_sha256=model_sha256,
+    )
+
+
+def _hash_model(name: str) -> str | None:
+    """Hash the files that make a local model; `None` where it is known by name."""
+    path = Path(name).expanduser()
+    if name == TOY or not path.exists():
+        return None
+    if path.is_file():
+        return _hash_file(path)
+    files = sorted({file for pattern in MODEL_FILES for file in path.glob(pattern)})
+    contents = [(file.name, _hash_file(file)) for file in files]
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    """Hash a file, once as long as it stays as it is: all runs of a command share a model."""
+    facts = path.stat()
+    return _hash_content(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _hash_content(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seed(run: Run, seed: int) -> dict[str, Any]:
