@@ -5,11 +5,14 @@ import json
 import numpy as np
 
 
-def write_evaluation(folder, tasks, *, order=None, groups=None, shots=None, **facts):
+def write_evaluation(
+    folder, tasks, *, order=None, groups=None, shots=None, questions=None, **facts
+):
     """Write scores, a dict of arrays by task, as `depthmix evaluate` would.
 
     Tasks of the same kind, before a plus in their names, ask the same items. A score that is None
-    is left out, as that of an item without a verdict.
+    is left out, as that of an item without a verdict. Questions say by task what lm-eval keeps of
+    each item's.
     """
     folder.mkdir(parents=True)
     metrics = {task: "acc,none" for task in tasks} | facts.pop("main_metric", {})
@@ -29,6 +32,7 @@ def write_evaluation(folder, tasks, *, order=None, groups=None, shots=None, **fa
                     "metrics": [name] if score is not None else [],
                     "doc_hash": f"{task.partition('+')[0]}-{item}",
                 }
+                | (questions[task][item] if questions else {})
                 | ({} if score is None else {name: score if filter_name in metrics[task] else 1})
             )
             for filter_name in ("none", "flexible")

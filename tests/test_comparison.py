@@ -328,6 +328,47 @@ def test_methods_are_evaluated_under_the_same_conditions(tmp_path):
     assert not [note for note in notes(compare([base, old])) if "differ in" in note]
 
 
+def test_what_is_scored_without_reading_the_items(tmp_path):
+    def choose(*choices, target):
+        return {"target": target, "arguments": [["Why?", choice] for choice in choices]}
+
+    yes, no = (choose(" no", " yes", target=target) for target in (1, 0))
+    options = {"until": ["\n"]}
+    questions = {
+        "boolq": [yes, yes, yes, no],
+        "arc": [choose("a", "b", "c", "d", target=2)]
+        + [choose(text, "z", target=0) for text in "efg"],
+        # No choice by place: the commonest answer counts as text.
+        "winogrande": [choose(*"ab", target=0), choose(*"ba", target=0), choose(*"ab", target=0)],
+        "gsm8k": [{"target": text, "arguments": [["How many?", options]]} for text in "57789"],
+        "mt_bench": [{}, yes],
+        "truthfulqa_mc2": [yes, yes],
+        "strict": [{"target": "7", "arguments": [["How many?", options]]}],
+    }
+    scores = {task: [n % 2 for n in range(len(own))] for task, own in questions.items()}
+    scores["truthfulqa_mc2"] = [0.3, 0.7]
+    metrics = {"strict": "answered,none"}
+    runs = [
+        write_evaluation(tmp_path / name, scores, questions=questions, main_metric=metrics)
+        for name in "ab"
+    ]
+    comparison = compare(runs)
+    found = {row.task: row.blind_score for row in comparison.rows}
+    assert found == {
+        "boolq": 0.75,
+        "arc": pytest.approx((1 / 4 + 3 / 2) / 4),
+        "winogrande": pytest.approx(2 / 3),
+        "gsm8k": 2 / 5,
+        "mt_bench": None,
+        "truthfulqa_mc2": None,
+        "strict": None,
+        "average": None,
+    }
+    (said,) = (note for note in notes(comparison) if note.startswith("Without reading"))
+    assert "75.0 % on boolq, 43.8 % on arc, 66.7 % on winogrande, 40.0 % on gsm8k: by" in said
+    assert not [n for n in notes(compare(runs, tasks=["mt_bench"])) if "Without reading" in n]
+
+
 def test_items_without_a_rating_are_left_out(tmp_path):
     a = write_evaluation(tmp_path / "a", {"arc": [1, 0, None, 1], "boolq": [1, 0]})
     b = write_evaluation(tmp_path / "b", {"arc": [1, None, 0, 0], "boolq": [1, 1]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from depthmix.comparison.outcomes import Outcomes
+from depthmix.comparison.samples import Answer
 from depthmix.evaluation.resampling import average_seeds, resample_items, resample_seeds
+from depthmix.evaluation.statistics import is_binary
+
+RIGHT = ("acc", "acc_norm", "acc_bytes", "exact_match")
+"""Metrics that say whether the right answer was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,9 @@ class AlignedTask:
 
     scores: Mapping[str, Float[np.ndarray, "_ items"]]
     """By method, from 0 to 1, for every seed and item."""
+
+    blind_score: float | None
+    """What can be scored without reading the items, as in `TaskComparison`."""
 
     runs: Mapping[str, tuple[str, ...]]
     """By method, what its training runs are known by: their tuned weights, or their folders."""
@@ -75,20 +84,41 @@ def align(task: str, chosen: Mapping[str, Sequence[Outcomes]]) -> AlignedTask:
     if len(set(names.values())) < len(items):  # a document that two tasks of a group share
         names = {item: item for item in items}
     items.sort(key=names.__getitem__)
+    scores = {
+        label: np.array([[run.tasks[task].scores[item] for item in items] for run in runs])
+        for label, runs in chosen.items()
+    }
+    metric, answers = outcomes[0].metric, outcomes[0].answers
+    says_right = metric.partition(",")[0] in RIGHT and all(map(is_binary, scores.values()))
     return AlignedTask(
         task=task,
-        metric=outcomes[0].metric,
+        metric=metric,
         documents=tuple(names[item] for item in items),
         num_left_out=len(unrated),
-        scores={
-            label: np.array([[run.tasks[task].scores[item] for item in items] for run in runs])
-            for label, runs in chosen.items()
-        },
+        scores=scores,
+        blind_score=score_blindly([answers.get(item) for item in items]) if says_right else None,
         runs={
             label: tuple(run.adapter or str(run.folder) for run in runs)
             for label, runs in chosen.items()
         },
     )
+
+
+def score_blindly(answers: Sequence[Answer | None]) -> float | None:
+    """Score without reading the items: by guessing, or by the commonest answer to all of them.
+
+    Args:
+        answers: What is right on each item.
+
+    Returns:
+        The better of both, from 0 to 1; `None` if an answer is not known.
+    """
+    known = [answer for answer in answers if answer is not None]
+    if len(known) < len(answers):
+        return None
+    guessed = sum(1 / answer.num_choices for answer in known if answer.num_choices)
+    ((_, commonest),) = Counter(answer.text for answer in known).most_common(1)
+    return max(guessed, commonest) / len(known)
 
 
 def resample(

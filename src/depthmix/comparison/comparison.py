@@ -174,6 +174,7 @@ def _compare_task(table: AlignedTask, samples: Mapping[str, Resamples]) -> TaskC
         num_items=len(table.documents),
         num_left_out=table.num_left_out,
         scores=scores,
+        blind_score=table.blind_score,
         overlaps=() if solved is None else count_overlaps(solved),
         disagreements=() if solved is None else measure_disagreements(solved),
     )

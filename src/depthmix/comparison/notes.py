@@ -18,6 +18,13 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
         "Intervals are at 95 %: Wilson's for the right and wrong answers of one seed, percentiles "
         f"of {NUM_RESAMPLES:,} bootstrap resamples otherwise.",
     ]
+    blind = [(row.task, row.blind_score) for row in comparison.tasks if row.blind_score is not None]
+    if blind:
+        shares = ", ".join(f"{100 * share:.1f} % on {task}" for task, share in blind)
+        sentences.append(
+            f"Without reading the items one scores {shares}: by guessing among the choices, or by "
+            "the commonest answer to all, whichever is more."
+        )
     if comparison.num_tests:
         sentences += [
             f"Differences are from {comparison.methods[0].label}, on the same items; p is "

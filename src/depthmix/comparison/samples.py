@@ -7,10 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Item = tuple[str, str, int]
 """Task, hash of the document, and which of several equal documents it is, by `doc_id`."""
+
+
+class Answer(NamedTuple):
+    """What is right on an item."""
+
+    text: str
+    """The right choice, or what is to be written."""
+
+    num_choices: int | None
+    """Among how many it is chosen; `None` where the model writes freely."""
 
 
 def choose_metric(metric: str, samples: Sequence[Mapping[str, Any]], where: str) -> str:
@@ -28,23 +38,18 @@ def choose_metric(metric: str, samples: Sequence[Mapping[str, Any]], where: str)
 
 
 def score_items(
-    task: str,
-    metric: str,
-    samples: Iterable[Mapping[str, Any]],
-    folder: Path,
-    *,
-    highest: float,
+    items: Mapping[Item, Mapping[str, Any]], metric: str, folder: Path, *, highest: float
 ) -> dict[Item, float | None]:
-    """Name every item by its document, and read its score, or None where a judge gave none."""
-    name, _, filter_name = metric.rpartition(",")
+    """Read every item's score, or None where a judge gave none; `name_items` gives the items."""
+    name = metric.rpartition(",")[0]
     scores: dict[Item, float | None] = {}
-    for item, sample in name_items(task, filter_name, samples, folder).items():
+    for item, sample in items.items():
         score = sample.get(name)
         if score is not None and not (isinstance(score, int | float) and 0 <= score <= highest):
             raise ValueError(
                 f"`metric` must give every item a number from 0 to {highest:g}, and {metric} is "
-                f"{score!r:.40} for item {sample['doc_id']} of {task} in {folder}; choose another "
-                "by `metric`."
+                f"{score!r:.40} for item {sample['doc_id']} of {item[0]} in {folder}; choose "
+                "another by `metric`."
             )
         scores[item] = None if score is None else score / highest
     return scores
@@ -70,12 +75,23 @@ def name_items(
     return items
 
 
+def find_answer(sample: Mapping[str, Any]) -> Answer | None:
+    """Find what is right on an item, or None where lm-eval's sample does not say it in one text."""
+    target, arguments = sample.get("target"), sample.get("arguments")
+    if isinstance(target, str):
+        return Answer(target, None)
+    if not isinstance(target, int) or not isinstance(arguments, list):
+        return None
+    choices = [request[1] for request in arguments]  # each request is a prompt and what follows it
+    return Answer(choices[target], len(choices)) if 0 <= target < len(choices) else None
+
+
 TEXTS = ("doc", "arguments", "resps", "filtered_resps")
 """Parts of a sample that are long, and that scores do not need."""
 
 
 def read_samples(path: Path, *, texts: bool = False) -> list[dict[str, Any]]:
-    """Read lm-eval's samples, with or without their long texts."""
+    """Read lm-eval's samples, with or without their long texts, and each one's `answer`."""
     if not path.is_file():
         raise FileNotFoundError(
             f"Cannot find {path}, which `depthmix evaluate` writes; the evaluation did not finish."
@@ -94,7 +110,8 @@ def read_samples(path: Path, *, texts: bool = False) -> list[dict[str, Any]]:
                     f"Line {number} of {path} must be one of lm-eval's samples, and lacks "
                     f"{', '.join(sorted(missing))}; evaluate again."
                 )
-            samples.append({key: value for key, value in sample.items() if key not in unused})
+            kept = {key: value for key, value in sample.items() if key not in unused}
+            samples.append(kept | {"answer": find_answer(sample)})
     if not samples:
         raise ValueError(f"{path} must hold at least one item, and is empty; evaluate again.")
     return samples
