@@ -339,9 +339,11 @@ def test_what_is_scored_without_reading_the_items(tmp_path):
         "arc": [choose("a", "b", "c", "d", target=2)]
         + [choose(text, "z", target=0) for text in "efg"],
         # No choice by place: the commonest answer counts as text.
-        "winogrande": [choose(*"ab", target=0), choose(*"ba", target=0), choose(*"ab", target=0)],
+        "places": [choose(*"ab", target=0), choose(*"ba", target=0), choose(*"ab", target=0)],
         "gsm8k": [{"target": text, "arguments": [["How many?", options]]} for text in "57789"],
         "mt_bench": [{}, yes],
+        "winogrande": [{"target": "b", "arguments": [["a", "b"], ["c", "b"]]}],  # lm-eval's own
+        "unlike": [{"target": 0, "arguments": [["How many?", options]]}],
         "truthfulqa_mc2": [yes, yes],
         "strict": [{"target": "7", "arguments": [["How many?", options]]}],
     }
@@ -357,15 +359,17 @@ def test_what_is_scored_without_reading_the_items(tmp_path):
     assert found == {
         "boolq": 0.75,
         "arc": pytest.approx((1 / 4 + 3 / 2) / 4),
-        "winogrande": pytest.approx(2 / 3),
+        "places": pytest.approx(2 / 3),
         "gsm8k": 2 / 5,
         "mt_bench": None,
+        "winogrande": None,
+        "unlike": None,
         "truthfulqa_mc2": None,
         "strict": None,
         "average": None,
     }
     (said,) = (note for note in notes(comparison) if note.startswith("Without reading"))
-    assert "75.0 % on boolq, 43.8 % on arc, 66.7 % on winogrande, 40.0 % on gsm8k: by" in said
+    assert "75.0 % on boolq, 43.8 % on arc, 66.7 % on places, 40.0 % on gsm8k: by" in said
     assert not [n for n in notes(compare(runs, tasks=["mt_bench"])) if "Without reading" in n]
 
 

@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from submitit.helpers import DelayedSubmission
 from trl import SFTConfig
 
@@ -226,21 +228,49 @@ class TestKeys:
     def test_a_local_model_is_known_by_its_content(self, tmp_path):
         folder, file = tmp_path / "model", tmp_path / "model.gguf"
         folder.mkdir()
-        weights = folder / "model.safetensors"
 
         def keys(model):
             trials = trials_of("table2", models=[str(model)], seeds=[0], subjects=["boolq"])
             return [trial.run.key for trial in trials]
 
-        for path, model in ((weights, folder), (folder / "config.json", folder), (file, file)):
+        parts = [folder / name for name in ("model.safetensors", "config.json", "merges.txt")]
+        for path, model in (*((part, folder) for part in parts), (file, file)):
             path.write_text("a")
             before = keys(model)
             assert keys(model) == before
             path.write_text("other")
             assert not set(keys(model)) & set(before)  # the pretrained model's is another, too
         before = keys(folder)
-        (folder / "README.md").write_text("a")
+        for name in ("README.md", "results.json", "optimizer.bin"):
+            (folder / name).write_text("a")
         assert keys(folder) == before
+
+    def test_an_adapter_is_known_with_its_model(self, tmp_path):
+        model, adapter = tmp_path / "model", tmp_path / "adapter"
+        for folder in (model, adapter):
+            folder.mkdir()
+        settings = {"peft_type": "LORA", "base_model_name_or_path": str(model)}
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+
+        def key():
+            (trial, *_) = trials_of("table2", models=[str(adapter)], seeds=[0])
+            return trial.run.key
+
+        weights = adapter / "adapter_model.safetensors"
+        save_file({"a": torch.zeros(1)}, weights)
+        keys = [key()]
+        for path, size in ((model / "model.safetensors", 1), (weights, 2)):
+            save_file({"a": torch.zeros(size)}, path)
+            keys.append(key())
+        assert len(set(keys)) == 3
+
+    def test_a_file_of_a_hub_models_name_is_no_model(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        before = [trial.run.key for trial in trials_of("table2", models=["gpt2"], seeds=[0])]
+        (tmp_path / "gpt2").write_text("notes")
+        assert before == [
+            trial.run.key for trial in trials_of("table2", models=["gpt2"], seeds=[0])
+        ]
 
     def test_merging_leaves_both_alone(self):
         below, above = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}

@@ -250,7 +250,7 @@ def _measure_block(
     compared: tuple[Readout, ...] = (final, "ensemble")  # with others
     vocabulary = backbone.head_weight.size(0)
     length = max(PIECE_LOGITS // vocabulary, 1)
-    spare = torch.empty(length, vocabulary, device=targets.device)
+    spare = torch.empty(length, vocabulary, dtype=torch.float32, device=targets.device)
 
     def predict(readout: Readout) -> Iterator[Distribution]:
         # What no other is compared with is measured and forgotten, and shares memory.

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from depthmix.comparison.outcomes import Outcomes
-from depthmix.comparison.samples import Answer
+from depthmix.comparison.samples import Reference
 from depthmix.evaluation.resampling import average_seeds, resample_items, resample_seeds
 from depthmix.evaluation.statistics import is_binary
 
-RIGHT = ("acc", "acc_norm", "acc_bytes", "exact_match")
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match")
 """Metrics that say whether the right answer was given."""
 
 
@@ -88,15 +88,15 @@ def align(task: str, chosen: Mapping[str, Sequence[Outcomes]]) -> AlignedTask:
         label: np.array([[run.tasks[task].scores[item] for item in items] for run in runs])
         for label, runs in chosen.items()
     }
-    metric, answers = outcomes[0].metric, outcomes[0].answers
-    says_right = metric.partition(",")[0] in RIGHT and all(map(is_binary, scores.values()))
+    metric, references = outcomes[0].metric, outcomes[0].references
+    says_right = metric.partition(",")[0] in ACCURACIES and all(map(is_binary, scores.values()))
     return AlignedTask(
         task=task,
         metric=metric,
         documents=tuple(names[item] for item in items),
         num_left_out=len(unrated),
         scores=scores,
-        blind_score=score_blindly([answers.get(item) for item in items]) if says_right else None,
+        blind_score=score_blindly([references.get(item) for item in items]) if says_right else None,
         runs={
             label: tuple(run.adapter or str(run.folder) for run in runs)
             for label, runs in chosen.items()
@@ -104,20 +104,20 @@ def align(task: str, chosen: Mapping[str, Sequence[Outcomes]]) -> AlignedTask:
     )
 
 
-def score_blindly(answers: Sequence[Answer | None]) -> float | None:
+def score_blindly(references: Sequence[Reference | None]) -> float | None:
     """Score without reading the items: by guessing, or by the commonest answer to all of them.
 
     Args:
-        answers: What is right on each item.
+        references: The right answer to each item.
 
     Returns:
         The better of both, from 0 to 1; `None` if an answer is not known.
     """
-    known = [answer for answer in answers if answer is not None]
-    if len(known) < len(answers):
+    known = [reference for reference in references if reference is not None]
+    if len(known) < len(references):
         return None
-    guessed = sum(1 / answer.num_choices for answer in known if answer.num_choices)
-    ((_, commonest),) = Counter(answer.text for answer in known).most_common(1)
+    guessed = sum(1 / reference.num_choices for reference in known if reference.num_choices)
+    ((_, commonest),) = Counter(reference.text for reference in known).most_common(1)
     return max(guessed, commonest) / len(known)
 
 

@@ -23,7 +23,7 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
         shares = ", ".join(f"{100 * share:.1f} % on {task}" for task, share in blind)
         sentences.append(
             f"Without reading the items one scores {shares}: by guessing among the choices, or by "
-            "the commonest answer to all, whichever is more."
+            "the answer that is commonest among these items, whichever is more."
         )
     if comparison.num_tests:
         sentences += [

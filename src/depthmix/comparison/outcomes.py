@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.comparison.samples import (
-    Answer,
     Item,
+    Reference,
     choose_metric,
     name_items,
     read_samples,
@@ -36,8 +36,8 @@ class TaskOutcomes:
     scores: Mapping[Item, float]
     """A number from 0 to 1 for each item with a rating; 1 is right."""
 
-    answers: Mapping[Item, Answer | None] = field(default_factory=dict)
-    """What is right on each item, where that is known."""
+    references: Mapping[Item, Reference | None] = field(default_factory=dict)
+    """The right answer to each item, where that is known."""
 
     unrated: frozenset[Item] = frozenset()
     """Items on which a judge gave no verdict."""
@@ -275,12 +275,12 @@ def _find_data(results: Mapping[str, Any], task: str) -> Mapping[str, Any]:
 def _load_scores(
     folder: Path, leaves: Mapping[str, str], metric: str | None, *, highest: float
 ) -> dict[str, Any]:
-    """Read metric, scores, answers and unrated items of a task, or of all tasks of a group.
+    """Read metric, scores, references and unrated items of a task, or of all tasks of a group.
 
     Scores are shares of the highest one.
     """
     scores: dict[Item, float | None] = {}
-    answers: dict[Item, Answer | None] = {}
+    references: dict[Item, Reference | None] = {}
     metrics = set()
     for leaf, main_metric in leaves.items():
         samples = read_samples(folder / f"samples_{leaf}.jsonl")
@@ -288,7 +288,7 @@ def _load_scores(
         metrics.add(chosen)
         items = name_items(leaf, chosen.rpartition(",")[2], samples, folder)
         scores |= score_items(items, chosen, folder, highest=highest)
-        answers |= {item: sample["answer"] for item, sample in items.items()}
+        references |= {item: sample["reference"] for item, sample in items.items()}
     if len(metrics) > 1:
         raise ValueError(
             f"`metric` must name one metric and filter for all of {', '.join(leaves)}, got "
@@ -298,6 +298,6 @@ def _load_scores(
     return {
         "metric": metrics.pop() + of_highest,
         "scores": {item: score for item, score in scores.items() if score is not None},
-        "answers": answers,
+        "references": references,
         "unrated": frozenset(item for item, score in scores.items() if score is None),
     }

@@ -13,8 +13,8 @@ Item = tuple[str, str, int]
 """Task, hash of the document, and which of several equal documents it is, by `doc_id`."""
 
 
-class Answer(NamedTuple):
-    """What is right on an item."""
+class Reference(NamedTuple):
+    """The right answer to an item."""
 
     text: str
     """The right choice, or what is to be written."""
@@ -75,15 +75,17 @@ def name_items(
     return items
 
 
-def find_answer(sample: Mapping[str, Any]) -> Answer | None:
-    """Find what is right on an item, or None where lm-eval's sample does not say it in one text."""
-    target, arguments = sample.get("target"), sample.get("arguments")
-    if isinstance(target, str):
-        return Answer(target, None)
-    if not isinstance(target, int) or not isinstance(arguments, list):
-        return None
-    choices = [request[1] for request in arguments]  # each request is a prompt and what follows it
-    return Answer(choices[target], len(choices)) if 0 <= target < len(choices) else None
+def find_reference(sample: Mapping[str, Any]) -> Reference | None:
+    """Find the right answer to an item, or None where lm-eval's sample does not say it plainly."""
+    match sample:
+        # A request is a prompt and its continuation, or how one is generated.
+        case {"target": str(text), "arguments": [[_, {}]]}:
+            return Reference(text, None)
+        case {"target": int(number), "arguments": list(requests)}:
+            choices = [request[1] for request in requests if len(request) > 1]
+            if 0 <= number < len(requests) and all(isinstance(choice, str) for choice in choices):
+                return Reference(choices[number], len(choices))
+    return None
 
 
 TEXTS = ("doc", "arguments", "resps", "filtered_resps")
@@ -91,7 +93,7 @@ TEXTS = ("doc", "arguments", "resps", "filtered_resps")
 
 
 def read_samples(path: Path, *, texts: bool = False) -> list[dict[str, Any]]:
-    """Read lm-eval's samples, with or without their long texts, and each one's `answer`."""
+    """Read lm-eval's samples, with or without their long texts, and each one's `reference`."""
     if not path.is_file():
         raise FileNotFoundError(
             f"Cannot find {path}, which `depthmix evaluate` writes; the evaluation did not finish."
@@ -111,7 +113,7 @@ def read_samples(path: Path, *, texts: bool = False) -> list[dict[str, Any]]:
                     f"{', '.join(sorted(missing))}; evaluate again."
                 )
             kept = {key: value for key, value in sample.items() if key not in unused}
-            samples.append(kept | {"answer": find_answer(sample)})
+            samples.append(kept | {"reference": find_reference(sample)})
     if not samples:
         raise ValueError(f"{path} must hold at least one item, and is empty; evaluate again.")
     return samples

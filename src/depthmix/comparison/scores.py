@@ -83,8 +83,8 @@ class TaskComparison:
 
     blind_score: float | None = None
     """What can be scored without reading the items, from 0 to 1: by guessing among the choices, or
-    by the commonest answer to all items, whichever is more. `None` for an average, where answers
-    are not known, and for scores other than right and wrong."""
+    by the answer that turns out to be commonest, whichever is more. `None` for an average, where
+    answers are not known, and for scores other than right and wrong."""
 
     overlaps: tuple[Overlap, ...] = ()
     """One per set of methods with at least one item of its own; together they are all items. Empty

@@ -101,7 +101,8 @@ class Run:
     """Of a file to train on; named data sets are pinned in the catalogue."""
 
     model_sha256: str | None = None
-    """Of a model that is a file or folder; on the hub or in a package it is known by its name."""
+    """Of the files of a local model and its adapter; a model on the hub or in a package is known by
+    its name."""
 
     @property
     def key(self) -> str:

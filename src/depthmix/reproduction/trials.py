@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from depthmix.evaluation.provenance import WEIGHT_FILES
+from depthmix.checkpoint import MIXTURE_CONFIG_NAME
+from depthmix.models import find_base
 from depthmix.options import build_section, suggest
 from depthmix.reproduction.experiment import (
     Experiment,
@@ -24,13 +25,19 @@ from depthmix.reproduction.experiment import (
     merge,
 )
 from depthmix.reproduction.runs import TOY, Reading, Run
-from depthmix.run_config import load_run_config
+from depthmix.run_config import ModelSection, load_run_config
 
 RELATIVE_LAYER = re.compile(r"n(?:-(\d+))?")
 """A layer counted from the final one: `n`, `n-1`, …"""
 
-MODEL_FILES = (*WEIGHT_FILES, "*.json", "*.model", "*.jinja")
-"""What makes a local model: weights, configuration, tokenizer."""
+MODEL_FILES = (
+    *("*.safetensors", "*.gguf", "pytorch_model*.bin", "adapter_model.bin"),
+    *("config.json", "generation_config.json", "adapter_config.json", MIXTURE_CONFIG_NAME),
+    *("tokenizer*.json", "*_tokens*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    "*.jinja",
+)
+"""What makes a local model: its weights, configuration and tokenizer. Results, and what a trainer
+keeps for itself, may lie beside them."""
 
 LAYER_OPTIONS = ("task_loss", "layer", "late_layers")
 """Settings that may name layers so."""
@@ -185,9 +192,11 @@ def _settle(
 
 def _make_run(sections: Mapping[str, Any], method: Method) -> Run:
     """Read a run's settings as `depthmix train` does; its seed follows."""
-    model_sha256 = _hash_model(sections["model"]["name"])
     if method.untuned:
-        return Run(settings={"model": sections["model"]}, untuned=True, model_sha256=model_sha256)
+        model = build_section("model", sections["model"], ModelSection)
+        return Run(
+            settings={"model": sections["model"]}, untuned=True, model_sha256=_hash_model(model)
+        )
     config = load_run_config(None, sections)
     settings = to_jsonable_python(asdict(config))
     del settings["training"]["output_dir"]
@@ -195,30 +204,36 @@ def _make_run(sections: Mapping[str, Any], method: Method) -> Run:
     return Run(
         settings=settings,
         data_sha256=_hash_file(path) if path.is_file() else None,
-        model_sha256=model_sha256,
+        model_sha256=_hash_model(config.model),
     )
 
 
-def _hash_model(name: str) -> str | None:
-    """Hash the files that make a local model; `None` where it is known by name."""
-    path = Path(name).expanduser()
-    if name == TOY or not path.exists():
-        return None
-    if path.is_file():
-        return _hash_file(path)
-    files = sorted({file for pattern in MODEL_FILES for file in path.glob(pattern)})
-    contents = [(file.name, _hash_file(file)) for file in files]
-    return hashlib.sha256(repr(contents).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    """Hash a file, once as long as it stays as it is: all runs of a command share a model."""
-    facts = path.stat()
-    return _hash_content(path, facts.st_size, facts.st_mtime_ns)
+def _hash_model(section: ModelSection) -> str | None:
+    """Hash the files that make a local model and its adapter; None where both go by name."""
+    base = find_base(section)
+    places = [Path(name).expanduser() for name in (base.name, base.adapter) if name]
+    files: list[Path] = []
+    for place in places if base.name != TOY else ():
+        if place.is_dir():
+            files += sorted({file for name in MODEL_FILES for file in place.glob(name)})
+        elif place.is_file() and place.suffix == ".gguf":
+            files.append(place)
+    contents = []
+    for file in files:
+        facts = file.stat()
+        digest = _hash_unchanged(file, facts.st_size, facts.st_mtime_ns)
+        contents.append((file.name, digest))
+    return hashlib.sha256(repr(contents).encode()).hexdigest() if contents else None
 
 
 @functools.cache
-def _hash_content(path: Path, _size: int, _changed: int) -> str:
+def _hash_unchanged(path: Path, _size: int, _changed: int) -> str:
+    """Hash a file once, as long as it stays as it is: all runs of a command share a model."""
+    return _hash_file(path)
+
+
+def _hash_file(path: Path) -> str:
+    """Hash what a file holds."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
