@@ -344,6 +344,7 @@ def test_what_is_scored_without_reading_the_items(tmp_path):
         "mt_bench": [{}, yes],
         "winogrande": [{"target": "b", "arguments": [["a", "b"], ["c", "b"]]}],  # lm-eval's own
         "unlike": [{"target": 0, "arguments": [["How many?", options]]}],
+        "rolling": [{"target": 1, "arguments": [["A text."], ["Another.", "b"]]}],
         "truthfulqa_mc2": [yes, yes],
         "strict": [{"target": "7", "arguments": [["How many?", options]]}],
     }
@@ -364,6 +365,7 @@ def test_what_is_scored_without_reading_the_items(tmp_path):
         "mt_bench": None,
         "winogrande": None,
         "unlike": None,
+        "rolling": None,
         "truthfulqa_mc2": None,
         "strict": None,
         "average": None,

@@ -83,7 +83,8 @@ def find_reference(sample: Mapping[str, Any]) -> Reference | None:
             return Reference(text, None)
         case {"target": int(number), "arguments": list(requests)}:
             choices = [request[1] for request in requests if len(request) > 1]
-            if 0 <= number < len(requests) and all(isinstance(choice, str) for choice in choices):
+            is_choice = len(choices) == len(requests) and all(isinstance(c, str) for c in choices)
+            if is_choice and 0 <= number < len(choices):
                 return Reference(choices[number], len(choices))
     return None
 
