@@ -10,7 +10,7 @@ import pytest
 import depthmix_cli
 from checkpoints import make_model, make_tokenizer
 from depthmix.analysis import lens_server
-from depthmix.analysis.lens_server import make_server
+from depthmix.analysis.lens_server import LensServer
 from depthmix.analysis.lens_subjects import Subjects
 
 HOSTILE = "</textarea></script><img src=x onerror=alert(1)>\r\n\u202e"
@@ -20,7 +20,8 @@ HOSTILE = "</textarea></script><img src=x onerror=alert(1)>\r\n\u202e"
 def server():
     tokenizer = make_tokenizer()
     subjects = Subjects(models={"<tiny>": (make_model(tokenizer), tokenizer)}, layers=[2, 4])
-    with make_server(subjects, text="first") as found:
+    with LensServer() as found:
+        found.take(subjects, text="first")
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
         yield found
@@ -144,6 +145,7 @@ def test_the_command_says_where_and_ends_quietly(server, tmp_path, capsys, monke
     )
     assert depthmix_cli.main(["lens", "m", "--serve", "--port", "0"]) == 0
     assert "The lens is at http://127.0.0.1:" in capsys.readouterr().out
+    monkeypatch.setattr(lens_server, "load_subjects", lambda *_, **__: pytest.fail("loaded first"))
     assert depthmix_cli.main(["lens", "m", "--serve", "--port", str(server.server_port)]) == 1
     assert "`port` must be free" in capsys.readouterr().err
     assert depthmix_cli.main(["lens", "m", "--serve", "--port", "70000"]) == 1

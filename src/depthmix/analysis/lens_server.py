@@ -52,7 +52,9 @@ def serve_lens(
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"`port` must be between 0 and 65535, got {port}; 0 takes a free one.")
-    with make_server(load_subjects(sections, layers=layers), text=text, port=port) as server:
+    # A taken port is said before models are loaded, which takes longer.
+    with LensServer(port) as server:
+        server.take(load_subjects(sections, layers=layers), text=text)
         print(f"The lens is at http://{LOOPBACK}:{server.server_port}/ (Ctrl-C ends)", flush=True)
         try:
             server.serve_forever()
@@ -60,28 +62,31 @@ def serve_lens(
             print()
 
 
-def make_server(subjects: Subjects, *, text: str = "", port: int = 0) -> ThreadingHTTPServer:
-    """Make the server, which listens from now on and answers by `serve_forever`.
+class LensServer(ThreadingHTTPServer):
+    """Listens from the start, and answers by `serve_forever` once it has taken models.
 
     Args:
-        subjects: The models.
-        text: What they read at first; empty for nothing.
         port: Where to listen; 0 takes any that is free.
-
-    Returns:
-        The server.
 
     Raises:
         OSError: If the port is taken.
     """
-    reader = _Reader(subjects)
-    first = reader.read(text) if text else _Answer(page=reader.render({}))
-    try:
-        return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, reader, first))
-    except OSError as error:
-        raise OSError(
-            f"`port` must be free, and {port} is not ({error.strerror}); choose another, or 0."
-        ) from error
+
+    reader: _Reader
+    first: _Answer
+
+    def __init__(self, port: int = 0) -> None:
+        try:
+            super().__init__((LOOPBACK, port), partial(_Handler, self))
+        except OSError as error:
+            raise OSError(
+                f"`port` must be free, and {port} is not ({error.strerror}); choose another, or 0."
+            ) from error
+
+    def take(self, subjects: Subjects, *, text: str = "") -> None:
+        """Take the models, and the text that they read at first; empty for nothing."""
+        self.reader = _Reader(subjects)
+        self.first = self.reader.read(text) if text else _Answer(page=self.reader.render({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     timeout = PATIENCE
 
-    def __init__(self, reader: _Reader, first: _Answer, *args: Any) -> None:
-        self._reader, self._first = reader, first
+    def __init__(self, site: LensServer, *args: Any) -> None:
+        self._site = site
         super().__init__(*args)  # which answers the request
 
     def do_GET(self) -> None:
         """Show the page with the first text."""
-        self._answer(self._find_fault() or self._first)
+        self._answer(self._find_fault() or self._site.first)
 
     def do_POST(self) -> None:
         """Read the text of the form."""
@@ -155,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length)).decode("utf-8", errors="replace")
         fields = parse_qs(body, keep_blank_values=True)
         text = fields.get("text", [""])[0].replace("\r\n", "\n")  # as forms send line breaks
-        self._answer(self._reader.read(text))
+        self._answer(self._site.reader.read(text))
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the terminal quiet."""
@@ -174,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _fault(self, error: str, status: HTTPStatus) -> _Answer:
-        return self._reader.refuse("", error, status)
+        return self._site.reader.refuse("", error, status)
 
     def _answer(self, answer: _Answer) -> None:
         """Send a page."""
