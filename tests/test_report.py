@@ -195,6 +195,7 @@ GENERATED = {
         ("acc,none", CHOICE, ("Q: Which?\nA:", " a", " a")),
         ("acc_norm,none", CHOICE, ("Q: Which?\nA:", " a", " longer")),  # -1 / 1 < -2 / 6
         ("exact_match,none", GENERATED, ("Q: 1 + 1?\nA:", "2", " It is 2.")),
+        ("acc,none", CHOICE | {"target": [1, 0]}, ("Q: Which?\nA:", " longer", " a")),  # the first
     ],
 )
 def test_samples_of_lm_eval_are_put_into_words(metric, sample, expected, tmp_path):

@@ -150,6 +150,7 @@ def _part(right: Outcomes, wrong: Outcomes) -> list[Item]:
 def _word(sample: Mapping[str, Any], metric: str) -> Wording:
     """Put one of lm-eval's samples into words: a choice by likelihood, or generated text."""
     requests, target = sample["arguments"], sample["target"]
+    first = target[0] if isinstance(target, list) and target else target  # of several right ones
     prompt = "\n\n".join(dict.fromkeys(str(request[0]) for request in requests))
     answers = sample["filtered_resps"]
     if len(requests) > 1 and all(isinstance(answer, list) for answer in answers):
@@ -158,10 +159,9 @@ def _word(sample: Mapping[str, Any], metric: str) -> Wording:
         if metric.startswith("acc_norm"):
             scores = [s / (len(c.strip()) or 1) for s, c in zip(scores, choices, strict=True)]
         best = max(range(len(choices)), key=scores.__getitem__)
-        reference = choices[target] if isinstance(target, int) else str(target)
+        reference = choices[first] if isinstance(first, int) else str(first)
         return Wording(prompt=prompt, reference=reference, response=choices[best])
     texts = [response[0] for response in sample["resps"]]
-    first = target[0] if isinstance(target, list) and target else target
     reference = "" if first is None else str(first)  # a judge may need none
     return Wording(prompt=prompt, reference=reference, response="\n\n".join(map(str, texts)))
 
