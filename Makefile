@@ -23,8 +23,8 @@ fix: install  ## Format, and mend what can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: install  ## Run the tests; ARGS are pytest's.
-	$(BIN)/python -m pytest $(ARGS)
+test: install  ## Run the tests, a process per core; ARGS are pytest's.
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 quickstart: install  ## Tune, evaluate, save, reload, generate, and write quickstart/report.html.
 	$(BIN)/python -m examples.quickstart $(ARGS)

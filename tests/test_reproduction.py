@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from trl import SFTConfig
 
 from depthmix.comparison.comparison import compare
 from depthmix.reproduction.departures import NO_RESULT, list_departures
-from depthmix.reproduction.estimate import estimate_seconds
+from depthmix.reproduction.estimate import count_reading, estimate_seconds
 from depthmix.reproduction.experiment import (
     Experiment,
     Method,
@@ -537,7 +538,47 @@ class TestPages:
             assert keys <= set(finished.runs)
             method = numbers["comparison"]["methods"][0]
             assert set(method["folders"]) == set(numbers["rows"][0]["runs"])
-        assert "logs" in numbers["rows"][0]
+            for name in ("findings.json", "findings.training.csv", "findings.scores.csv"):
+                assert f"({name})" in text
+            assert "Tuned on ARC-Easy (" in text
+            assert f" {torch.__version__}" in text
+
+    def test_logs_and_scores_stand_beside_the_page(self, finished, tmp_path):
+        experiment, trials = finished.trials["fig6"]
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        write_findings([found], tmp_path)
+        with (tmp_path / "findings.training.csv").open(encoding="utf-8") as file:
+            steps = list(csv.DictReader(file))
+        assert len(steps) == sum(2 * len(row.seeds) for row in found.rows)
+        assert "memory_gib" not in steps[0]
+        for row in found.rows:
+            for seed, log in zip(row.seeds, row.logs["arc_easy"], strict=True):
+                own = [s for s in steps if (s["method"], s["seed"]) == (row.label, str(seed))]
+                assert [int(step["step"]) for step in own] == [1, 2]
+                for step, entry in zip(own, log, strict=False):
+                    assert float(step["loss"]) == pytest.approx(entry["loss"], rel=1e-5)
+        with (tmp_path / "findings.scores.csv").open(encoding="utf-8") as file:
+            items = list(csv.DictReader(file))
+        (task,) = found.comparison.tasks
+        assert len({item["item"] for item in items}) == len(items) == task.num_items
+        for row, score in zip(found.rows, task.scores, strict=True):
+            for seed, expected in zip(row.seeds, score.seed_means, strict=True):
+                column = [float(item[f"{row.label}, seed {seed}"]) for item in items]
+                assert sum(column) / len(column) == pytest.approx(expected)
+
+    def test_data_sets_of_other_sizes_are_told_apart(self, finished, tmp_path):
+        experiment, trials = finished.trials["fig6"]
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        sizes = {
+            "records": {"arc_easy": 9, "boolq": 9, "truthfulqa": 8},
+            "steps": {"arc_easy": 3, "boolq": 3, "truthfulqa": 2},
+        }
+        rows = tuple(replace(row, **sizes) for row in found.rows)
+        subjects = ("arc_easy", "boolq", "truthfulqa")
+        text = write_findings([replace(found, rows=rows, subjects=subjects)], tmp_path).read_text()
+        assert "ARC-Easy, BoolQ (9 records, 3 steps each), TruthfulQA" in text
+        assert "tuned on Alpaca (8 records, 2 steps); 6 training runs" in text
+        assert "depart from the paper's: Alpaca is 4,900 records" in text
 
     def test_a_page_says_what_departs_from_the_paper(self, finished, tmp_path):
         (page, _) = reproduce(finished, results=tmp_path)
@@ -624,6 +665,17 @@ class TestPlanning:
         (run, readings) = next(iter(finished.runs.values()))
         assert estimate_seconds(finished.workspace, [(run, readings)]) > 0
         assert sorted(finished.workspace.root.iterdir()) == before
+
+    def test_an_estimate_knows_how_many_items_a_benchmark_has(self, finished):
+        run = next(iter(finished.runs.values()))[0]
+
+        def cost(*tasks, **options):
+            return count_reading(finished.workspace, run, Reading(tasks=tasks, **options))
+
+        assert cost("mmlu_stem", limit=10) == 18 * cost("arc_easy", limit=10)  # of each part
+        assert cost("mmlu_stem", limit=10, num_fewshot=5) == 6 * cost("mmlu_stem", limit=10)
+        assert cost("hellaswag", limit=5000) == 1000 / 817 * cost("truthfulqa")
+        assert cost("arc_easy", "boolq", limit=7) == 14 / 817 * cost("truthfulqa")
 
     def test_layers_of_the_toy_model_need_no_file(self):
         assert count_layers("toy") == 8

@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from depthmix.data.catalog import CATALOG, describe
 from depthmix.models import resolve_model
 from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.workspace import RESULTS_NAME, Workspace, read_seconds
@@ -25,7 +26,7 @@ RECORDS_UNKNOWN = 5000
 """Training records where the settings do not limit them, in the order of magnitude."""
 
 ITEMS_UNKNOWN = 1000
-"""Items of a benchmark where the reading does not limit them."""
+"""Items of a benchmark that is not in the catalogue, where the reading does not limit them."""
 
 PRODUCT_SIZE = 1024
 PEAK_SHARE = 0.4
@@ -101,9 +102,20 @@ def count_reading(workspace: Workspace, run: Run, reading: Reading) -> float:
     Raises:
         OSError: If the model's configuration cannot be had.
     """
-    num_items = (reading.limit or ITEMS_UNKNOWN) * max(len(reading.tasks), 1)
-    num_tokens = TOKENS_PER_RECORD * SEQUENCES_PER_ITEM * num_items
+    num_items = sum(_count_items(task, reading.limit) for task in reading.tasks or (None,))
+    num_examples = 1 + (reading.num_fewshot or 0)
+    num_tokens = TOKENS_PER_RECORD * num_examples * SEQUENCES_PER_ITEM * num_items
     return 2.0 * _count_parameters(workspace, run) * num_tokens
+
+
+def _count_items(task: str | None, limit: int | None) -> int:
+    """Count the items of a benchmark, whose limit holds for each of its parts."""
+    if task not in CATALOG:
+        return limit or ITEMS_UNKNOWN
+    data = describe(task)
+    num_parts = len(data.hub.configs) if data.hub is not None else 1
+    num_items = data.splits[data.aliases.get("test", "test")].records
+    return num_items if limit is None else min(limit * num_parts, num_items)
 
 
 def _measured(workspace: Workspace, model: str) -> float | None:

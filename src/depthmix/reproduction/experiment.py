@@ -44,6 +44,9 @@ class Subject:
     reading: Mapping[str, Any] = field(default_factory=dict)
     """How these tests are taken, where that differs from the scale's way."""
 
+    departure: str = ""
+    """In what the data are not the paper's, at any scale."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleSettings:

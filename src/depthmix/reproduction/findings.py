@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from depthmix.comparison.comparison import compare
+from depthmix.comparison.comparison import compare_outcomes
+from depthmix.comparison.methods import read_methods
+from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.recovery import Gap
 from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.generation_speed import GenerationSpeed
@@ -42,11 +44,11 @@ class Row:
     late_layers: tuple[int, ...]
     """Layers of the mixture, where it logs them; empty without one."""
 
-    records: int
-    """Records that a run trained on; of several subjects, those of the first."""
+    records: Mapping[str, int]
+    """Records that a run trained on, by subject."""
 
-    steps: int
-    """Optimizer steps of a run; the same."""
+    steps: Mapping[str, int]
+    """Optimizer steps of a run, by subject."""
 
     seconds: float
     """Mean wall time of a run's training, with earlier starts where it was interrupted."""
@@ -106,6 +108,12 @@ class Findings:
     departures: tuple[Departure, ...] = ()
     """Settings that are not those of the paper's scale."""
 
+    versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Versions of the packages that trained and evaluated, by name."""
+
+    outcomes: Mapping[str, Sequence[Outcomes]] = field(default_factory=dict)
+    """The evaluations of each row, with every item's score."""
+
 
 def gather(
     experiment: Experiment, scale: Scale, trials: Sequence[Trial], workspace: Workspace
@@ -128,6 +136,7 @@ def gather(
         by_label = {label: [t for t in own if t.label == label] for label in labels}
         named = {label: _name_folders(label, t, workspace) for label, t in by_label.items()}
         firsts = [rows[0] for rows in by_label.values()]
+        outcomes = read_methods(list(named.values()))
         found.append(
             Findings(
                 experiment=experiment,
@@ -135,9 +144,11 @@ def gather(
                 model=model,
                 subjects=tuple(dict.fromkeys(trial.subject for trial in own)),
                 rows=tuple(_make_row(rows, workspace) for rows in by_label.values()),
-                comparison=compare(list(named.values()), gaps=_list_gaps(experiment, firsts)),
-                contrasts=_contrast(experiment, firsts, named),
+                comparison=compare_outcomes(outcomes, gaps=_list_gaps(experiment, firsts)),
+                contrasts=_contrast(experiment, firsts, outcomes),
                 departures=list_departures(experiment, own, count_layers=count_layers),
+                versions=_list_versions(own, workspace),
+                outcomes=outcomes,
             )
         )
     return tuple(found)
@@ -163,11 +174,11 @@ def _list_gaps(experiment: Experiment, trials: Sequence[Trial]) -> list[Gap]:
 
 
 def _contrast(
-    experiment: Experiment, trials: Sequence[Trial], named: Mapping[str, str]
+    experiment: Experiment, trials: Sequence[Trial], outcomes: Mapping[str, Sequence[Outcomes]]
 ) -> tuple[Contrast, ...]:
     """Compare methods with those that they are to stand beside, on all tasks together.
 
-    `trials` are one of each label, and `named` its evaluations as `compare` takes them.
+    `trials` are one of each label.
     """
     beside = {method.name: method.beside for method in experiment.methods}
     pairs = [
@@ -177,7 +188,7 @@ def _contrast(
     ]
     found = []
     for label, other in pairs:
-        row = compare([named[other], named[label]]).rows[-1]
+        row = compare_outcomes({name: outcomes[name] for name in (other, label)}).rows[-1]
         difference = row.scores[1].difference
         assert difference is not None  # the second method has one
         found.append((label, other, row.task, difference))
@@ -201,8 +212,10 @@ def _make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
         key: _read(workspace.run_folder(trial.run) / RESULTS_NAME) for key, trial in tuned.items()
     }
     logs: dict[str, list[tuple[Mapping[str, Any], ...]]] = {}
+    records: dict[str, int] = {}
     for key, trial in tuned.items():
         logs.setdefault(trial.subject, []).append(tuple(results[key]["log_history"]))
+        records[trial.subject] = results[key]["data"]["used"]
     first = next(iter(results.values()), None)
     prefix = "routing_weight/layer_"
     named = {name for log in logs.values() for entry in log[0] for name in entry}
@@ -215,14 +228,34 @@ def _make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
         late_layers=tuple(
             sorted(int(name.removeprefix(prefix)) for name in named if name.startswith(prefix))
         ),
-        records=first["data"]["used"] if first is not None else 0,
-        steps=max((entry["step"] for entry in first["log_history"]), default=0) if first else 0,
+        records=records,
+        steps={
+            subject: max((entry["step"] for entry in seeds[0]), default=0)
+            for subject, seeds in logs.items()
+        },
         seconds=mean(read_seconds(workspace.run_folder(trial.run)) for trial in tuned.values())
         if tuned
         else 0.0,
         logs={subject: tuple(seeds) for subject, seeds in logs.items()},
         speeds=tuple(_read_speeds(tuned.values(), workspace)),
     )
+
+
+def _list_versions(trials: Sequence[Trial], workspace: Workspace) -> dict[str, tuple[str, ...]]:
+    """List the packages that runs and their evaluations name, with each version once."""
+    named = [
+        _read(workspace.reading_folder(trial.run, trial.reading) / RESULTS_NAME)["depthmix"].get(
+            "packages", {}
+        )
+        for trial in trials
+    ]
+    named += [
+        _read(workspace.run_folder(trial.run) / RESULTS_NAME)["versions"]
+        for trial in trials
+        if not trial.run.untuned
+    ]
+    names = dict.fromkeys(name for one in named for name in one)
+    return {name: tuple(sorted({one[name] for one in named if name in one})) for name in names}
 
 
 def _read_speeds(trials: Any, workspace: Workspace) -> list[GenerationSpeed]:

@@ -1,4 +1,4 @@
-"""Findings as files: a page in Markdown, a figure, and all numbers as JSON."""
+"""Findings as files: a page in Markdown, a figure, and all numbers as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from depthmix.comparison.scores import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.reproduction.departures import Departure
 from depthmix.reproduction.drawings import draw, make_grid
-from depthmix.reproduction.experiment import load_scale
+from depthmix.reproduction.experiment import load_scale, load_subjects
 from depthmix.reproduction.findings import Contrast, Findings, Row, subject_title
+from depthmix.reproduction.raw_numbers import write_scores, write_training
 from depthmix.reproduction.trials import Trial
 
 MOST_OVERLAPS = 4
@@ -33,7 +34,9 @@ PAGE_NAME = "README.md"
 def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
     """Write an experiment's page with its figures and numbers.
 
-    The same findings give the same files, but for what was timed.
+    The same findings give the same files, but for what was timed. Beside the page stand its figure,
+    `findings.json` with every interval, `findings.training.csv` with what each run logged, and
+    `findings.scores.csv` with each item's score in each run.
 
     Args:
         findings: Of each model.
@@ -52,7 +55,9 @@ def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
         save_figure(draw(one), folder / f"{stem}.svg")
         text = json.dumps(to_jsonable_python(describe(one)), indent=1, ensure_ascii=False)
         (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
-        parts += [*_section(one, f"{stem}.svg"), ""]
+        write_training(folder / f"{stem}.training.csv", one.rows)
+        write_scores(folder / f"{stem}.scores.csv", one.outcomes)
+        parts += [*_section(one, stem), ""]
     page = folder / PAGE_NAME
     page.write_text("\n".join(parts).rstrip() + "\n", "utf-8")
     return page
@@ -91,14 +96,16 @@ def describe(findings: Findings) -> dict[str, Any]:
         findings: Of one model.
 
     Returns:
-        Experiment, scale, rows with their logs and runs, and the comparison with every interval.
+        Experiment, scale, rows with their runs, and the comparison with every interval. Logs and
+        items' scores are left to `write_training` and `write_scores`.
     """
-    content = asdict(findings)
+    rows = tuple(replace(row, logs={}) for row in findings.rows)
+    content: dict[str, Any] = asdict(replace(findings, rows=rows, outcomes={}))
+    del content["outcomes"]
+    for row in content["rows"]:
+        del row["logs"]
     for method in content["comparison"]["methods"]:
         method["folders"] = [path.parent.parent.name for path in method["folders"]]
-    if not findings.experiment.quantities:
-        for row in content["rows"]:
-            del row["logs"]
     return content
 
 
@@ -116,24 +123,35 @@ def _command(findings: Sequence[Findings]) -> str:
     return shlex.join(words)
 
 
-def _section(findings: Findings, figure: str) -> Iterator[str]:
+def _section(findings: Findings, stem: str) -> Iterator[str]:
     """Say what was found on one model."""
     tuned = [row for row in findings.rows if row.trainable]
-    num_runs = len({key for row in findings.rows for key in row.runs})
+    num_runs = len({key for row in tuned for key in row.runs})
     seeds = sorted({seed for row in tuned for seed in row.seeds})
-    data = ", ".join(map(subject_title, findings.subjects))
     yield f"## {Path(findings.model).name}, scale {findings.scale}"
     yield ""
     yield (
-        f"Tuned on {data} ({tuned[0].records:,} records, {tuned[0].steps:,} steps); "
-        f"{num_runs} runs, training seeds {', '.join(map(str, seeds))}, "
-        f"{mean(row.seconds for row in tuned) / 60:.1f} minutes each."
+        f"Tuned on {_list_data(tuned[0])}; {num_runs} training runs, seeds "
+        f"{', '.join(map(str, seeds))}, {mean(row.seconds for row in tuned) / 60:.1f} minutes each."
     )
     yield ""
-    yield f"![{findings.experiment.title}]({figure})"
+    yield f"![{findings.experiment.title}]({stem}.svg)"
     yield ""
+    yield (
+        f"All numbers: [intervals and tests]({stem}.json), [each run's log]({stem}.training.csv), "
+        f"[each item's score]({stem}.scores.csv)."
+    )
+    yield ""
+    if findings.versions:
+        named = (f"{name} {' and '.join(them)}" for name, them in findings.versions.items())
+        yield f"Made with {', '.join(named)}."
+        yield ""
     if findings.departures:
         yield from _departure_table(findings.departures)
+        yield ""
+    notes = dict.fromkeys(load_subjects()[name].departure for name in findings.subjects)
+    if named := [note for note in notes if note]:
+        yield f"The data depart from the paper's: {'; '.join(named)}."
         yield ""
     if findings.experiment.shows == "grid":
         for task in findings.comparison.tasks:
@@ -151,6 +169,18 @@ def _section(findings: Findings, figure: str) -> Iterator[str]:
     if findings.contrasts:
         yield ""
         yield from _contrast_table(findings.contrasts)
+
+
+def _list_data(row: Row) -> str:
+    """List what a method was tuned on, with the size where it changes."""
+    parts = []
+    for size, subjects in itertools.groupby(
+        row.records, key=lambda subject: (row.records[subject], row.steps[subject])
+    ):
+        names = [subject_title(subject) for subject in subjects]
+        each = " each" if len(names) > 1 else ""
+        parts.append(f"{', '.join(names)} ({size[0]:,} records, {size[1]:,} steps{each})")
+    return ", ".join(parts)
 
 
 def _without_crowds(comparison: Comparison) -> Comparison:
@@ -228,15 +258,17 @@ def _contrast_table(contrasts: Sequence[Contrast]) -> Iterator[str]:
 
 
 def _speed_table(findings: Findings) -> Iterator[str]:
-    """Lay out the speed of generation of each row, mean over seeds."""
+    """Lay out the speed of generation of each row: mean and range over seeds."""
     yield "| method | layers per token | tokens/s | over dense |"
     yield "|---|---:|---:|---:|"
     for row in findings.rows:
-        layers, tokens, speedup = (
-            mean(getattr(speed, name) for speed in row.speeds)
-            for name in ("layers_per_token", "tokens_per_second", "speedup")
-        )
-        yield f"| {_escape(row.label)} | {layers:.2f} | {tokens:.2f} | {speedup:.2f} x |"
+        cells = []
+        for name in ("layers_per_token", "tokens_per_second", "speedup"):
+            values = [getattr(speed, name) for speed in row.speeds]
+            cells.append(f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+        yield f"| {' | '.join([_escape(row.label), *cells])} |"
+    yield ""
+    yield "In brackets the least and the greatest of the seeds."
 
 
 def _escape(text: str) -> str:
