@@ -21,6 +21,7 @@ from depthmix.analysis.maps import Grid, draw_grid, to_markdown
 from depthmix.analysis.overlap_diagrams import MOST_SETS, draw_overlaps
 from depthmix.analysis.style import INK, save_figure, to_svg
 from depthmix.analysis.sweeps import Point, Sweep, draw_sweeps
+from depthmix.analysis.trade_offs import TradeOff, draw_trade_offs
 from depthmix.analysis.venn_layout import LARGEST_ERROR, lay_out
 from depthmix.comparison.overlaps import Overlap, count_overlaps
 
@@ -93,6 +94,16 @@ ABLATION = tuple(
     sweep(task, (("MoDE", a, a - w, a + w), ("MoDE without Nᵢ", b, b - w, b + w)))
     for task, a, b, w in (("ARC-e", 0.012, 0.004, 0.009), ("ARC-c", 0.031, -0.008, 0.018))
 )
+TRADE_OFFS = [
+    TradeOff(
+        label=f"LoRA_¬K + MoDE, Top-K = {top_k}",
+        score=0.6 + top_k / 100,
+        low=0.55 + top_k / 100,
+        high=0.66 + top_k / 100,
+        speedups=(1.4 - top_k / 15, 1.45 - top_k / 15),
+    )
+    for top_k in range(1, 7)
+]
 SAMPLES = {
     "curves": lambda: draw_curves(PANELS),
     "one_curve": lambda: draw_curves(
@@ -111,6 +122,7 @@ SAMPLES = {
     ),
     "upset": lambda: draw_overlaps({"GSM8K": random_overlaps(4, 1319), "ARC-c": VENNS["ARC-c"]}),
     "sweeps": lambda: draw_sweeps(ABLATION, baseline="LoRA_¬K"),
+    "trade_offs": lambda: draw_trade_offs(TRADE_OFFS, title="ARC-Easy", xlabel="accuracy"),
 }
 
 
@@ -272,6 +284,7 @@ def test_logs_that_cannot_be_put_together_are_refused(logs, message):
         (lambda: Curve(label="a", steps=(1,), values=((1.0,), ())), r"rows of \[1, 0\] numbers"),
         (lambda: draw_grid([]), "`grids` and `columns` must be at least one"),
         (lambda: replace(top_k_grid("a"), low=()), "filled at the same places"),
+        (lambda: draw_trade_offs([], title="t", xlabel="x"), "`trade_offs` must be at least one"),
         (lambda: draw_sweeps([], baseline="b"), "`sweeps` must be at least one"),
         (lambda: draw_sweeps([sweep("a", ())], baseline="b"), r"got \[0\] points"),
         (lambda: draw_overlaps({}), "`overlaps` and `columns` must be at least one"),
@@ -486,6 +499,22 @@ def test_sweeps_show_differences_in_points():
         assert axes.lines[0].get_xdata() == [0, 0]
     assert words(figure.axes[0])[0] == "+1.2 (+0.3 to +2.1)"
     assert "LoRA_¬K, percentage points" in figure.axes[-1].get_xlabel()
+
+
+def test_scores_stand_beside_the_range_of_speeds():
+    scores, speeds = SAMPLES["trade_offs"]().axes
+    for axes, ends in (
+        (scores, [(one.low, one.high) for one in TRADE_OFFS]),
+        (speeds, [(min(one.speedups), max(one.speedups)) for one in TRADE_OFFS]),
+    ):
+        (lines,) = axes.collections
+        drawn = [line.vertices[:, 0] for line in lines.get_paths()]
+        assert np.array(drawn) == pytest.approx(np.array(ends))
+        means = axes.lines[0].get_xdata()
+        assert all(low <= mean <= high for mean, (low, high) in zip(means, ends, strict=True))
+    labels = [label.get_text() for label in scores.get_yticklabels()]
+    assert labels == [one.label for one in TRADE_OFFS]
+    assert scores.get_ylim()[0] > scores.get_ylim()[1]  # the first on top
 
 
 def test_a_dot_marks_an_interval_without_zero():

@@ -10,6 +10,7 @@ from depthmix.analysis.curves import Panel, curves_from_logs, draw_curves
 from depthmix.analysis.maps import Grid, draw_grid
 from depthmix.analysis.overlap_diagrams import draw_overlaps
 from depthmix.analysis.sweeps import Point, Sweep, draw_sweeps
+from depthmix.analysis.trade_offs import TradeOff, draw_trade_offs
 from depthmix.comparison.scores import MethodScore, TaskComparison
 from depthmix.reproduction.findings import Findings, Row, subject_title
 
@@ -29,8 +30,8 @@ def draw(findings: Findings) -> Figure:
         findings: Of any experiment.
 
     Returns:
-        Curves over training, heat maps, diagrams of solved items, or differences from the
-        baseline.
+        Curves over training, heat maps, diagrams of solved items, scores beside speeds, or
+        differences from the baseline.
     """
     shows = findings.experiment.shows
     if shows == "curves":
@@ -42,6 +43,9 @@ def draw(findings: Findings) -> Figure:
     if shows == "overlaps":
         overlaps = {task.task: task.overlaps for task in findings.comparison.tasks}
         return draw_overlaps(overlaps, methods=[row.label for row in findings.rows])
+    if shows == "speed":
+        task = findings.comparison.rows[-1]
+        return draw_trade_offs(make_trade_offs(findings, task), title=task.task, xlabel=task.metric)
     return draw_sweeps(list(make_sweeps(findings)), baseline=findings.rows[0].label)
 
 
@@ -93,6 +97,28 @@ def make_grid(findings: Findings, task: TaskComparison) -> Grid:
         high=tuple(tuple(None if s is None else s.interval.high for s in line) for line in table),
         num_items=task.num_items,
     )
+
+
+def make_trade_offs(findings: Findings, task: TaskComparison) -> list[TradeOff]:
+    """Lay out one task's scores beside the speed of generation.
+
+    Args:
+        findings: Of an experiment whose runs were timed.
+        task: One of its tasks, or their average.
+
+    Returns:
+        One setting for each row.
+    """
+    return [
+        TradeOff(
+            label=row.label,
+            score=score.mean,
+            low=score.interval.low,
+            high=score.interval.high,
+            speedups=tuple(speed.speedup for speed in row.speeds),
+        )
+        for row, score in zip(findings.rows, task.scores, strict=True)
+    ]
 
 
 def make_sweeps(findings: Findings) -> Iterator[Sweep]:
