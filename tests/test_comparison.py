@@ -12,8 +12,9 @@ import pytest
 
 import depthmix_cli
 from depthmix.comparison.comparison import compare
+from depthmix.comparison.folders import find_evaluation
 from depthmix.comparison.notes import notes
-from depthmix.comparison.outcomes import find_evaluation, load_outcomes
+from depthmix.comparison.outcomes import load_outcomes
 from depthmix.comparison.overlaps import count_overlaps, measure_disagreements
 from depthmix.comparison.tables import (
     to_csv,

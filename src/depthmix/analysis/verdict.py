@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from depthmix.comparison.comparison import compare_outcomes
+from depthmix.comparison.folders import list_evaluations
 from depthmix.comparison.methods import check_comparable, label_outcomes
 from depthmix.comparison.outcomes import (
     Outcomes,
     TaskOutcomes,
-    list_evaluations,
     load_outcomes,
     printable,
 )

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from depthmix.comparison.folders import find_evaluation
 from depthmix.comparison.outcomes import (
     Outcomes,
-    find_evaluation,
     list_tasks,
     load_outcomes,
     printable,

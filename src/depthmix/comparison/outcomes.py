@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from depthmix.comparison.folders import RESULTS_NAME
 from depthmix.comparison.samples import (
     Item,
     Reference,
@@ -22,7 +23,6 @@ from depthmix.comparison.samples import (
     score_items,
 )
 
-RESULTS_NAME = "results.json"
 FACTS = ("method", "model", "protocol", "layer", "seed", "main_metric")
 
 
@@ -85,55 +85,6 @@ class Outcomes:
 
     tasks: Mapping[str, TaskOutcomes]
     """The outcomes by task; a group whose tasks share a metric is one task."""
-
-
-def find_evaluation(run: str | Path) -> Path:
-    """Find the evaluation that a path stands for.
-
-    Args:
-        run: Folder of an evaluation, or of a run with exactly one evaluation in `evaluation/`.
-
-    Returns:
-        The evaluation's folder.
-
-    Raises:
-        ValueError: If the run has several evaluations.
-        OSError: If there is none.
-    """
-    folder = Path(run).expanduser()
-    inner = folder / "evaluation"
-    if not inner.is_dir():
-        if (folder / RESULTS_NAME).is_file():
-            return folder
-        raise FileNotFoundError(
-            f"`runs` must be folders of evaluations or of evaluated runs, and {folder} holds "
-            f"neither {RESULTS_NAME} nor evaluation/; run `depthmix evaluate {folder}`."
-        )
-    found = list_evaluations(folder)
-    if not found:
-        raise FileNotFoundError(
-            f"`runs` must be evaluated, and {inner} holds no finished evaluation; run "
-            f"`depthmix evaluate {folder}`."
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"`runs` must each stand for one evaluation, and {folder} has {len(found)}; name one "
-            f"of {', '.join(map(str, found))}."
-        )
-    return found[0]
-
-
-def list_evaluations(run: str | Path) -> tuple[Path, ...]:
-    """List the finished evaluations in a run's folder, by name.
-
-    Args:
-        run: The folder.
-
-    Returns:
-        The folders of its evaluations; none where the run has not been evaluated.
-    """
-    inner = Path(run).expanduser() / "evaluation"
-    return tuple(sorted(path.parent for path in inner.glob(f"*/{RESULTS_NAME}")))
 
 
 def load_outcomes(
