@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-RESULTS_NAME = "results.json"
-"""What a finished evaluation leaves in its folder."""
+from depthmix.evaluation.folder import RESULTS_NAME
 
 
 def find_evaluation(run: str | Path) -> Path:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthmix.comparison.folders import RESULTS_NAME
 from depthmix.comparison.samples import (
     Item,
     Reference,
@@ -22,6 +21,7 @@ from depthmix.comparison.samples import (
     read_samples,
     score_items,
 )
+from depthmix.evaluation.folder import RESULTS_NAME
 
 FACTS = ("method", "model", "protocol", "layer", "seed", "main_metric")
 

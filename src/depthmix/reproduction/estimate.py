@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from depthmix.data.catalog import CATALOG, describe
 from depthmix.models import resolve_model
 from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.workspace import RESULTS_NAME, Workspace, read_seconds
+from depthmix.reproduction.workspace import Workspace, read_seconds
+from depthmix.run_config import RESULTS_NAME
 
 TOKENS_PER_RECORD = 100
 """Of a training record or a question with one of its answers, in the order of magnitude."""

@@ -19,7 +19,8 @@ from depthmix.evaluation.statistics import PairedDifference, holm
 from depthmix.reproduction.departures import Departure, list_departures
 from depthmix.reproduction.experiment import Experiment, Scale, load_subjects
 from depthmix.reproduction.trials import Trial
-from depthmix.reproduction.workspace import RESULTS_NAME, Workspace, count_layers, read_seconds
+from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
+from depthmix.run_config import RESULTS_NAME
 
 
 @dataclass(frozen=True, kw_only=True)

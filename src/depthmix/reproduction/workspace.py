@@ -21,10 +21,7 @@ from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.options import build_section
 from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
-from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
-
-RESULTS_NAME = "results.json"
-"""What a finished run and a finished evaluation leave."""
+from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
 
 FINISHED_NAME = "finished.json"
 """Marks a reading that is complete."""
