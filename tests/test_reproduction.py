@@ -160,7 +160,7 @@ class TestExperiments:
             assert trial.reading.mt_bench == {"template": "alpaca"}
 
     def test_subjects_say_how_their_tests_are_taken(self, tmp_path):
-        trials = trials_of("table2_general")
+        trials = trials_of("table2_general", "paper", models=["one"])
         shots = {trial.subject: trial.reading.num_fewshot for trial in trials}
         assert shots == {"truthfulqa": None, "mmlu_stem": 5}
         by_subject = [{t.run.key for t in trials if t.subject == subject} for subject in shots]
