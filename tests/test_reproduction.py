@@ -315,6 +315,9 @@ class TestDepartures:
             ("reading.top_k = [1, 2, 3, 4, 6]",),
             ("run.mode.top_k = [1, 2, 3, 4, 5, 6]",),
         )
+        # Settings are compared on a subject that only one of the two has, too; axes once.
+        assert by_setting["run.training.learning_rate"] == ((1e-3,), (3e-4,))
+        assert not {"run.mode.top_k", "reading.top_k", "run.mode.late_layers"} & by_setting.keys()
 
     @pytest.mark.parametrize("name", ["table1", "fig2"])
     def test_the_papers_scale_does_not_depart_from_itself(self, name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -51,8 +51,8 @@ def list_departures(
     """Compare trials with those of the same experiment at the scale `paper`.
 
     Settings are compared method by method, subject by subject and point by point, as they are after
-    all presets and defaults. What one of the two does not run is left to the lists of subjects and
-    axes.
+    all presets and defaults; on a subject that the paper's scale does not have, with what they
+    would be there. Which subjects and points either has is left to the lists of subjects and axes.
 
     Args:
         experiment: As it is at its scale; what it was loaded from must still be there.
@@ -66,8 +66,15 @@ def list_departures(
         ValueError: If the experiment is damaged at the paper's scale.
     """
     paper = load_experiment(experiment.source, "paper")
-    # With this model, whose layers are numbered as here.
-    own = expand(paper, "paper", models=[trials[0].model], seeds=[0], count_layers=count_layers)
+    # With this model, whose layers are numbered as here, and on the same subjects.
+    own = expand(
+        replace(paper, subjects=tuple(dict.fromkeys(trial.subject for trial in trials))),
+        "paper",
+        models=[trials[0].model],
+        seeds=[0],
+        count_layers=count_layers,
+    )
+    axes = {axis.setting for axis in (*experiment.axes, *paper.axes)}
     known = {_name(trial): trial for trial in own}
     pairs = [(trial, known[_name(trial)]) for trial in trials if _name(trial) in known]
     found: dict[str, tuple[list[Any], list[Any]]] = {}
@@ -81,7 +88,7 @@ def list_departures(
                 side[setting] if setting in side else _find_default(setting)
                 for side in (here, there)
             ]
-            if values[0] != values[1] and setting not in NO_RESULT:
+            if values[0] != values[1] and setting not in (*NO_RESULT, *axes):
                 for side, value in zip(found.setdefault(setting, ([], [])), values, strict=True):
                     if value not in side:
                         side.append(value)

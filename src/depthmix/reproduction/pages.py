@@ -155,7 +155,7 @@ def _section(findings: Findings, stem: str) -> Iterator[str]:
         yield ""
     if findings.experiment.shows == "grid":
         for task in findings.comparison.tasks:
-            yield grid_table(make_grid(findings, task))
+            yield grid_table(make_grid(findings, task)).rstrip()
             yield ""
     if findings.experiment.shows == "speed":
         yield from _speed_table(findings)
