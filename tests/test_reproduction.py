@@ -14,7 +14,10 @@ from submitit.helpers import DelayedSubmission
 from trl import SFTConfig
 
 from depthmix.comparison.comparison import compare
+from depthmix.comparison.outcomes import TaskOutcomes, load_outcomes
+from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.reproduction.departures import NO_RESULT, list_departures
+from depthmix.reproduction.drawings import make_trade_offs
 from depthmix.reproduction.estimate import count_reading, estimate_seconds
 from depthmix.reproduction.experiment import (
     Experiment,
@@ -25,7 +28,7 @@ from depthmix.reproduction.experiment import (
     load_subjects,
     merge,
 )
-from depthmix.reproduction.findings import gather
+from depthmix.reproduction.findings import gather, list_logs, make_row
 from depthmix.reproduction.launching import (
     Launcher,
     execute,
@@ -34,11 +37,13 @@ from depthmix.reproduction.launching import (
     share_devices,
 )
 from depthmix.reproduction.pages import write_findings
+from depthmix.reproduction.raw_numbers import write_scores, write_training
 from depthmix.reproduction.reproduce import Selection, plan, reproduce
 from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.trials import expand, unique_runs
 from depthmix.reproduction.worker import Assignment, check_test_sets, share_batch, work
 from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
+from evaluation_folder import write_evaluation
 
 PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")
 PAPER += tuple(f"fig{number}" for number in range(4, 9))
@@ -127,6 +132,7 @@ class TestExperiments:
             (scores + method + "untuned = true", "must hold one that tunes a model"),
             (grid + method + axis + "'run.mode.late_layers'", "must be two, for one method"),
             (curves + method, "`quantities` of own must be given"),
+            (scores + "reading.speed = [1]\n" + method, "`reading.speed` of own must be given"),
             (scores + method + "beside = ['b']", "`beside` and `recovers` must name methods"),
             (scores + method + "recovers = ['a', 'b']", "of own, and b is none"),
         ):
@@ -552,12 +558,14 @@ class TestPages:
         write_findings([found], tmp_path)
         with (tmp_path / "findings.training.csv").open(encoding="utf-8") as file:
             steps = list(csv.DictReader(file))
-        assert len(steps) == sum(2 * len(row.seeds) for row in found.rows)
+        assert {step["run"] for step in steps} == {key for row in found.rows for key in row.runs}
+        assert len(steps) == 2 * len({trial.run.key for trial in trials})
         assert "memory_gib" not in steps[0]
         for row in found.rows:
             for seed, log in zip(row.seeds, row.logs["arc_easy"], strict=True):
                 own = [s for s in steps if (s["method"], s["seed"]) == (row.label, str(seed))]
                 assert [int(step["step"]) for step in own] == [1, 2]
+                assert {step["run"] for step in own} <= set(row.runs)
                 for step, entry in zip(own, log, strict=False):
                     assert float(step["loss"]) == pytest.approx(entry["loss"], rel=1e-5)
         with (tmp_path / "findings.scores.csv").open(encoding="utf-8") as file:
@@ -581,7 +589,66 @@ class TestPages:
         text = write_findings([replace(found, rows=rows, subjects=subjects)], tmp_path).read_text()
         assert "ARC-Easy, BoolQ (9 records, 3 steps each), TruthfulQA" in text
         assert "tuned on Alpaca (8 records, 2 steps); 6 training runs" in text
-        assert "depart from the paper's: Alpaca is 4,900 records" in text
+        assert "depart from the paper's" not in text  # invented records
+        found = replace(found, scale="small", rows=rows, subjects=("truthfulqa", "mmlu_stem"))
+        text = write_findings([found], tmp_path).read_text()
+        assert text.count("Alpaca is 4,900 records") == 1
+        assert "; TruthfulQA is all 817 questions" in text
+
+    def test_a_run_that_rows_and_subjects_share_is_logged_once(self, finished, tmp_path):
+        experiment, trials = finished.trials["fig6"]
+        shared = [replace(trial, subject="boolq", method="another") for trial in trials]
+        rows = [trial for trial in trials if trial.method == trials[0].method]
+        (found,) = gather(experiment, "toy", rows, finished.workspace)
+        write_training(tmp_path / "one.csv", found.logs)
+        both = [*rows, *(s for s in shared if s.run.key in {r.run.key for r in rows})]
+        logs = list(list_logs(both, finished.workspace))
+        assert len(logs) == len(found.logs) == 2
+        assert logs[0].methods == (trials[0].method, "another")
+        assert logs[0].subjects == ("arc_easy", "boolq")
+        assert make_row(
+            [*rows, *(replace(r, subject="boolq") for r in rows)], finished.workspace
+        ).records.keys() == {"arc_easy", "boolq"}
+        # One that logs less, and later, leaves cells empty.
+        less = replace(logs[1], entries=({"step": 7, "loss": 1.0}, {"train_loss": 1.0}))
+        write_training(tmp_path / "two.csv", [logs[0], less])
+        with (tmp_path / "two.csv").open(encoding="utf-8") as file:
+            *_, last = csv.DictReader(file)
+        assert (last["step"], last["loss"], last["grad_norm"]) == ("7", "1", "")
+        assert last["method"] == f"{trials[0].method}; another"
+
+    def test_items_without_a_rating_are_left_empty(self, tmp_path):
+        rated, unrated = ("chat", "a" * 64, 0), ("chat", "a" * 64, 1)
+        task = TaskOutcomes(metric="score,none", scores={rated: 0.7}, unrated=frozenset([unrated]))
+        other = TaskOutcomes(metric="acc,none", scores={("more", "b" * 64, 0): 1.0})
+        one = load_outcomes(write_evaluation(tmp_path / "e", {"arc": [1]}, seed=3))
+        tuned, more = (
+            replace(one, adapter="x", tasks={"chat": task}),
+            replace(one, adapter="y", tasks={"more": other}),
+        )
+        before = replace(one, adapter=None, tasks={"chat": task, "more": other})
+        write_scores(tmp_path / "scores.csv", {"MoDE": [tuned, more], "pretrained": [before]})
+        assert (tmp_path / "scores.csv").read_text() == (
+            'task,item,"MoDE, seed 3",pretrained\n'
+            "chat,aaaaaaaaaaaa,0.7,0.7\nchat,aaaaaaaaaaaa-1,,\nmore,bbbbbbbbbbbb,1,1\n"
+        )
+
+    def test_speed_is_drawn_and_laid_out_for_what_was_timed(self, finished, tmp_path):
+        experiment, trials = finished.trials["fig6"]
+        experiment = replace(experiment, shows="speed", reading={"speed": [1]})
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        speeds = [
+            GenerationSpeed(top_k=1, tokens_per_second=t, layers_per_token=7.5, speedup=t / 10)
+            for t in (11.0, 14.0)
+        ]
+        first, *others = found.rows
+        found = replace(found, rows=(replace(first, speeds=tuple(speeds)), *others))
+        text = write_findings([found], tmp_path).read_text("utf-8")
+        cells = ("7.50 (7.50 to 7.50)", "12.50 (11.00 to 14.00)", "1.25 (1.10 to 1.40)")
+        assert rf"| LoRA\_¬K + MoDE | {' | '.join(cells)} |" in text
+        assert text.count(" to 14.00)") == 1
+        (one,) = make_trade_offs(found, found.comparison.rows[-1])
+        assert one.speedups == (1.1, 1.4)
 
     def test_a_page_says_what_departs_from_the_paper(self, finished, tmp_path):
         (page, _) = reproduce(finished, results=tmp_path)
@@ -677,8 +744,8 @@ class TestPlanning:
 
         assert cost("mmlu_stem", limit=10) == 18 * cost("arc_easy", limit=10)  # of each part
         assert cost("mmlu_stem", limit=10, num_fewshot=5) == 6 * cost("mmlu_stem", limit=10)
-        assert cost("hellaswag", limit=5000) == 1000 / 817 * cost("truthfulqa")
         assert cost("arc_easy", "boolq", limit=7) == 14 / 817 * cost("truthfulqa")
+        assert cost("alpaca") == cost("of my own") == 1000 / 817 * cost("truthfulqa")  # no test set
 
     def test_layers_of_the_toy_model_need_no_file(self):
         assert count_layers("toy") == 8

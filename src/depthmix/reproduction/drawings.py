@@ -107,7 +107,7 @@ def make_trade_offs(findings: Findings, task: TaskComparison) -> list[TradeOff]:
         task: One of its tasks, or their average.
 
     Returns:
-        One setting for each row.
+        One setting for each row that was timed.
     """
     return [
         TradeOff(
@@ -118,6 +118,7 @@ def make_trade_offs(findings: Findings, task: TaskComparison) -> list[TradeOff]:
             speedups=tuple(speed.speedup for speed in row.speeds),
         )
         for row, score in zip(findings.rows, task.scores, strict=True)
+        if row.speeds
     ]
 
 

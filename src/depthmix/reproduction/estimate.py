@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from depthmix.data.catalog import CATALOG, describe
+from depthmix.data.catalog import CATALOG, is_at_hand
 from depthmix.models import resolve_model
 from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.workspace import Workspace, read_seconds
@@ -111,11 +111,14 @@ def count_reading(workspace: Workspace, run: Run, reading: Reading) -> float:
 
 def _count_items(task: str | None, limit: int | None) -> int:
     """Count the items of a benchmark, whose limit holds for each of its parts."""
-    if task not in CATALOG:
+    data = CATALOG.get(task or "")
+    test = None if data is None else data.splits.get(data.aliases.get("test", "test"))
+    if data is None or test is None:
         return limit or ITEMS_UNKNOWN
-    data = describe(task)
     num_parts = len(data.hub.configs) if data.hub is not None else 1
-    num_items = data.splits[data.aliases.get("test", "test")].records
+    num_items = test.records
+    if test.hub_records is not None and not is_at_hand(data.name):
+        num_items = test.hub_records
     return num_items if limit is None else min(limit * num_parts, num_items)
 
 

@@ -44,8 +44,8 @@ class Subject:
     reading: Mapping[str, Any] = field(default_factory=dict)
     """How these tests are taken, where that differs from the scale's way."""
 
-    departure: str = ""
-    """In what the data are not the paper's, at any scale."""
+    departures: tuple[str, ...] = ()
+    """In what the data are not the paper's, but for a test of the machinery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +173,10 @@ class Experiment:
             )
         if bool(self.quantities) != (self.shows == "curves"):
             raise ValueError(f"`quantities` of {self.name} must be given for curves, and only so.")
+        if bool(self.reading.get("speed")) != (self.shows == "speed"):
+            raise ValueError(
+                f"`reading.speed` of {self.name} must be given to show speed, and only so."
+            )
 
 
 def list_experiments() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -14,6 +14,7 @@ from depthmix.comparison.methods import read_methods
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.recovery import Gap
 from depthmix.comparison.scores import Comparison
+from depthmix.evaluation.folder import RESULTS_NAME as EVALUATION_NAME
 from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.evaluation.statistics import PairedDifference, holm
 from depthmix.reproduction.departures import Departure, list_departures
@@ -59,6 +60,26 @@ class Row:
 
     speeds: tuple[GenerationSpeed, ...]
     """Timed generation under this row's Top-K, one for each seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLog:
+    """What one training run logged, and where it stands in the experiment."""
+
+    run: str
+    """Its key."""
+
+    methods: tuple[str, ...]
+    """Labels of the rows that it is read for."""
+
+    subjects: tuple[str, ...]
+    """Subjects that it is tuned for."""
+
+    seed: int
+    """Of training."""
+
+    entries: tuple[Mapping[str, Any], ...]
+    """The trainer's log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +133,9 @@ class Findings:
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Versions of the packages that trained and evaluated, by name."""
 
+    logs: tuple[RunLog, ...] = ()
+    """What each training run logged."""
+
     outcomes: Mapping[str, Sequence[Outcomes]] = field(default_factory=dict)
     """The evaluations of each row, with every item's score."""
 
@@ -144,11 +168,12 @@ def gather(
                 scale=scale,
                 model=model,
                 subjects=tuple(dict.fromkeys(trial.subject for trial in own)),
-                rows=tuple(_make_row(rows, workspace) for rows in by_label.values()),
+                rows=tuple(make_row(rows, workspace) for rows in by_label.values()),
                 comparison=compare_outcomes(outcomes, gaps=_list_gaps(experiment, firsts)),
                 contrasts=_contrast(experiment, firsts, outcomes),
                 departures=list_departures(experiment, own, count_layers=count_layers),
                 versions=_list_versions(own, workspace),
+                logs=tuple(list_logs(own, workspace)),
                 outcomes=outcomes,
             )
         )
@@ -206,17 +231,28 @@ def _name_folders(label: str, trials: Sequence[Trial], workspace: Workspace) -> 
     return f"{label}={','.join(dict.fromkeys(map(str, folders)))}"
 
 
-def _make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
-    """Collect the facts of one method's runs."""
-    tuned = {trial.run.key: trial for trial in trials if not trial.run.untuned}
+def make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
+    """Collect the facts of one method's runs.
+
+    Args:
+        trials: Of one model, with one label.
+        workspace: Where the runs are.
+
+    Returns:
+        The row, of all its subjects and seeds.
+    """
+    # Subjects may share a run, but not a place in what is said of them.
+    placed = [trial for trial in trials if not trial.run.untuned]
+    tuned = {trial.run.key: trial for trial in placed}
     results = {
         key: _read(workspace.run_folder(trial.run) / RESULTS_NAME) for key, trial in tuned.items()
     }
     logs: dict[str, list[tuple[Mapping[str, Any], ...]]] = {}
     records: dict[str, int] = {}
-    for key, trial in tuned.items():
-        logs.setdefault(trial.subject, []).append(tuple(results[key]["log_history"]))
-        records[trial.subject] = results[key]["data"]["used"]
+    for trial in placed:
+        result = results[trial.run.key]
+        logs.setdefault(trial.subject, []).append(tuple(result["log_history"]))
+        records[trial.subject] = result["data"]["used"]
     first = next(iter(results.values()), None)
     prefix = "routing_weight/layer_"
     named = {name for log in logs.values() for entry in log[0] for name in entry}
@@ -242,19 +278,39 @@ def _make_row(trials: Sequence[Trial], workspace: Workspace) -> Row:
     )
 
 
+def list_logs(trials: Sequence[Trial], workspace: Workspace) -> Iterator[RunLog]:
+    """Read what each run logged, once for all rows and subjects that share it.
+
+    Args:
+        trials: Of one model; their runs must be finished.
+        workspace: Where the runs are.
+
+    Yields:
+        One log for each training run.
+    """
+    tuned: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if not trial.run.untuned:
+            tuned.setdefault(trial.run.key, []).append(trial)
+    for key, places in tuned.items():
+        entries = _read(workspace.run_folder(places[0].run) / RESULTS_NAME)["log_history"]
+        yield RunLog(
+            run=key,
+            methods=tuple(dict.fromkeys(trial.label for trial in places)),
+            subjects=tuple(dict.fromkeys(trial.subject for trial in places)),
+            seed=places[0].seed,
+            entries=tuple(entries),
+        )
+
+
 def _list_versions(trials: Sequence[Trial], workspace: Workspace) -> dict[str, tuple[str, ...]]:
     """List the packages that runs and their evaluations name, with each version once."""
-    named = [
-        _read(workspace.reading_folder(trial.run, trial.reading) / RESULTS_NAME)["depthmix"].get(
-            "packages", {}
-        )
-        for trial in trials
-    ]
-    named += [
-        _read(workspace.run_folder(trial.run) / RESULTS_NAME)["versions"]
-        for trial in trials
-        if not trial.run.untuned
-    ]
+    named = []
+    for trial in trials:
+        reading = workspace.reading_folder(trial.run, trial.reading)
+        named.append(_read(reading / EVALUATION_NAME)["depthmix"].get("packages", {}))
+        if not trial.run.untuned:
+            named.append(_read(workspace.run_folder(trial.run) / RESULTS_NAME)["versions"])
     names = dict.fromkeys(name for one in named for name in one)
     return {name: tuple(sorted({one[name] for one in named if name in one})) for name in names}
 

@@ -22,6 +22,7 @@ from depthmix.reproduction.drawings import draw, make_grid
 from depthmix.reproduction.experiment import load_scale, load_subjects
 from depthmix.reproduction.findings import Contrast, Findings, Row, subject_title
 from depthmix.reproduction.raw_numbers import write_scores, write_training
+from depthmix.reproduction.runs import TOY
 from depthmix.reproduction.trials import Trial
 
 MOST_OVERLAPS = 4
@@ -55,7 +56,7 @@ def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
         save_figure(draw(one), folder / f"{stem}.svg")
         text = json.dumps(to_jsonable_python(describe(one)), indent=1, ensure_ascii=False)
         (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
-        write_training(folder / f"{stem}.training.csv", one.rows)
+        write_training(folder / f"{stem}.training.csv", one.logs)
         write_scores(folder / f"{stem}.scores.csv", one.outcomes)
         parts += [*_section(one, stem), ""]
     page = folder / PAGE_NAME
@@ -100,8 +101,8 @@ def describe(findings: Findings) -> dict[str, Any]:
         items' scores are left to `write_training` and `write_scores`.
     """
     rows = tuple(replace(row, logs={}) for row in findings.rows)
-    content: dict[str, Any] = asdict(replace(findings, rows=rows, outcomes={}))
-    del content["outcomes"]
+    content: dict[str, Any] = asdict(replace(findings, rows=rows, logs=(), outcomes={}))
+    del content["logs"], content["outcomes"]
     for row in content["rows"]:
         del row["logs"]
     for method in content["comparison"]["methods"]:
@@ -149,9 +150,10 @@ def _section(findings: Findings, stem: str) -> Iterator[str]:
     if findings.departures:
         yield from _departure_table(findings.departures)
         yield ""
-    notes = dict.fromkeys(load_subjects()[name].departure for name in findings.subjects)
-    if named := [note for note in notes if note]:
-        yield f"The data depart from the paper's: {'; '.join(named)}."
+    subjects = (load_subjects()[name] for name in findings.subjects)
+    notes = dict.fromkeys(note for subject in subjects for note in subject.departures)
+    if notes and findings.scale != TOY:
+        yield f"The data depart from the paper's: {'; '.join(notes)}."
         yield ""
     if findings.experiment.shows == "grid":
         for task in findings.comparison.tasks:
@@ -262,6 +264,8 @@ def _speed_table(findings: Findings) -> Iterator[str]:
     yield "| method | layers per token | tokens/s | over dense |"
     yield "|---|---:|---:|---:|"
     for row in findings.rows:
+        if not row.speeds:
+            continue
         cells = []
         for name in ("layers_per_token", "tokens_per_second", "speedup"):
             values = [getattr(speed, name) for speed in row.speeds]

@@ -9,33 +9,31 @@ from typing import Any
 
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.samples import Item
-from depthmix.reproduction.findings import Row
+from depthmix.reproduction.findings import RunLog
 
-TIMED = ("epoch", "tokens_per_second", "memory_gib")
-"""What a log holds that is no result of a training."""
+LEFT_OUT = ("epoch", "tokens_per_second", "memory_gib")
+"""What a log holds that is no result of a training, or that its steps say."""
 
 ITEM_DIGITS = 12
 """Of the hash that names an item."""
 
 
-def write_training(path: Path, rows: Sequence[Row]) -> None:
-    """Write what each run logged, one line for each logged step, to six digits.
+def write_training(path: Path, logs: Sequence[RunLog]) -> None:
+    """Write what each run logged of its steps, one line for each, to six digits.
 
     Args:
         path: File that is replaced.
-        rows: Methods with their logs. A quantity that a run does not log is left empty.
+        logs: Of all runs. A quantity that a run does not log is left empty; what the trainer logs
+            besides losses, such as its summary, is left out.
     """
-    logged: list[tuple[dict[str, Any], Mapping[str, Any]]] = [
-        ({"method": row.label, "subject": subject, "seed": seed}, entry)
-        for row in rows
-        for subject, logs in row.logs.items()
-        for seed, log in zip(row.seeds, logs, strict=True)
-        for entry in log
-        if "loss" in entry
-    ]
-    names = dict.fromkeys(name for _, entry in logged for name in entry if name not in TIMED)
-    columns = ["method", "subject", "seed", *dict.fromkeys(["step", *names])]
-    _write(path, columns, ({**whose, **entry} for whose, entry in logged))
+    logged: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
+    for log in logs:
+        place = {"run": log.run, "method": "; ".join(log.methods)}
+        place |= {"subject": "; ".join(log.subjects), "seed": str(log.seed)}
+        logged += [(place, entry) for entry in log.entries if "loss" in entry]
+    names = dict.fromkeys(name for _, entry in logged for name in entry if name not in LEFT_OUT)
+    columns = ["run", "method", "subject", "seed", *dict.fromkeys(["step", *names])]
+    _write(path, columns, ({**place, **entry} for place, entry in logged))
 
 
 def write_scores(path: Path, outcomes: Mapping[str, Sequence[Outcomes]]) -> None:
@@ -56,8 +54,8 @@ def write_scores(path: Path, outcomes: Mapping[str, Sequence[Outcomes]]) -> None
             column = label if run.adapter is None else f"{label}, seed {run.seed}"
             columns[column] = None
             for task in run.tasks.values():
-                for item, score in task.scores.items():
-                    lines.setdefault(item, _name(item))[column] = score
+                for item in (*task.scores, *task.unrated):
+                    lines.setdefault(item, _name(item))[column] = task.scores.get(item, "")
     _write(path, ["task", "item", *columns], (lines[item] for item in sorted(lines)))
 
 
