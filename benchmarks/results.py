@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from depthmix.versions import find_commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,13 +34,12 @@ def parse_arguments(description: str, name: str, **paths: str) -> argparse.Names
 def write_results(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     """Write results with what made them, and print the ratios."""
     size = "quick" if arguments.quick else "toy" if arguments.toy else "full"
-    changed = "+" if _git("status", "--porcelain") else ""
     run = {
         "command": " ".join(["python", *sys.argv]),
         "size": size,
         "device": _device(),
         "threads": arguments.threads,
-        "commit": _git("rev-parse", "--short=9", "HEAD") + changed,
+        "commit": find_commit(Path(__file__)),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -72,9 +72,3 @@ def _device() -> str:
     model = described.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
     fast = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in described]
     return f"{model or platform.machine()}, {fast[0] if fast else 'no'} matrix instructions"
-
-
-def _git(*arguments: str) -> str:
-    """Ask git; empty where there is no repository."""
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return answer.stdout.strip()

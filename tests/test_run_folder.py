@@ -27,6 +27,7 @@ def result(tmp_path):
         after=replace(before, correct=(True, True), measures={"acc": 1.0, "nll": 0.25}),
         choice=None,
         num_devices=2,
+        versions={"depthmix": "0.1.0", "commit": "0123abcde"},
     )  # fmt: skip
 
 

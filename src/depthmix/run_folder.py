@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,6 @@ from depthmix.evaluation.scoring import Evaluation
 from depthmix.layer_choice import LayerChoice
 from depthmix.ledger import Ledger
 from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME
-
-REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
-"""Packages whose versions stand in the results."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,9 @@ class TrainResult:
 
     num_devices: int = 1
     """Devices among which batches were divided; each took the configuration's batch."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the packages that trained, and the commit of a checkout, as the run began."""
 
 
 def find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:
@@ -135,7 +134,7 @@ def save_result(result: TrainResult) -> Path:
         **({} if result.choice is None else {"layer_choice": asdict(result.choice)}),
         "ledger": asdict(result.ledger),
         "log_history": result.log_history,
-        "versions": {name: version(name) for name in REPORTED_PACKAGES},
+        "versions": dict(result.versions),
     }
     path = result.output_dir / RESULTS_NAME
     draft = path.with_suffix(".tmp")  # the file says that the run is finished, so it must be whole
@@ -176,6 +175,7 @@ def load_result(folder: Path) -> TrainResult:
             after=_to_evaluation(content.get("after")),
             choice=None if choice is None else TypeAdapter(LayerChoice).validate_python(choice),
             num_devices=content.get("num_devices", 1),
+            versions=content.get("versions", {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error

@@ -30,6 +30,10 @@ from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import DataSection, EvaluationSection, RunConfig, save_run_config
 from depthmix.run_folder import TrainResult, find_checkpoint, removed_if_refused, save_result
 from depthmix.trainers import MoDESFTTrainer
+from depthmix.versions import list_versions
+
+REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
+"""Packages whose versions stand in the results."""
 
 
 def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> TrainResult:
@@ -49,7 +53,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         FloatingPointError: If the loss or a gradient is not finite; the last checkpoint is kept.
         RuntimeError: If the template needs lm-eval, which is not installed.
     """
-    started = time.monotonic()
+    started, versions = time.monotonic(), list_versions(REPORTED_PACKAGES)
     if config.model.adapter is not None:
         raise ValueError(
             "`model.adapter` must be left out in training, which makes a new adapter; go on with "
@@ -162,6 +166,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         num_devices=trainer.accelerator.num_processes
         // trainer.get_tp_size()
         * max(trainer.args.n_gpu, 1),
+        versions=versions,
     )
     if is_main:
         save_result(result)

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
 from depthmix.models import find_base, find_models, load_model, load_tokenizer
 from depthmix.readout import reading_out
 from depthmix.run_config import ModelSection
+from depthmix.versions import list_versions
 
 POOLED = ("mmlu_stem",)
 """Data sets whose tasks are parts of one test, counted together."""
@@ -66,6 +66,7 @@ def evaluate(
         FileExistsError: If the folder holds something else.
         RuntimeError: If lm-eval is not installed.
     """
+    versions = list_versions(REPORTED_PACKAGES)
     configs = dict(prepare_tasks(plan, section))
     settings = describe_model(section)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
@@ -101,7 +102,7 @@ def evaluate(
                     task: find_intervals(samples, highest=highest)
                     for task, samples in outcome["samples"].items()
                 },
-                "packages": {package: version(package) for package in REPORTED_PACKAGES},
+                "packages": versions,
                 "seconds": time.monotonic() - started,
             }
             folder.add(name, outcome, facts)
