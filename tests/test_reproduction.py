@@ -28,7 +28,7 @@ from depthmix.reproduction.experiment import (
     load_subjects,
     merge,
 )
-from depthmix.reproduction.findings import gather, list_logs, make_row
+from depthmix.reproduction.gathering import gather, list_logs, make_row
 from depthmix.reproduction.launching import (
     Launcher,
     execute,

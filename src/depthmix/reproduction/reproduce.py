@@ -18,7 +18,7 @@ from depthmix.reproduction.experiment import (
     load_experiment,
     load_subjects,
 )
-from depthmix.reproduction.findings import gather
+from depthmix.reproduction.gathering import gather
 from depthmix.reproduction.launching import Launcher, launch, plan_assignments
 from depthmix.reproduction.pages import check_page, write_findings
 from depthmix.reproduction.runs import TOY
