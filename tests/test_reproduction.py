@@ -296,7 +296,7 @@ class TestDepartures:
             ("group_by_length",),
             (SFTConfig.__dataclass_fields__["train_sampling_strategy"].default,),
         )
-        assert by_setting["run.data.limit"] == ((768,), (None,))
+        assert by_setting["run.data.limit"] == ((320,), (None,))
         assert by_setting["run.data.template"] == (("lm-eval",), ("alpaca",))
         assert by_setting["run.model.dtype"] == (("float32",), ("bfloat16",))
         assert by_setting["reading.protocol"] == (("default",), ("llm-adapters",))
