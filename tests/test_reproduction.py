@@ -852,6 +852,11 @@ class TestLaunching:
         assert calls[0][-1] == str(path)
         assert [run.key for run, _ in Assignment.load(path).runs] == [assignment.runs[0][0].key]
 
+    def test_a_refused_job_says_why(self, cluster):
+        (cluster / "sbatch").write_text("#!/bin/sh\necho no such resource >&2\nexit 1\n")
+        with pytest.raises(RuntimeError, match=r"saying 'no such resource'.*gpus-per-node 0"):
+            list(launch([Assignment(root=cluster, runs=[])], Launcher(kind="slurm")))
+
     def test_options_that_submitit_does_not_know_are_refused(self, cluster):
         for options in ({"slurm-partitoin": "gpu"}, {"queue": "gpu"}, {"mem-gb": "much"}):
             with pytest.raises(ValueError, match="`slurm` must hold parameters"):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import submitit
 import torch
+from submitit.core.utils import FailedJobError
 from submitit.helpers import DelayedSubmission
 
 from depthmix.options import underscored
@@ -74,7 +75,8 @@ def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[As
         they are only submitted.
 
     Raises:
-        RuntimeError: If a process has failed, after all the others are done; names its log.
+        RuntimeError: If a process has failed, after all the others are done, and names its log; or
+            if a cluster refuses a job.
         ValueError: If submitit knows no such option, or there are fewer GPUs than processes.
     """
     if not assignments:
@@ -90,7 +92,13 @@ def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[As
             task = Task(
                 assignment=assignment, num_processes=launcher.num_processes, devices=devices
             )
-            job = executor.submit(task)
+            try:
+                job = executor.submit(task)
+            except FailedJobError as error:  # what sbatch has said
+                raise RuntimeError(
+                    f"The cluster refuses the job, saying '{error}'; `slurm` sets its options, "
+                    "such as `--slurm.gpus-per-node 0` where there are no GPUs."
+                ) from error
             running.append((job, assignment, slot))
         if launcher.kind != "local":
             return
