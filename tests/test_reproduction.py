@@ -165,6 +165,25 @@ class TestExperiments:
             assert trial.run.settings["data"]["template"] == "alpaca"
             assert trial.reading.mt_bench == {"template": "alpaca"}
 
+    def test_options_of_a_benchmark_are_for_subjects_that_take_it(self, tmp_path):
+        path = tmp_path / "both.toml"
+        path.write_text(
+            'title = "Both"\nshows = "scores"\nsubjects = ["mt_bench", "truthfulqa_judged"]\n'
+            "claims = []\nreading.mt_bench.max_new_tokens = 8\n"
+            '[[methods]]\nname = "LoRA_all + MoDE"\n'
+        )
+        options = {trial.subject: trial.reading.mt_bench for trial in trials_of(str(path))}
+        assert options == {"mt_bench": {"max_new_tokens": 8}, "truthfulqa_judged": None}
+
+    def test_both_ways_to_ask_truthfulqa_share_their_runs(self):
+        for scale in ("paper", "small"):
+            judged = {trial.run.key for trial in trials_of("table2_truthfulqa", scale)}
+            assert judged == {
+                trial.run.key
+                for trial in trials_of("table2_general", scale)
+                if trial.subject == "truthfulqa"
+            }
+
     def test_subjects_say_how_their_tests_are_taken(self, tmp_path):
         trials = trials_of("table2_general", "paper", models=["one"])
         shots = {trial.subject: trial.reading.num_fewshot for trial in trials}
@@ -587,8 +606,8 @@ class TestPages:
         rows = tuple(replace(row, **sizes) for row in found.rows)
         subjects = ("arc_easy", "boolq", "truthfulqa")
         text = write_findings([replace(found, rows=rows, subjects=subjects)], tmp_path).read_text()
-        assert "ARC-Easy, BoolQ (9 records, 3 steps each), TruthfulQA" in text
-        assert "tuned on Alpaca (8 records, 2 steps); 6 training runs" in text
+        assert "Tuned on ARC-Easy, BoolQ (9 records, 3 steps each), Alpaca" in text
+        assert "Alpaca for TruthfulQA (8 records, 2 steps); 6 training runs" in text
         assert "depart from the paper's" not in text  # invented records
         found = replace(found, scale="small", rows=rows, subjects=("truthfulqa", "mmlu_stem"))
         text = write_findings([found], tmp_path).read_text()

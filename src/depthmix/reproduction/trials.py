@@ -134,6 +134,8 @@ def expand(
             if scale == TOY:
                 for name in _OF_BENCHMARKS:
                     settings["reading"].pop(name, None)
+            if "mt_bench" not in settings["reading"].get("tasks", ()):
+                settings["reading"].pop("mt_bench", None)  # another subject's
             settings = _resolve_layers(settings, lambda model=model: count_layers(model))
             reading = build_section("reading", settings["reading"], Reading)
             if judge is not None and reading.is_judged:
@@ -159,7 +161,7 @@ def expand(
     )
 
 
-_OF_BENCHMARKS = ("tasks", "protocol", "num_fewshot", "mt_bench")
+_OF_BENCHMARKS = ("tasks", "protocol", "num_fewshot")
 """How a reading asks benchmarks, which invented records are not."""
 
 _TOY_METRICS = {"choices": "choices", "numbers": "exact_match"}
