@@ -84,6 +84,11 @@ class TestExperiments:
         assert mode["training"]["learning_rate"] == 3e-4
         assert mode["training"]["num_train_epochs"] == 2
 
+    def test_models_on_the_hub_are_pinned(self):
+        for name in list_experiments():
+            for trial in trials_of(name, "paper"):
+                assert len(trial.run.settings["model"]["revision"]) == 40
+
     def test_the_number_of_runs_is_that_of_the_paper(self):
         tables = trials_of("table2", "paper")
         models, subjects, tuned, seeds = 2, 5, 4, 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +13,13 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MoDEConfig
-from depthmix.run_config import load_run_config
+from depthmix.models import find_base, load_model
+from depthmix.run_config import ModelSection, load_run_config
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer
 from models import random_ids, randomise, tiny_model
 from references import reference_step
@@ -419,7 +421,7 @@ def test_golden_run(tmp_path):
     assert losses == pytest.approx(GOLDEN_LOSSES, abs=1e-4)
 
 
-def run_on(data, checkpoint, output_dir):
+def run_on(data, checkpoint, output_dir, *, revision=None, mode=None):
     """Train two steps on a named data set; give the prepared records as text, and the result."""
     prepared = []
     training = importlib.import_module("depthmix.training")
@@ -433,9 +435,9 @@ def run_on(data, checkpoint, output_dir):
     config = load_run_config(
         None,
         {
-            "model": {"name": str(checkpoint)},
+            "model": {"name": str(checkpoint), "revision": revision},
             "data": {"train": data},
-            "mode": {"late_layers": 2, "target_modules": ["q_proj"]},
+            "mode": {"late_layers": 2, "target_modules": ["q_proj"], **(mode or {})},
             "training": {
                 "output_dir": str(output_dir),
                 "max_steps": 2,
@@ -492,3 +494,25 @@ def test_only_the_main_process_warns_of_leaks(is_main, small_data, tmp_path, mon
         run_on("arc_easy", save_checkpoint(tmp_path / "base"), tmp_path / "out")
     texts = [str(warning.message) for warning in caught]
     assert any("ask a question of a test set (1 arc_easy" in text for text in texts) == is_main
+
+
+def test_a_run_knows_which_revision_is_under_its_adapter(small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
+    base, run = save_checkpoint(tmp_path / "base"), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"`mode.revision` must be left out, got 'v2'"):
+        run_on("arc_easy", base, run, revision="v1", mode={"revision": "v2"})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".* training records ask a question of a test set")
+        run_on("arc_easy", base, run, revision="v1")
+    assert MoDEConfig.from_pretrained(run).revision == "v1"
+    section = ModelSection(name=str(run))
+    assert find_base(section) == ModelSection(name=str(base), adapter=str(run), revision="v1")
+    assert find_base(replace(section, revision="v2")).revision == "v2"
+    asked = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        "depthmix.models.AutoModelForCausalLM.from_pretrained",
+        lambda *names, **options: asked.append(options["revision"]) or load(*names, **options),
+    )
+    load_model(section)
+    assert asked == ["v1"]

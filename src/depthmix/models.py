@@ -148,14 +148,16 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def find_base(section: ModelSection) -> ModelSection:
     """Name the base model of a section whose `name` is the folder of an adapter.
 
-    The adapter's file names its base by the place where it lay during training. If the adapter
-    moved to another machine, the run's settings saved beside it may know a name that works there.
+    The adapter's file names its base by the place where it lay during training, and its revision
+    on the hub, which the section may override. If the adapter moved to another machine, the run's
+    settings saved beside it may know a name that works there.
 
     Args:
         section: Any section.
 
     Returns:
-        The same section if `name` is a model; otherwise the base model's name with this adapter.
+        The same section if `name` is a model; otherwise the base model's name and revision with
+        this adapter.
 
     Raises:
         ValueError: If the adapter is damaged, or another one is given as well.
@@ -168,14 +170,17 @@ def find_base(section: ModelSection) -> ModelSection:
             f"`model.name` must be a base model where `model.adapter` is given, and {folder} "
             "is an adapter itself; leave one of them out."
         )
-    names = [check_adapter(folder)["base_model_name_or_path"]]
+    settings = check_adapter(folder)
+    revision = section.revision or settings.get("revision")
+    section = replace(section, adapter=str(folder), revision=revision)
+    names = [settings["base_model_name_or_path"]]
     if (folder / RUN_CONFIG_NAME).is_file():
         names.append(json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))["model"]["name"])
     for name in names:
         with contextlib.suppress(OSError, ValueError):
             if resolve_model(name).is_local:
-                return replace(section, name=name, adapter=str(folder))
-    return replace(section, name=names[-1], adapter=str(folder))
+                return replace(section, name=name)
+    return replace(section, name=names[-1])
 
 
 def find_models(section: ModelSection) -> list[ModelSection]:

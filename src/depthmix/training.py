@@ -63,6 +63,11 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         raise ValueError(
             "`training` must hold `output_dir`, the folder of the run; `load_run_config` fills it."
         )
+    if config.mode.get("revision") not in (None, config.model.revision):
+        raise ValueError(
+            f"`mode.revision` must be left out, got {config.mode['revision']!r}: it is that of the "
+            "model under the adapter, which `model.revision` names."
+        )
     output_dir = Path(config.training["output_dir"])
     checkpoint = find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model)
@@ -92,6 +97,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         )
     arguments = _training_arguments(config, output_dir)
     mode, choice = MoDEConfig(**config.mode), None
+    mode.revision = config.model.revision  # says beside the adapter which weights are under it
     if mode.late_layers == "auto":
         choice = choose_on_records(
             model.to(arguments.device),  # pyrefly: ignore[bad-argument-type]

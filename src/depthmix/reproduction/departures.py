@@ -15,6 +15,7 @@ from depthmix.reproduction.trials import Trial, expand
 
 NO_RESULT = (
     "run.model.name",
+    "run.model.revision",
     "run.training.seed",
     "run.training.logging_steps",
     "run.training.save_strategy",

@@ -58,6 +58,9 @@ class ScaleSettings:
     seeds: tuple[int, ...]
     """Training seeds."""
 
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Commits on the hub of models that are there."""
+
     run: Mapping[str, Any] = field(default_factory=dict)
     """Sections of a run's settings."""
 

@@ -114,11 +114,12 @@ def expand(
     ):
         subject = known[subject_name]
         toy = f"{TOY}:{subject.toy}"
+        pin = {"revision": common.revisions[model]} if model in common.revisions else {}
         base = {
             "run": merge(
                 common.run,
                 {
-                    "model": {"name": model},
+                    "model": {"name": model, **pin},
                     "data": {"train": toy if scale == TOY else subject.train},
                 },
             ),
