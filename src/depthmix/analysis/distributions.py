@@ -67,6 +67,8 @@ def measure(
     likeliest = log_probs.topk(top)
     answered = log_probs[: len(targets)]
     true = answered.gather(1, targets[:, None])
+    # A CPU sums truth values as floats several times faster, and exactly up to 2^24 of them.
+    above = torch.gt(answered, true, out=torch.empty_like(answered)).sum(-1)
     if predicted is final:
         kl = torch.zeros_like(predicted.negentropy)
     else:
@@ -78,7 +80,7 @@ def measure(
         "kl_to_final": kl.clamp_min(0),
         "loss": -true[:, 0],
         "probability": true[:, 0].exp(),
-        "rank": (answered > true).sum(-1, dtype=torch.int32) + 1,
+        "rank": above.int() + 1,
     }
 
 
@@ -113,4 +115,4 @@ def _inner(
     left: Float[Tensor, "tokens vocab"], right: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
     """Sum the products over the vocabulary, without a tensor of products."""
-    return torch.einsum("tv,tv->t", left, right)
+    return torch.linalg.vecdot(left, right)
