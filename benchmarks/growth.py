@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from depthmix.analysis.style import INK, STYLE
+from depthmix.analysis.style import STYLE
 
 
 def growth_figure(results: dict[str, Any]) -> Figure:
@@ -20,8 +20,7 @@ def growth_figure(results: dict[str, Any]) -> Figure:
         "ce_fused": ("cross-entropy, fused", "#d9730d", "-"),
         "ce_products": ("its head products alone", "#d9730d", ":"),
     }
-    ink = {name: value for name, value in STYLE.items() if INK not in str(value)}
-    with rc_context({**ink, "figure.facecolor": "white", "axes.facecolor": "white"}):
+    with rc_context(STYLE):
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots(2, 3, sharex="col", sharey="row")
         for column, (field, label) in enumerate(axes_of.items()):

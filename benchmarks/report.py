@@ -13,6 +13,8 @@ from typing import Any
 
 from growth import growth_figure
 
+from depthmix.analysis.style import save_figure
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -262,7 +264,7 @@ def main() -> None:
     """Write the page and the figure."""
     PAGE.write_text(render(PAGE.read_text("utf-8")), "utf-8")
     results = json.loads((RESULTS / "loss.json").read_text("utf-8"))
-    growth_figure(results).savefig(IMAGES / "loss-growth.svg", metadata={"Date": None})
+    save_figure(growth_figure(results), IMAGES / "loss-growth.svg")
 
 
 if __name__ == "__main__":
