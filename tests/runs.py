@@ -6,7 +6,7 @@ from pathlib import Path
 from checkpoints import save_checkpoint
 from depthmix import load_run_config, train
 
-HOSTILE_QUESTION = "Is </script><b>bold</b> \u202eright to left\u202c?"
+HOSTILE_QUESTION = "Is </script><b>bold</b> \u202eright to left\u202c \"quoted\" 'so' אב 🦜 \u200b?"
 ITEMS = [
     {
         "prompt": f"Question: {HOSTILE_QUESTION if n == 0 else f'{n} + {n}?'}\nAnswer:",

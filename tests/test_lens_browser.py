@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from browser import CONTRASTS
@@ -9,6 +12,9 @@ from depthmix.analysis.lens_page import write_lens
 from test_lens import HOSTILE, hostile_lens
 
 pytestmark = pytest.mark.browser
+
+MARKUP = [text for text in HOSTILE if set(text) & set("<>\"'&")]
+"""Texts that would be markup, or end an attribute."""
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def test_hostile_texts_are_only_text(open_page):
     tokens = page.locator("#tokens .token")
     assert tokens.count() == len(HOSTILE) + 1
     shown = tokens.all_inner_texts()
-    for harmless in ("</script><script>window.harm=1</script>", "<!--", "{{ harm }}", "אב", "🦜"):
+    for harmless in (*MARKUP, "{{ harm }}", "אב", "🦜"):
         assert harmless in shown
     for text, code in (("\u202eabc", "U+202Eabc"), ("\u200b", "U+200B"), ("\x00", "U+0000")):
         assert shown[HOSTILE.index(text)] == code
@@ -41,6 +47,8 @@ def test_hostile_texts_are_only_text(open_page):
     assert page.evaluate("window.harm") is None
     assert page.locator("script").count() == 2
     assert page.locator("img").count() == 0
+    labels = [tokens.nth(i).get_attribute("aria-label") for i in range(tokens.count() - 1)]
+    assert all(label.startswith(text) for label, text in zip(labels, HOSTILE, strict=True))
     assert page.locator("#detail h3").first.inner_text().startswith("<i>m</i>")
     width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert width <= 0  # long tokens do not widen the page
@@ -64,6 +72,32 @@ def test_hover_shows_a_token_and_leaving_it_the_pinned_one(open_page):
     assert "token 2 of" in where.inner_text()
     page.locator("#tokens .token").last.click()
     assert "what comes after the text" in where.inner_text()
+
+
+def test_a_tap_shows_a_token_and_a_cell(open_page):
+    page = open_page({"m": hostile_lens()}, has_touch=True)
+    page.locator("#tokens .token").nth(4).tap()
+    assert "token 5 of" in page.locator("#detail .head").inner_text()
+    assert page.locator("#detail .readout").count() == 4
+    page.locator("tbody tr").nth(1).locator("td").nth(2).tap()
+    assert page.locator("#cell").inner_text().startswith("layer 3, in place of")
+
+
+def test_hover_describes_a_cell(open_page):
+    page = open_page({"m": hostile_lens()})
+    page.locator("tbody tr").nth(1).locator("td").nth(1).hover()
+    cell = page.locator("#cell")
+    assert cell.inner_text().startswith(f"layer 3, in place of {HOSTILE[2]}")
+    assert cell.locator("li").count() == 5
+    assert "KL to the final layer" in cell.inner_text()
+    assert page.locator("#maps th.current").inner_text() == HOSTILE[2]
+
+
+def test_weights_of_layers_that_are_not_read_out_are_told(open_page):
+    lens = hostile_lens()
+    page = open_page({"m": replace(lens, layers=lens.layers[:1])})
+    assert page.locator("#detail h4").first.inner_text() == "layer 1\nweight 25 %"
+    assert "weights: layer 2 25 %, layer 3 50 %" in page.locator("#detail h3").inner_text()
 
 
 def test_arrow_keys_walk_over_tokens_and_cells(open_page):
@@ -93,21 +127,26 @@ def test_menus_colour_by_every_quantity(open_page):
     page = open_page({"a": hostile_lens(), "b": hostile_lens(shift=1.0)}, color_scheme="dark")
     legend, third = page.locator("#tokens-legend"), page.locator("#tokens .token").nth(3)
     colors = set()
-    for quantity, low, high in (
-        ("loss", "0.00", "10.00"),
-        ("entropy", "0.00", "1.00"),
-        ("jsd", "0.00", "0.13"),
-        ("depth", "2.00", "2.42"),
-        ("routing", "0.00", "0.90"),
+    for quantity, *told in (
+        ("loss", "0.00", "10.00", "nats"),
+        ("entropy", "0.00", "1.00", "nats"),
+        ("jsd", "0.00", "0.13", "nats"),
+        ("depth", "2.00", "2.42", "layers"),
+        ("routing", "0.00", "0.90", "nats"),
     ):
         page.locator("#quantity").select_option(quantity)
-        assert legend.inner_text().split() == [low, high]
+        assert legend.inner_text().split() == told
         colors.add(background(third))
     assert len(colors) >= 3
     page.locator("#quantity").select_option("loss")
     page.locator("#baseline").select_option(label="ensemble · b")
-    assert legend.inner_text().split() == ["\N{MINUS SIGN}1.00", "+1.00"]
+    assert legend.inner_text().split() == ["\N{MINUS SIGN}1.00", "+1.00", "nats"]
     assert "loss \N{MINUS SIGN}1.00" in third.get_attribute("aria-label")
+    third.hover()
+    own, other, difference = re.findall(r"\d+\.\d\d", page.locator(".difference").inner_text())
+    assert (float(own) - float(other), difference) == (pytest.approx(-1), "1.00")
+    page.locator("#baseline").select_option("")
+    assert page.locator(".difference").count() == 0
     assert page.locator(".map").count() == 2
     cell = page.locator("td").nth(5)
     seen = set()

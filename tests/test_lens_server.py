@@ -3,7 +3,7 @@
 import socket
 import threading
 from http.client import HTTPConnection
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 
@@ -159,8 +159,10 @@ def test_the_command_says_where_and_ends_quietly(server, tmp_path, capsys, monke
 @pytest.mark.browser
 def test_a_browser_can_ask(server, browser):
     page = browser.new_page()
-    complaints = []
+    complaints, asked = [], set()
     page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
     page.goto(f"http://127.0.0.1:{server.server_port}/")
     page.locator("#text").fill("<b>1</b> + 1")
     page.get_by_role("button", name="Look").click()
@@ -168,4 +170,5 @@ def test_a_browser_can_ask(server, browser):
     assert page.locator("#tokens").inner_text().startswith("<b>1</b> + 1")
     assert page.locator("#text").input_value() == "<b>1</b> + 1"
     page.close()
+    assert asked == {f"127.0.0.1:{server.server_port}"}
     assert not [complaint for complaint in complaints if "favicon" not in complaint]

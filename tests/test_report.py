@@ -20,7 +20,7 @@ from depthmix.analysis import (
     write_report,
 )
 from depthmix.analysis.accuracies import draw_accuracies
-from depthmix.analysis.examples import Example, find_examples, read_wordings
+from depthmix.analysis.examples import Example, find_examples, first_items, read_wordings
 from depthmix.analysis.page import hash_text
 from depthmix.analysis.style import to_svg
 from depthmix.analysis.training_panels import loss_panels, optimisation_panels, routing_panels
@@ -147,6 +147,33 @@ def test_an_unmeasured_run_has_no_verdict(runs):
     page = show_report(runs / "unmeasured", lens=False).read_text("utf-8")
     assert "This run was not evaluated" in page
     assert "Wins and losses" not in page
+    page = show_report(runs / "unmeasured").read_text("utf-8")
+    assert "No text was read. There is no item to read, since the run was not evaluated" in page
+    page = show_report(runs / "unmeasured", texts=["1 + 1"]).read_text("utf-8")
+    assert "No text was read" not in page
+
+
+def test_a_run_that_parts_from_none_reads_the_first_of_its_items(runs):
+    path = runs / "mode-0" / "results.json"
+    result = json.loads(path.read_text())
+    result["before"]["correct"] = result["after"]["correct"]
+    path.write_text(json.dumps(result))
+    (verdict,) = judge_run(runs / "mode-0", [])
+    assert find_examples(verdict, verdict.rivals[0]) == ()
+    items, responses = first_items(verdict, limit=3), result["after"]["responses"]
+    assert [(e.kind, e.prompt, e.reference) for e in items] == [
+        ("item", item["prompt"], item["choices"][1]) for item in ITEMS[:3]
+    ]
+    assert [[(a.text, a.correct) for a in e.answers] for e in items] == [
+        [(responses[0], True)], [(responses[1], False)], [(responses[2], True)],
+    ]  # fmt: skip
+    page = show_report(runs / "mode-0", baselines=[]).read_text("utf-8")
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    titles = [passage["title"] for passage in json.loads(data)["passages"]]
+    assert [title[:24] for title in titles] == [
+        "item 1 · Question: Is </",
+        "item 2 · Question: 1 + 1",
+    ]
 
 
 def test_examples_are_the_items_on_which_two_models_part(runs):
@@ -322,7 +349,7 @@ def test_wins_and_losses_too_long_for_the_model_are_told(runs, monkeypatch):
 
     monkeypatch.setattr(report_page, "read_passages", refuse)
     page = show_report(runs / "mode-0").read_text("utf-8")
-    assert "The model could not read the texts. `text` must have" in page
+    assert "No text was read. `text` must have" in page
     with pytest.raises(ValueError, match="between 1 and 8 tokens"):
         show_report(runs / "mode-0", layers="3")
 

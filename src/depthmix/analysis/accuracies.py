@@ -49,7 +49,7 @@ def draw_accuracies(
         )
         for row, (value, end) in enumerate(zip(values, high, strict=True)):
             panel.annotate(
-                f"{100 * value:.0f} %",
+                f"{100 * value:.1f} %",
                 (end, row),
                 xytext=(7, 0),
                 textcoords="offset points",

@@ -38,7 +38,7 @@ class Example:
     """The task that it belongs to."""
 
     kind: str
-    """`win` if this run alone is right, `loss` if the other alone is."""
+    """`win` if this run alone is right, `loss` if the other alone is, `item` if neither is said."""
 
     prompt: str
     """What the models read."""
@@ -47,7 +47,7 @@ class Example:
     """The right answer, as text that goes on from the prompt."""
 
     answers: tuple[Answer, ...]
-    """This run's, and the other's."""
+    """This run's, and the other's if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,40 @@ def find_examples(verdict: Verdict, rival: str, *, limit: int = 3) -> tuple[Exam
             ),
         )
         for item, kind in found
+    )
+
+
+def first_items(verdict: Verdict, *, limit: int = 2) -> tuple[Example, ...]:
+    """Give the first items that a run was measured on, right or wrong.
+
+    Args:
+        verdict: The run beside its baselines, if it has any.
+        limit: Items to give at most.
+
+    Returns:
+        The items, each with this run's answer alone.
+
+    Raises:
+        ValueError: If the items' texts cannot be read any more.
+        OSError: If the data of an evaluation during training are gone, or its tokenizer.
+    """
+    ours = verdict.methods[verdict.run][0]
+    scores = {item: score for task in ours.tasks.values() for item, score in task.scores.items()}
+    items = list(scores)[:limit]
+    words = read_wordings(ours, items)
+    return tuple(
+        Example(
+            task=item[0],
+            kind="item",
+            prompt=words[item].prompt,
+            reference=words[item].reference,
+            answers=(
+                Answer(
+                    method=verdict.run, text=words[item].response, correct=bool(scores[item] == 1)
+                ),
+            ),
+        )
+        for item in items
     )
 
 

@@ -42,11 +42,11 @@ function makeScale(low, high, { signed = false, logarithmic = false } = {}) {
   return { low, high, stops, share: (value) => (at(value) - at(low)) / span };
 }
 
-function drawLegend(box, scale, show) {
+function drawLegend(box, scale, show, unit = "") {
   const bar = make("i");
   const colors = [0, 1, 2, 3, 4, 5, 6].map((k) => `rgb(${blend(scale.stops, k / 6).map(Math.round).join(" ")})`);
   bar.style.background = `linear-gradient(to right, ${colors.join(", ")})`;
-  box.replaceChildren(make("span", "", show(scale.low)), bar, make("span", "", show(scale.high)));
+  box.replaceChildren(make("span", "", show(scale.low)), bar, make("span", "", show(scale.high) + unit));
 }
 
 // ---- text --------------------------------------------------------------------------------------
@@ -108,17 +108,17 @@ function disagreement(lens, readout, i) {
 }
 
 const QUANTITIES = {
-  loss: { name: "loss", of: (lens, readout, i) => entry(readout.loss, i) },
-  entropy: { name: "entropy of the prediction", of: (lens, readout, i) => entry(readout.entropy, i) },
-  jsd: { name: "JS divergence from the ensemble", of: disagreement },
-  depth: { name: "mean depth", routed: true, of: (lens, readout, i) => entry(lens.routing?.depth, i) },
-  routing: { name: "routing entropy", routed: true, of: (lens, readout, i) => entry(lens.routing?.entropy, i) },
+  loss: { name: "loss", unit: " nats", of: (lens, readout, i) => entry(readout.loss, i) },
+  entropy: { name: "entropy of the prediction", unit: " nats", of: (lens, readout, i) => entry(readout.entropy, i) },
+  jsd: { name: "JS divergence from the ensemble", unit: " nats", of: disagreement },
+  depth: { name: "mean depth", unit: " layers", routed: true, of: (lens, _, i) => entry(lens.routing?.depth, i) },
+  routing: { name: "routing entropy", unit: " nats", routed: true, of: (lens, _, i) => entry(lens.routing?.entropy, i) },
 };
 const SHADES = {
   probability: { name: "probability of the guess", show: (share) => `${100 * share} %`, of: (readout, i) => entry(readout.p, i)?.[0] ?? null },
-  entropy: { name: "entropy of the prediction", show: number, of: (readout, i) => entry(readout.entropy, i) },
+  entropy: { name: "entropy of the prediction", unit: " nats", show: number, of: (readout, i) => entry(readout.entropy, i) },
   rank: { name: "rank of the true token", show: (rank) => rank.toLocaleString("en"), of: (readout, i) => entry(readout.rank, i) },
-  kl: { name: "KL to the final layer", show: number, of: (readout, i) => entry(readout.kl, i) },
+  kl: { name: "KL to the final layer", unit: " nats", show: number, of: (readout, i) => entry(readout.kl, i) },
 };
 
 const state = { pinned: 1, hovered: null, start: 1 };
@@ -185,17 +185,19 @@ function drawTokens() {
   );
 }
 
+// What the menus ask for, of one token: the value of one read-out, that of another, the difference.
+function asked(i) {
+  const quantity = QUANTITIES[byId("quantity").value];
+  const own = quantity.of(...chosen(byId("subject")), i);
+  const other = byId("baseline").value ? quantity.of(...chosen(byId("baseline")), i) : undefined;
+  return { own, other, value: own === null || other === null ? null : own - (other ?? 0) };
+}
+
 function colorTokens() {
   const quantity = QUANTITIES[byId("quantity").value];
-  const subject = chosen(byId("subject"));
-  const baseline = byId("baseline").value ? chosen(byId("baseline")) : null;
-  const value = (i) => {
-    const own = quantity.of(...subject, i);
-    const other = baseline && quantity.of(...baseline, i);
-    return !baseline || own === null ? own : other === null ? null : own - other;
-  };
+  const baseline = byId("baseline").value;
   const spans = [...byId("tokens").querySelectorAll(".token")];
-  const values = spans.map((_, i) => value(i));
+  const values = spans.map((_, i) => asked(i).value);
   const known = values.filter((v) => v !== null);
   const show = baseline ? signed : number;
   let scale = null;
@@ -207,7 +209,7 @@ function colorTokens() {
     scale = makeScale(quantity === QUANTITIES.depth ? known.reduce((a, b) => Math.min(a, b)) : 0, most);
   }
   byId("tokens-legend").replaceChildren();
-  if (known.length) drawLegend(byId("tokens-legend"), scale, show);
+  if (known.length) drawLegend(byId("tokens-legend"), scale, show, quantity.unit);
   else byId("tokens-legend").textContent = "not measured here";
   spans.forEach((span, i) => {
     paint(span, scale, values[i]);
@@ -251,6 +253,11 @@ function drawDetail() {
   const opening = context.length > 80 ? ", after “…" : ", after “";
   head.append(label, make("span", "", place));
   if (i) head.lastChild.append(document.createTextNode(opening), before, document.createTextNode("”"));
+  const { own, other, value } = asked(i);
+  if (value !== null && other !== undefined) {
+    const { name, unit } = QUANTITIES[byId("quantity").value];
+    head.append(make("span", "difference", `${name} ${number(own)} − ${number(other)} = ${signed(value)}${unit}`));
+  }
   byId("detail").replaceChildren(head, ...(i ? lenses.map((lens) => describe(lens, i)) : []));
   if (!i) byId("detail").append(make("p", "note", "Nothing stands before the first token, so it is not predicted."));
 }
@@ -270,6 +277,12 @@ function describe(lens, i) {
   if (lens.routing) {
     const [depth, entropy] = [entry(lens.routing.depth, i), entry(lens.routing.entropy, i)];
     title.append(make("span", "", ` · mean depth ${number(depth)}, routing entropy ${number(entropy)}`));
+    const shown = new Set(shownReadouts(lens).map((readout) => readout.layer));
+    const others = lens.routing.layers
+      .map((layer, route) => [layer, lens.routing.weights[i - 1][route]])
+      .filter(([layer]) => !shown.has(layer))
+      .map(([layer, weight]) => `layer ${layer} ${weight ? percent(weight) : "0 %"}`);
+    if (others.length) title.append(make("span", "", ` · weights: ${others.join(", ")}`));
   }
   for (const readout of shownReadouts(lens)) {
     const card = make("div", "readout");
@@ -304,7 +317,7 @@ function drawMaps() {
   const low = isRank ? 1 : 0;
   const high = shade === SHADES.probability ? 1 : most || low + 1;
   const scale = makeScale(low, high, { logarithmic: isRank });
-  drawLegend(byId("maps-legend"), scale, shade.show);
+  drawLegend(byId("maps-legend"), scale, shade.show, shade.unit);
   byId("pager").hidden = tokens.length <= WINDOW;
   byId("range").textContent = `tokens ${state.start + 1} to ${Math.min(end + 1, tokens.length)} of ${tokens.length}`;
   byId("earlier").disabled = state.start === 1;
@@ -464,7 +477,12 @@ byId("maps").addEventListener("keydown", (event) => {
 byId("earlier").addEventListener("click", () => turnTo(state.start - WINDOW));
 byId("later").addEventListener("click", () => turnTo(state.start + WINDOW));
 byId("shade").addEventListener("change", drawMaps);
-for (const id of ["quantity", "subject", "baseline"]) byId(id).addEventListener("change", colorTokens);
+for (const id of ["quantity", "subject", "baseline"]) {
+  byId(id).addEventListener("change", () => {
+    colorTokens();
+    drawDetail();
+  });
+}
 night.addEventListener("change", () => {
   colorTokens();
   drawMaps();

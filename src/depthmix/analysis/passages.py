@@ -22,21 +22,21 @@ LONGEST_TITLE = 60
 """Characters of a passage that the menu of texts shows."""
 
 NUM_PASSAGES = 2
-"""Wins, and losses, that are read token by token where no text is given."""
+"""Wins, and losses, that are read token by token where no text is given; items without either."""
 
 
 def choose_passages(examples: Sequence[Example]) -> dict[str, str]:
     """Take the first wins and losses, each with its right answer, as texts to read.
 
     Args:
-        examples: Items on which a run and a baseline part.
+        examples: Items on which a run and a baseline part, or any items of the run.
 
     Returns:
         Texts by title, two of each kind at most.
     """
     chosen = [
         example
-        for kind in ("win", "loss")
+        for kind in ("win", "loss", "item")
         for example in [e for e in examples if e.kind == kind][:NUM_PASSAGES]
     ]
     passages: dict[str, str] = {}

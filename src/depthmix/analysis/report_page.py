@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from depthmix.analysis.examples import first_items
 from depthmix.analysis.lens_page import to_page_data
 from depthmix.analysis.page import render_page, write_page
 from depthmix.analysis.passages import choose_passages, entitle, read_passages
@@ -56,14 +57,15 @@ def show_report(
         run: Folder of a finished run.
         baselines: Folders of runs to compare it with; `None` takes those in the same folder.
         texts: What the tuned and the pretrained model read token by token; empty takes some of the
-            items on which the run and its best baseline part, with their right answers.
+            items on which the run and its best baseline part, with their right answers, or the
+            first items of the run where there are none.
         layers: Layers to read out, as `show_lens` takes them.
         lens: Whether to load the model and read texts at all.
         path: The file to write; `None` takes `report.html` in the run's folder.
 
     Returns:
-        The written file. Where the model is gone, or a win or loss is longer than it takes, the
-        page says so instead of reading texts that were not given.
+        The written file. Where there is no item, the model is gone, or an item is longer than it
+        takes, the page says so instead of reading texts that were not given.
 
     Raises:
         ValueError: If a file of the run is damaged, or a layer or text that was given does not fit
@@ -72,15 +74,24 @@ def show_report(
             cannot be found.
     """
     report = collect_report(run, baselines=baselines)
-    passages = dict(zip(entitle(texts), texts, strict=True)) or choose_passages(report.examples)
-    if lens and passages:
+    if lens:
         try:
+            passages = dict(zip(entitle(texts), texts, strict=True)) or _find_passages(report)
             report = replace(report, passages=read_passages(run, passages, layers=layers))
         except (ValueError, OSError) as error:
             if texts or layers != "late":
                 raise  # what was asked for is not left out
             report = replace(report, missing={**report.missing, "passages": str(error)})
     return write_report(report, path or run / "report.html")
+
+
+def _find_passages(report: Report) -> dict[str, str]:
+    """Choose what to read where no text was given."""
+    if not report.verdicts:
+        raise ValueError(
+            "There is no item to read, since the run was not evaluated; name a text with `--text`."
+        )
+    return choose_passages(report.examples or first_items(report.verdicts[0]))
 
 
 def write_report(report: Report, path: Path) -> Path:

@@ -18,7 +18,7 @@ LOSS = {
 
 OPTIMISATION = {
     "learning_rate": ("learning rate", "learning rate"),
-    "grad_norm": ("gradient norm", "before clipping"),
+    "grad_norm": ("gradient norm", "norm, before clipping"),
     "tokens_per_second": ("pace", "tokens per second"),
     "memory_gib": ("memory", "GiB"),
 }
