@@ -42,6 +42,13 @@ EVALUATE_NAMES = {
     "mode": "**`depthmix evaluate`**, MoDE and LoRA on it",
 }
 
+DEPTH_REPORT_NAMES = {
+    "forwards": "both models' own forward passes, with logits",
+    "forward": "the tuned model's alone",
+    "report": "**the whole report**, text included",
+    "page": "the report without a text",
+}
+
 STEP_NAMES = {
     "all": "LoRA_all, Hugging Face's loss",
     "all_trl": "LoRA_all, TRL's loss",
@@ -231,6 +238,28 @@ def evaluate_table(results: dict[str, Any]) -> str:
     return f"{size} {made_by(results)}\n\n{table(header, rows)}"
 
 
+def depth_report_table(results: dict[str, Any]) -> str:
+    """Compare the report of a run with the forward passes that it takes."""
+    cases = results["cases"]
+
+    def cell(version: dict[str, float]) -> str:
+        low, high = (number(version[f"seconds_{end}"]) for end in ("p20", "p80"))
+        return f"{number(version['seconds'])} ({low}-{high})"
+
+    rows = [
+        [label, *(cell(case["versions"][name]) for case in cases)]
+        for name, label in DEPTH_REPORT_NAMES.items()
+    ]
+    for passes, words in {"forwards": "both passes", "forward": "the tuned model's"}.items():
+        found = [case[f"seconds_beyond_{passes}"] for case in cases]
+        cells = [f"{one['median']:.1f} (at most {one['slowest']:.1f})" for one in found]
+        rows.append([f"the report beyond {words}, round by round", *cells])
+    rows.append(["KiB of the page", *(number(case["page_kib"]) for case in cases)])
+    tokens = f"{results['num_tokens']:,} tokens, k = {results['k']}, {results['rounds']} rounds"
+    text = f"{tokens}: medians, and in brackets 20-80 %. {made_by(results)}"
+    return f"{text}\n\n{table(['seconds', *(case['dtype'] for case in cases)], rows)}"
+
+
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "loss": ("loss", loss_table),
     "grid": ("loss", grid_table),
@@ -242,6 +271,7 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "decode ratios": ("decode", ratio_table),
     "evaluate": ("evaluate", evaluate_table),
     "evaluate ratios": ("evaluate", ratio_table),
+    "depth report": ("depth_report", depth_report_table),
 }
 """Parts of the page: the results that each one reads, and what renders it."""
 
