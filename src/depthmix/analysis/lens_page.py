@@ -14,6 +14,9 @@ from depthmix.analysis.page import render_page, write_page
 from depthmix.analysis.style import SUFFIXES, save_figure
 from depthmix.run_config import ModelSection
 
+SCRIPTS = ("lens_paint.js", "lens_measures.js", "lens_tokens.js", "lens_maps.js", "lens.js")
+"""The page's script, in parts that are joined in this order."""
+
 DIGITS = 4
 """Decimals of every number on the page."""
 
@@ -114,7 +117,7 @@ def render_lens(lenses: Mapping[str, Lens], *, form: Form | None = None) -> str:
     return render_page(
         "lens.html",
         styles=["lens.css"],
-        scripts=["lens.js"] if lenses else [],
+        scripts=SCRIPTS if lenses else (),
         title=f"Lens · {names}",
         lead=f"{names}{what}.",
         form=form,
@@ -130,7 +133,7 @@ def to_page_data(passages: Mapping[str, Mapping[str, Lens]]) -> dict[str, Any]:
             have the same models, read out at the same layers.
 
     Returns:
-        What `lens.js` reads, in JSON's types.
+        What the page's script reads, in JSON's types.
 
     Raises:
         ValueError: If the lenses of a text have different tokens, there is none or more than two,

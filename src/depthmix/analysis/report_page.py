@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from depthmix.analysis.examples import first_items
-from depthmix.analysis.lens_page import to_page_data
+from depthmix.analysis.lens_page import SCRIPTS, to_page_data
 from depthmix.analysis.page import render_page, write_page
 from depthmix.analysis.passages import choose_passages, entitle, read_passages
 from depthmix.analysis.report import Report, collect_report, draw_report
@@ -113,7 +113,7 @@ def write_report(report: Report, path: Path) -> Path:
     page = render_page(
         "report.html",
         styles=["lens.css", "report.css"],
-        scripts=["lens.js"] if report.passages else [],
+        scripts=SCRIPTS if report.passages else (),
         filters={"clip": _clip, "clip_prompt": _clip_prompt},
         report=report,
         figures=figures,  # ours; every text of the run goes through the template's escaping
