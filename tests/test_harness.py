@@ -189,6 +189,9 @@ def test_another_evaluation_is_not_mixed_in(model, runs, small_data, tmp_path): 
     assert stored["depthmix"] == first["depthmix"]
     evaluate(section(model), limited, output_dir=tmp_path / "out", overwrite=True)
     assert len(read_samples(tmp_path / "out")["samples_arc_easy.jsonl"]) == 1
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "evaluation.tmp").write_text("{")  # what an interruption may leave
+    evaluate(section(model), limited, output_dir=tmp_path / "half")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     for overwrite in (False, True):

@@ -15,10 +15,12 @@ from trl import SFTConfig
 
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.outcomes import TaskOutcomes, load_outcomes
+from depthmix.data.catalog import describe
 from depthmix.evaluation.generation_speed import GenerationSpeed
+from depthmix.evaluation.statistics import holm
 from depthmix.reproduction.departures import NO_RESULT, list_departures
 from depthmix.reproduction.drawings import make_trade_offs
-from depthmix.reproduction.estimate import count_reading, estimate_seconds
+from depthmix.reproduction.estimate import count_reading, count_training, estimate_seconds
 from depthmix.reproduction.experiment import (
     Experiment,
     Method,
@@ -40,13 +42,33 @@ from depthmix.reproduction.pages import write_findings
 from depthmix.reproduction.raw_numbers import write_scores, write_training
 from depthmix.reproduction.reproduce import Selection, plan, reproduce
 from depthmix.reproduction.runs import Reading, Run
+from depthmix.reproduction.test_sets import fetch_test_sets, list_test_sets
 from depthmix.reproduction.trials import expand, unique_runs
-from depthmix.reproduction.worker import Assignment, check_test_sets, share_batch, work
+from depthmix.reproduction.worker import Assignment, share_batch, work
 from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
 from evaluation_folder import write_evaluation
 
 PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")
 PAPER += tuple(f"fig{number}" for number in range(4, 9))
+
+
+@pytest.fixture
+def out_of_reach(tmp_path, monkeypatch):
+    """No data set is at hand or to be had."""
+
+    def refuse(*_, **__):
+        raise OSError("out of reach")
+
+    for variable in ("DEPTHMIX_DATA", "DEPTHMIX_CACHE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr("depthmix.reproduction.test_sets.read_source", refuse)
+
+
+def load_split_files(name, split="test"):
+    """The files of a split, and of the training split, by their place in a local folder."""
+    data_set = describe(name)
+    splits = (data_set.aliases.get(split, split), "train")
+    return [file.path for part in splits for file in data_set.splits[part].files]
 
 
 def trials_of(name, scale="small", **options):
@@ -78,11 +100,63 @@ class TestExperiments:
             assert len(points) == len(set(points))
 
     def test_settings_are_the_papers(self):
-        mode = trials_of("table1", "paper")[-2].run.settings
-        assert mode["mode"]["late_layers"] == 3
-        assert mode["mode"]["distillation_weight"] == 1e-4
-        assert mode["training"]["learning_rate"] == 3e-4
-        assert mode["training"]["num_train_epochs"] == 2
+        adapters = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "late_layers": 3}
+        targets = {"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"}
+        training = {"learning_rate": 3e-4, "num_train_epochs": 2, "warmup_steps": 100}
+        training |= {"max_length": 256, "per_device_train_batch_size": 16}
+        training |= {"gradient_accumulation_steps": 1}
+        for name in ("table1", "table2", "table2_general", "table2_truthfulqa", "table3"):
+            for trial in trials_of(name, "paper"):
+                settings = trial.run.settings
+                assert settings["model"]["dtype"] == "bfloat16"
+                if trial.run.untuned:
+                    continue
+                assert settings["data"]["template"] == "alpaca"
+                mode = settings["mode"]
+                assert adapters.items() <= mode.items()
+                assert set(mode["target_modules"]) == targets
+                assert (mode.get("distillation_weight"), mode.get("divergence")) in {
+                    (1e-4, "reverse_kl")
+                }
+                assert (mode["router_init"], mode["router_input"]) == ("gaussian", "raw")
+                assert training.items() <= settings["training"].items()
+
+    def test_what_the_paper_sets_is_the_same_run_written_out(self, tmp_path):
+        path = tmp_path / "own.toml"
+        own = 'title = "x"\nclaims = []\nshows = "scores"\nsubjects = ["arc_easy"]\n'
+        keys = set()
+        for line in ("", "run.training.num_train_epochs = 2\nrun.training.warmup_steps = 100\n"):
+            path.write_text(own + line + "[[methods]]\nname = 'a'")
+            trials = expand(load_experiment(str(path), "paper"), "paper", count_layers=lambda _: 30)
+            keys.add(tuple(trial.run.key for trial in trials))
+        assert len(keys) == 1
+
+    def test_benchmarks_are_known_before_anything_runs(self, tmp_path):
+        path = tmp_path / "own.toml"
+        own = 'title = "x"\nclaims = []\nshows = "scores"\nsubjects = ["arc_easy"]\n'
+        for line, message in (
+            ("reading.tasks = ['arc_esay']", "did you mean `arc_easy`"),
+            ("reading.protocol = 'lm-adapters'", "did you mean `llm-adapters`"),
+            ("reading = { protocol = 'llm-adapters', tasks = ['mmlu_stem'] }", "mmlu_stem is none"),
+        ):
+            path.write_text(f"{own}{line}\n[[methods]]\nname = 'a'")
+            with pytest.raises(ValueError, match=message):
+                expand(load_experiment(str(path), "small"), "small", count_layers=lambda _: 30)
+
+    def test_a_sample_is_another_data_set_than_the_whole(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("DEPTHMIX_CACHE", str(tmp_path / "none"))
+        monkeypatch.delenv("DEPTHMIX_DATA", raising=False)
+        samples = load_split_files("hellaswag")
+        for name in samples:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        subjects = ["arc_easy", "hellaswag"]
+        whole = trials_of("table2", "paper", subjects=subjects)
+        sample = trials_of("table2", "paper", subjects=subjects, data_dir=str(tmp_path))
+        for one, other in zip(whole, sample, strict=True):
+            changes = one.subject == "hellaswag"
+            assert (one.reading.key != other.reading.key) == changes
+            assert (one.run.key != other.run.key) == (changes and not one.run.untuned)
 
     def test_models_on_the_hub_are_pinned(self):
         for name in list_experiments():
@@ -140,6 +214,15 @@ class TestExperiments:
             (scores + "reading.speed = [1]\n" + method, "`reading.speed` of own must be given"),
             (scores + method + "beside = ['b']", "`beside` and `recovers` must name methods"),
             (scores + method + "recovers = ['a', 'b']", "of own, and b is none"),
+            (scores + "moving_average = 5\n" + method, "`moving_average` of own is for curves"),
+            (scores + "run.model.name = 'b'\n" + method, "`models` says it, or `--model`"),
+            (scores + method + "run.training.seed = 1", "`seeds` says it, or `--seeds`"),
+            (scores + method + axis + "'run.training.seed'", "`run.training.seed` must be left"),
+            (scores + "run.training.output_dir = 'x'\n" + method, "has its own folder"),
+            (
+                f"{scores}{method}[[methods]]\nname = 'b'\nuntuned = true\nrun.method = 'lora'",
+                "`run` of b must name nothing but `model`",
+            ),
         ):
             path.write_text(text)
             with pytest.raises(ValueError, match=message):
@@ -463,19 +546,40 @@ class TestRuns:
         with pytest.raises(ValueError, match="must divide the batch of 16"):
             share_batch({"per_device_train_batch_size": 16}, 3)
 
-    def test_a_run_without_all_test_sets_is_refused(self, finished, tmp_path, monkeypatch):
+    def test_a_run_without_all_test_sets_is_refused(self, finished, tmp_path, out_of_reach):
         run, readings = next(iter(finished.runs.values()))
         data = {"data": {"without": ["all"]}}
         run = replace(run, settings=merge(run.settings, data))
-        monkeypatch.setenv("DEPTHMIX_DATA", str(tmp_path))
-        monkeypatch.setenv("DEPTHMIX_CACHE", str(tmp_path))
-        with pytest.raises(FileNotFoundError, match=r"not at hand are .*hellaswag:further"):
-            check_test_sets(run.settings["data"]["without"])
-        check_test_sets(["mawps"])
         assignment = Assignment(root=tmp_path / "work", runs=[(run, readings)])
         with pytest.raises(RuntimeError, match="1 of 1 runs have failed"):
             work(assignment)
         assert not Workspace(assignment.root).run_folder(run).exists()
+
+    def test_test_sets_are_the_same_wherever_they_are_read_from(
+        self, tmp_path, monkeypatch, out_of_reach
+    ):
+        with pytest.raises(FileNotFoundError, match=r"boolq.* are neither at hand nor to be had"):
+            fetch_test_sets(["all"])
+        fetch_test_sets(["mawps.jsonl"])
+        assert list_test_sets(["mawps"]) == ["mawps"]
+        elsewhere = list_test_sets(["all", "own.jsonl"])
+        assert {"hellaswag", "mmlu_stem", "boolq", "own.jsonl"} <= set(elsewhere)
+        assert not {"all", "hellaswag:further"} & set(elsewhere)  # the hub's test set holds it
+        # Of HellaSwag, files are two samples; a folder with one of them lacks the other.
+        test, further = (load_split_files("hellaswag", split) for split in ("test", "further"))
+        for name in test:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        assert {*list_test_sets(["all"])} == {*elsewhere, "hellaswag:further"} - {"own.jsonl"}
+        read = []
+        monkeypatch.setattr(
+            "depthmix.reproduction.test_sets.read_source", lambda name, *_, **__: read.append(name)
+        )
+        fetch_test_sets(["all"])
+        assert "boolq" in read
+        assert "hellaswag" not in read  # at hand
+        assert "hellaswag:further" in read
+        assert further
 
     def test_experiments_that_time_other_values_keep_their_files(self, finished, tmp_path):
         workspace = Workspace(tmp_path)
@@ -505,6 +609,17 @@ class TestRuns:
             assert not second
         with workspace.claim(trials[0].run) as again:
             assert again
+
+    def test_a_second_worker_leaves_a_run_alone(self, finished, tmp_path):
+        _, trials = finished.trials["fig6"]
+        run, readings = trials[0].run, (trials[0].reading,)
+        workspace = Workspace(tmp_path)
+        with (
+            workspace.claim(run, "worker"),
+            pytest.raises(RuntimeError, match="by a worker whose owner has ended"),
+        ):
+            work(Assignment(root=tmp_path, runs=[(run, readings)]))
+        assert not workspace.run_folder(run).exists()
 
     def test_a_worker_that_outlives_its_owner_keeps_its_run(self, finished, tmp_path, capsys):
         _, trials = finished.trials["fig6"]
@@ -726,7 +841,7 @@ class TestPages:
         *first, last = experiment.methods
         experiment = replace(experiment, methods=(*first, replace(last, beside=("without N_i",))))
         (found,) = gather(experiment, "toy", trials, finished.workspace)
-        (contrast,) = found.contrasts
+        (contrast,) = found.contrasts  # one task, so that there is no average
         folders = {method.label: method.folders for method in found.comparison.methods}
         runs = [
             f"{label}={','.join(map(str, folders[label]))}"
@@ -744,6 +859,39 @@ class TestPages:
             [replace(found, scale="small", model="other")], finished.workspace.root
         )
         assert "--scale small --model other --seeds 0,1" in page.read_text("utf-8")
+
+    def test_methods_stand_beside_others_task_by_task(self, finished, monkeypatch):
+        experiment, trials = finished.trials["fig6"]
+        first, *others = experiment.methods
+        methods = (first, *(replace(other, beside=(first.name,)) for other in others))
+        experiment = replace(experiment, methods=methods)
+
+        def with_second(one, label):
+            task = one.tasks["records"]
+            scores = dict.fromkeys(task.scores, float(label != first.name))
+            return replace(one, tasks={**one.tasks, "second": replace(task, scores=scores)})
+
+        known = gather(experiment, "toy", trials, finished.workspace)[0].outcomes
+        outcomes = {
+            label: [with_second(one, label) for one in runs] for label, runs in known.items()
+        }
+        monkeypatch.setattr("depthmix.reproduction.gathering.read_methods", lambda _: outcomes)
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        assert [one.task for one in found.contrasts] == ["records", "second", "average"] * 2
+        for own, second, average in (found.contrasts[:3], found.contrasts[3:]):
+            assert own.difference.estimate == 0
+            assert second.difference.estimate == 1
+            assert average.difference.estimate == pytest.approx(0.5)
+        p_values = [one.difference.p_value for one in found.contrasts]
+        assert tuple(one.adjusted_p_value for one in found.contrasts) == holm(p_values)
+        assert max(p_values) > min(p_values)
+
+    def test_the_command_names_the_judge(self, finished):
+        experiment, trials = finished.trials["fig6"]
+        (found,) = gather(experiment, "toy", trials, finished.workspace)
+        judged = replace(found, judge={"model": "m", "temperature": 0.0})
+        page = write_findings([judged], finished.workspace.root)
+        assert "--judge.model m" in page.read_text("utf-8")
 
     def test_the_same_runs_give_the_same_files(self, finished, tmp_path):
         first, second = (list(reproduce(finished, results=tmp_path / name)) for name in "ab")
@@ -768,12 +916,50 @@ class TestPlanning:
         assert cost("mmlu_stem", limit=10) == 18 * cost("arc_easy", limit=10)  # of each part
         assert cost("mmlu_stem", limit=10, num_fewshot=5) == 6 * cost("mmlu_stem", limit=10)
         assert cost("arc_easy", "boolq", limit=7) == 14 / 817 * cost("truthfulqa")
-        assert cost("alpaca") == cost("of my own") == 1000 / 817 * cost("truthfulqa")  # no test set
+        assert cost(limit=None) == 12 / 817 * cost("truthfulqa")  # invented records
+
+    def test_an_estimate_knows_how_many_records_there_are(self, finished):
+        run = next(iter(finished.runs.values()))[0]
+
+        def cost(name, **options):
+            training = {"num_train_epochs": 1, "max_steps": -1}
+            sections = {"data": {"train": name, **options}, "training": training}
+            return count_training(
+                finished.workspace, replace(run, settings=run.settings | sections)
+            )
+
+        assert (
+            cost("arc_challenge") == cost("arc_challenge", limit=2000) == 1119 * cost("x", limit=1)
+        )
+        assert cost("arc_challenge", limit=7) == 7 * cost("x", limit=1)
+        assert cost("my/own") == 5000 * cost("x", limit=1)
 
     def test_layers_of_the_toy_model_need_no_file(self):
         assert count_layers("toy") == 8
 
+    def test_what_is_complete_is_shown_where_a_run_has_failed(
+        self, finished, tmp_path, monkeypatch
+    ):
+        def fail(*_):
+            raise RuntimeError("1 of 2 processes have failed")
+            yield
+
+        monkeypatch.setattr("depthmix.reproduction.reproduce.launch", fail)
+        pages = reproduce(finished, results=tmp_path)
+        shown = [next(pages) for _ in finished.trials]
+        assert all(page.is_file() for page in shown)
+        with pytest.raises(RuntimeError, match="1 of 2 processes"):
+            next(pages)
+
+    def test_an_experiment_of_other_subjects_is_left_out_with_a_word(self, tmp_path, capsys):
+        chosen = Selection(subjects=("mawps",))
+        planned = plan(["fig8", "fig7"], scale="paper", workspace=tmp_path, selection=chosen)
+        assert list(planned.trials) == ["fig8"]
+        assert "fig7 is left out, since it has other subjects: arc_easy" in capsys.readouterr().err
+
     def test_what_does_not_fit_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="`runs_per_job` must be at least 1, got 0"):
+            plan_assignments(Workspace(tmp_path), {}, runs_per_job=0)
         with pytest.raises(ValueError, match="`model` must be left out"):
             plan(["fig7"], scale="toy", workspace=tmp_path, selection=Selection(models=("a",)))
         with pytest.raises(ValueError, match="`subjects` must be known ones"):
@@ -797,13 +983,13 @@ class TestPlanning:
             list(reproduce(planned))
         assert not any(tmp_path.iterdir())
 
-    def test_all_test_sets_are_asked_for_before_anything_runs(self, tmp_path, monkeypatch):
+    def test_all_test_sets_are_asked_for_before_anything_runs(
+        self, tmp_path, monkeypatch, out_of_reach
+    ):
         monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
-        for variable in ("DEPTHMIX_DATA", "DEPTHMIX_CACHE"):
-            monkeypatch.setenv(variable, str(tmp_path))
         planned = plan(["fig7"], workspace=tmp_path / "work")
         for launcher in (None, Launcher(jobs=2)):
-            with pytest.raises(FileNotFoundError, match=r"not at hand are .*hellaswag:further"):
+            with pytest.raises(FileNotFoundError, match=r"boolq.* are neither at hand"):
                 list(reproduce(planned, launcher=launcher))
         assert not any(tmp_path.iterdir())
         # A cluster's nodes may have what this machine lacks, and a trained run needs none.

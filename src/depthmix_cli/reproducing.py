@@ -58,7 +58,14 @@ def reproduce(
 
     listed = {"seeds": seeds or "", "subjects": subjects or ""}
     selection = Selection(models=(model,) if model else (), **read_options(None, listed, Selection))
-    planned = plan(experiments, scale=scale, selection=selection, workspace=workspace, judge=judge)
+    planned = plan(
+        experiments,
+        scale=scale,
+        selection=selection,
+        workspace=workspace,
+        judge=judge,
+        data_dir=data_dir,
+    )
     if dry_run:
         print(planned)
         return
@@ -66,7 +73,6 @@ def reproduce(
         planned,
         launcher=Launcher(kind=launcher, jobs=jobs, num_processes=num_processes, options=slurm),
         runs_per_job=runs_per_job,
-        data_dir=data_dir,
         results=results,
     )
     for page in pages:

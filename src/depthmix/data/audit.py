@@ -15,6 +15,9 @@ from depthmix.data.questions import Record, question_stems, same_words
 from depthmix.data.records import load_records
 from depthmix.data.schemas import read_rows
 
+FURTHER_SAMPLE = "hellaswag:further"
+"""The one test set beside those called after their data set; its records are in no other file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
@@ -123,7 +126,8 @@ def named_test_sets(*, at_hand: bool = True, data_dir: str | Path | None = None)
         for name, data_set in CATALOG.items()
         if "test" in data_set.splits or "test" in data_set.aliases
     ]
-    candidates.append(("hellaswag", "further", "hellaswag:further"))
+    further, split = FURTHER_SAMPLE.split(":")
+    candidates.append((further, split, FURTHER_SAMPLE))
     return [
         listed
         for name, split, listed in candidates

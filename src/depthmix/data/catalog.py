@@ -213,6 +213,24 @@ def name_source(name: str, split: str = "test", *, data_dir: str | Path | None =
     return f"{first.path} (sha256 {first.sha256[:12]}){more}"
 
 
+def name_whole(name: str, split: str = "test", *, data_dir: str | Path | None = None) -> str | None:
+    """Name what a split is read from where its files would hold a sample only.
+
+    Args:
+        name: Name of the data set.
+        split: Name of the split.
+        data_dir: As for `load_split`.
+
+    Returns:
+        The data set on the hub with its commit; `None` where the files are at hand, or hold as
+        much.
+    """
+    part = _find_split(describe(name), split)
+    if part.hub_records in (None, part.records) or is_at_hand(name, split, data_dir=data_dir):
+        return None
+    return name_source(name, split, data_dir=data_dir)
+
+
 def _find_split(data_set: DataSet, split: str) -> Split:
     split = data_set.aliases.get(split, split)
     if split not in data_set.splits:

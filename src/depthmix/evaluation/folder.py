@@ -19,6 +19,9 @@ PLACES = ("model", "adapter", "run")
 OWN_FILES = ("results.json", "evaluation.json", "samples_*.jsonl", "*_answers.jsonl", "requests*")
 """What `overwrite` removes. A judge's answers stay: they are kept by content, and paid for."""
 
+DRAFT_SUFFIX = ".tmp"
+"""Ending of a file that is not written yet; an interruption may leave one."""
+
 CACHE_NAME = "requests"
 """Beginning of the file in which lm-eval keeps every answered request."""
 
@@ -57,7 +60,8 @@ class EvaluationFolder:
                 f"one with another `{differing[0]}` ({found.get(differing[0])!r}, now "
                 f"{self.settings.get(differing[0])!r}); pass `--overwrite`, or another `--output`."
             )
-        if found is None and path.exists() and any(path.iterdir()):
+        others = [file for file in path.glob("*") if file.suffix != DRAFT_SUFFIX]
+        if found is None and others:
             raise FileExistsError(
                 f"`output` must be a new folder or one of the same evaluation, and {path} holds "
                 "other files; choose another `--output`."
@@ -113,7 +117,7 @@ class EvaluationFolder:
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a file at once, so that an interruption leaves the old or the new one."""
         path = self.path / name
-        draft = path.with_suffix(".tmp")
+        draft = path.with_suffix(DRAFT_SUFFIX)
         draft.write_text(
             json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8"
         )

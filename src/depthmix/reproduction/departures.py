@@ -22,6 +22,7 @@ NO_RESULT = (
     "run.training.report_to",
     "reading.batch_size",
     "reading.speed",
+    "reading.whole",
 )
 """Settings that change no result, or that are listed by themselves."""
 

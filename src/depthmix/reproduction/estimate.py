@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from depthmix.data.catalog import CATALOG, is_at_hand
+from depthmix.evaluation.agenda import DATA_SETS
 from depthmix.models import resolve_model
 from depthmix.reproduction.runs import Reading, Run
+from depthmix.reproduction.toy import NUM_RECORDS
 from depthmix.reproduction.workspace import Workspace, read_seconds
 from depthmix.run_config import RESULTS_NAME
 
@@ -25,9 +28,6 @@ SEQUENCES_PER_ITEM = 4
 
 RECORDS_UNKNOWN = 5000
 """Training records where the settings do not limit them, in the order of magnitude."""
-
-ITEMS_UNKNOWN = 1000
-"""Items of a benchmark that is not in the catalogue, where the reading does not limit them."""
 
 PRODUCT_SIZE = 1024
 PEAK_SHARE = 0.4
@@ -80,9 +80,7 @@ def count_training(workspace: Workspace, run: Run) -> float:
         OSError: If the model's configuration cannot be had.
     """
     training = run.settings["training"]
-    records = (run.settings["data"].get("limit") or RECORDS_UNKNOWN) * training.get(
-        "num_train_epochs", 3
-    )
+    records = _count_records(run.settings["data"]) * training.get("num_train_epochs", 3)
     if (steps := training.get("max_steps", -1)) > 0:
         batch = training.get("per_device_train_batch_size", 8)
         records = steps * batch * training.get("gradient_accumulation_steps", 1)
@@ -109,17 +107,32 @@ def count_reading(workspace: Workspace, run: Run, reading: Reading) -> float:
     return 2.0 * _count_parameters(workspace, run) * num_tokens
 
 
+def _count_records(data: Mapping[str, Any]) -> int:
+    """Count the records that a run trains on, those with a test set's question among them."""
+    limit, known = data.get("limit"), _count_split(data["train"], data.get("split", "train"))
+    return limit or RECORDS_UNKNOWN if known is None else min(limit or known, known)
+
+
 def _count_items(task: str | None, limit: int | None) -> int:
-    """Count the items of a benchmark, whose limit holds for each of its parts."""
-    data = CATALOG.get(task or "")
-    test = None if data is None else data.splits.get(data.aliases.get("test", "test"))
-    if data is None or test is None:
-        return limit or ITEMS_UNKNOWN
-    num_parts = len(data.hub.configs) if data.hub is not None else 1
-    num_items = test.records
-    if test.hub_records is not None and not is_at_hand(data.name):
-        num_items = test.hub_records
-    return num_items if limit is None else min(limit * num_parts, num_items)
+    """Count the items of a benchmark, for each of whose parts a limit holds; `None`: invented."""
+    if task is None:
+        return limit or NUM_RECORDS
+    name = DATA_SETS.get(task, task)
+    known = _count_split(name, "test")
+    assert known is not None  # a reading names benchmarks, all of which the catalogue has
+    hub = CATALOG[name].hub
+    num_parts = len(hub.configs) if hub is not None else 1
+    return known if limit is None else min(limit * num_parts, known)
+
+
+def _count_split(name: str, split: str) -> int | None:
+    """Count the records of a named data set's split, as they would be read; of another, none."""
+    data = CATALOG.get(name)
+    part = None if data is None else data.splits.get(data.aliases.get(split, split))
+    if part is None:
+        return None
+    whole = part.hub_records
+    return part.records if whole is None or is_at_hand(name, split) else whole
 
 
 def _measured(workspace: Workspace, model: str) -> float | None:

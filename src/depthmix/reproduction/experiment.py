@@ -24,6 +24,14 @@ Quantity = Literal["layer_loss", "routing_weight", "routing_variance", "routing_
 SHARED = ("scales", "subjects")
 """Files beside the experiments that all of them share."""
 
+DECIDED = {
+    "run.model.name": "`models` says it, or `--model`",
+    "run.training.seed": "`seeds` says it, or `--seeds`",
+    "run.training.output_dir": "each run has its own folder in the workspace",
+    "run.training.hub_token": "settings are written down; log in by `hf auth login` instead",
+}
+"""Settings of a run that an experiment may not hold, and what decides them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -176,10 +184,30 @@ class Experiment:
             )
         if bool(self.quantities) != (self.shows == "curves"):
             raise ValueError(f"`quantities` of {self.name} must be given for curves, and only so.")
+        if self.moving_average != 1 and self.shows != "curves":
+            raise ValueError(f"`moving_average` of {self.name} is for curves; leave it out.")
+        self._refuse_what_would_be_replaced()
         if bool(self.reading.get("speed")) != (self.shows == "speed"):
             raise ValueError(
                 f"`reading.speed` of {self.name} must be given to show speed, and only so."
             )
+
+    def _refuse_what_would_be_replaced(self) -> None:
+        """Check that no setting stands where another one, or nothing, decides."""
+        taken = [axis.setting for axis in self.axes]
+        for sections in (self.run, *(method.run for method in self.methods)):
+            for section, options in sections.items():
+                names = options if isinstance(options, Mapping) else ()
+                taken += [f"run.{section}.{option}" for option in names]
+        if found := [setting for setting in taken if setting in DECIDED]:
+            raise ValueError(
+                f"`{found[0]}` must be left out of {self.name}, since {DECIDED[found[0]]}."
+            )
+        for method in self.methods:
+            if method.untuned and set(method.run) - {"model"}:
+                raise ValueError(
+                    f"`run` of {method.name} must name nothing but `model`, since it is untuned."
+                )
 
 
 def list_experiments() -> list[str]:

@@ -120,6 +120,9 @@ class Findings:
     departures: tuple[Departure, ...] = ()
     """Settings that are not those of the paper's scale."""
 
+    judge: Mapping[str, Any] | None = None
+    """What of the judge determined its ratings, where there was one."""
+
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Versions of the packages that trained and evaluated, by name."""
 

@@ -56,6 +56,7 @@ def gather(
                 comparison=compare_outcomes(outcomes, gaps=_list_gaps(experiment, firsts)),
                 contrasts=_contrast(experiment, firsts, outcomes),
                 departures=list_departures(experiment, own, count_layers=count_layers),
+                judge=next((trial.reading.judge for trial in own if trial.reading.judge), None),
                 versions=_list_versions(own, workspace),
                 logs=tuple(list_logs(own, workspace)),
                 outcomes=outcomes,
@@ -81,7 +82,7 @@ def _list_gaps(experiment: Experiment, trials: Sequence[Trial]) -> list[Gap]:
 def _contrast(
     experiment: Experiment, trials: Sequence[Trial], outcomes: Mapping[str, Sequence[Outcomes]]
 ) -> tuple[Contrast, ...]:
-    """Compare methods with those that they are to stand beside, on all tasks together.
+    """Compare methods with those that they are to stand beside, task by task and on average.
 
     `trials` are one of each label.
     """
@@ -93,10 +94,10 @@ def _contrast(
     ]
     found = []
     for label, other in pairs:
-        row = compare_outcomes({name: outcomes[name] for name in (other, label)}).rows[-1]
-        difference = row.scores[1].difference
-        assert difference is not None  # the second method has one
-        found.append((label, other, row.task, difference))
+        for row in compare_outcomes({name: outcomes[name] for name in (other, label)}).rows:
+            difference = row.scores[1].difference
+            assert difference is not None  # the second method has one
+            found.append((label, other, row.task, difference))
     adjusted = holm([difference.p_value for *_, difference in found])
     return tuple(
         Contrast(method=label, other=other, task=task, difference=difference, adjusted_p_value=p)

@@ -246,7 +246,12 @@ def plan_assignments(
 
     Returns:
         Assignments, seed by seed; none if all is finished.
+
+    Raises:
+        ValueError: If no run would share a process.
     """
+    if runs_per_job < 1:
+        raise ValueError(f"`runs_per_job` must be at least 1, got {runs_per_job}.")
     left = [pair for pair in runs.values() if not workspace.is_finished(*pair)]
     # Seed by seed, so that there is something to compare before the last run.
     left.sort(key=lambda pair: pair[0].settings.get("training", {}).get("seed", 0))

@@ -24,6 +24,7 @@ from depthmix.reproduction.findings import Contrast, Findings, Row, subject_titl
 from depthmix.reproduction.raw_numbers import write_scores, write_training
 from depthmix.reproduction.runs import TOY
 from depthmix.reproduction.trials import Trial
+from depthmix.reproduction.workspace import write_json
 
 MOST_OVERLAPS = 4
 """Methods whose sets of solved items are listed."""
@@ -54,8 +55,7 @@ def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
     for one in findings:
         stem = Path(one.model).name if len(findings) > 1 else "findings"
         save_figure(draw(one), folder / f"{stem}.svg")
-        text = json.dumps(to_jsonable_python(describe(one)), indent=1, ensure_ascii=False)
-        (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
+        write_json(folder / f"{stem}.json", to_jsonable_python(describe(one)))
         write_training(folder / f"{stem}.training.csv", one.logs)
         write_scores(folder / f"{stem}.scores.csv", one.outcomes)
         parts += [*_section(one, stem), ""]
@@ -103,6 +103,8 @@ def describe(findings: Findings) -> dict[str, Any]:
     rows = tuple(replace(row, logs={}) for row in findings.rows)
     content: dict[str, Any] = asdict(replace(findings, rows=rows, logs=(), outcomes={}))
     del content["logs"], content["outcomes"]
+    if findings.judge is None:
+        del content["judge"]
     for row in content["rows"]:
         del row["logs"]
     for method in content["comparison"]["methods"]:
@@ -121,6 +123,8 @@ def _command(findings: Sequence[Findings]) -> str:
     if first.subjects != first.experiment.subjects:
         words += ["--subjects", ",".join(first.subjects)]
     words += ["--seeds", ",".join(map(str, seeds))]
+    if first.judge is not None:
+        words += ["--judge.model", first.judge["model"]]
     return shlex.join(words)
 
 
@@ -246,7 +250,7 @@ def _contrast_table(contrasts: Sequence[Contrast]) -> Iterator[str]:
     yield "|---|---|---|---:|---:|---:|"
     for one in contrasts:
         estimate, low, high = (
-            f"{100 * value:+.1f}"
+            f"{round(100 * value, 1) + 0.0:+.1f}"  # no minus before a zero
             for value in (
                 one.difference.estimate,
                 one.difference.interval.low,

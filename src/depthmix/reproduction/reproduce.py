@@ -22,8 +22,8 @@ from depthmix.reproduction.gathering import gather
 from depthmix.reproduction.launching import Launcher, launch, plan_assignments
 from depthmix.reproduction.pages import check_page, write_findings
 from depthmix.reproduction.runs import TOY
+from depthmix.reproduction.test_sets import fetch_test_sets
 from depthmix.reproduction.trials import Trial, expand, unique_runs
-from depthmix.reproduction.worker import check_test_sets
 from depthmix.reproduction.workspace import Workspace, count_layers
 
 WORKSPACE = Path("reproduction")
@@ -59,6 +59,9 @@ class Reproduction:
 
     judge: Mapping[str, Any] | None = None
     """Options of the judge."""
+
+    data_dir: str | None = None
+    """Local folder of data sets."""
 
     @property
     def runs(self) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def plan(
     selection: Selection | None = None,
     workspace: Path = WORKSPACE,
     judge: Mapping[str, Any] | None = None,
+    data_dir: str | None = None,
 ) -> Reproduction:
     """List what experiments need.
 
@@ -106,6 +110,7 @@ def plan(
         selection: Which part of them.
         workspace: Folder of runs.
         judge: Options of the judge, for judged benchmarks. Another judge is another evaluation.
+        data_dir: Local folder of data sets.
 
     Returns:
         The experiments with their trials.
@@ -133,6 +138,12 @@ def plan(
         experiment = load_experiment(name, scale)
         subjects = tuple(s for s in experiment.subjects if s in chosen.subjects)
         if chosen.subjects and not subjects:
+            if name in experiments:
+                print(
+                    f"{name} is left out, since it has other subjects: "
+                    f"{', '.join(experiment.subjects)}",
+                    file=sys.stderr,
+                )
             continue
         trials = expand(
             experiment,
@@ -141,6 +152,7 @@ def plan(
             seeds=chosen.seeds,
             subjects=subjects,
             judge=rating,
+            data_dir=data_dir,
             count_layers=count_layers,
         )
         if name not in experiments and judge is None and _needs_judge(trials):
@@ -161,7 +173,13 @@ def plan(
             "`experiments` must name at least one whose subjects are asked for; `all` stands for "
             "every one."
         )
-    return Reproduction(scale=scale, workspace=Workspace(workspace), trials=found, judge=judge)
+    return Reproduction(
+        scale=scale,
+        workspace=Workspace(workspace),
+        trials=found,
+        judge=judge,
+        data_dir=data_dir,
+    )
 
 
 def reproduce(
@@ -169,7 +187,6 @@ def reproduce(
     *,
     launcher: Launcher | None = None,
     runs_per_job: int = 1,
-    data_dir: str | None = None,
     results: Path | None = None,
 ) -> Iterator[Path]:
     """Run what is missing, and write tables and figures of every experiment that is complete.
@@ -178,7 +195,6 @@ def reproduce(
         planned: What `plan` found.
         launcher: Where processes run; `None` runs one at a time here.
         runs_per_job: Runs that share a process.
-        data_dir: Local folder of data sets.
         results: Folder for tables and figures, one folder inside for each experiment; `None` takes
             `results/SCALE` in the workspace.
 
@@ -188,9 +204,9 @@ def reproduce(
     Raises:
         ValueError: If an experiment needs a judge and has none.
         FileExistsError: If a page is there that shows more; nothing is run then.
-        FileNotFoundError: If a run leaves out the questions of all test sets, and one is not at
-            hand; nothing is run on this machine then.
-        RuntimeError: If a run has failed.
+        FileNotFoundError: If a run leaves out the questions of all test sets, and one is neither at
+            hand nor to be had; nothing is run on this machine then.
+        RuntimeError: If a run has failed, after the pages of all that is complete.
     """
     _check_judge(planned)
     workspace = planned.workspace
@@ -201,19 +217,23 @@ def reproduce(
     if start.kind == "local":  # a cluster's nodes look for themselves
         untrained = [run for run, _ in planned.runs.values() if not workspace.is_trained(run)]
         left_out = {name for run in untrained for name in run.settings["data"].get("without", ())}
-        check_test_sets(left_out, data_dir=data_dir)
+        fetch_test_sets(left_out, data_dir=planned.data_dir)
     assignments = plan_assignments(
         workspace,
         planned.runs,
         runs_per_job=runs_per_job,
-        data_dir=data_dir,
+        data_dir=planned.data_dir,
         judge=planned.judge,
     )
     print(f"{len(planned.runs)} runs; {len(assignments)} processes to start", file=sys.stderr)
-    for done, assignment in enumerate(launch(assignments, start), start=1):
-        first, *others = (run.key for run, _ in assignment.runs)
-        more = f" and {len(others)} more" if others else ""
-        print(f"{done} of {len(assignments)} done: {first}{more}", file=sys.stderr)
+    failure = None
+    try:
+        for done, assignment in enumerate(launch(assignments, start), start=1):
+            first, *others = (run.key for run, _ in assignment.runs)
+            more = f" and {len(others)} more" if others else ""
+            print(f"{done} of {len(assignments)} done: {first}{more}", file=sys.stderr)
+    except RuntimeError as error:  # some have failed; what is complete is shown all the same
+        failure = error
     for experiment, trials in planned.trials.values():
         left = [
             key for key, pair in unique_runs(trials).items() if not workspace.is_finished(*pair)
@@ -223,6 +243,8 @@ def reproduce(
             continue
         findings = gather(experiment, planned.scale, trials, workspace)
         yield write_findings(findings, folder / experiment.name)
+    if failure is not None:
+        raise failure
 
 
 def _needs_judge(trials: Sequence[Trial]) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from depthmix.evaluation.plan import JUDGED_METRICS
+from depthmix.evaluation.tasks import TASKS
+from depthmix.options import suggest
 from depthmix.readout import Readout
 
 TOY = "toy"
@@ -48,6 +50,9 @@ class Reading:
     mt_bench: dict[str, Any] | None = None
     """How the model answers MT-Bench, as `evaluate` takes it; `None` takes the defaults."""
 
+    whole: tuple[str, ...] | None = None
+    """What benchmarks are read from, on the hub, where their files would hold a sample only."""
+
     judge: dict[str, Any] | None = None
     """What of the judge determines its ratings; set for judged benchmarks."""
 
@@ -58,6 +63,17 @@ class Reading:
     """Values of Top-K under which generation is timed, by turns."""
 
     def __post_init__(self) -> None:
+        known = (*TASKS.get(self.protocol, ()), *JUDGED_METRICS)
+        if self.protocol not in TASKS:
+            raise ValueError(
+                f"`reading.protocol` must be a known one, got {self.protocol!r}"
+                f"{suggest(self.protocol, TASKS)}"
+            )
+        if unknown := [name for name in self.tasks if name not in known]:
+            raise ValueError(
+                f"`reading.tasks` must be benchmarks of the protocol {self.protocol}, and "
+                f"{unknown[0]} is none{suggest(unknown[0], known)}"
+            )
         if self.records is not None and not self.records.startswith(f"{TOY}:"):
             raise ValueError(
                 f"`reading.records` must be left out, since it is for invented ones, got "
@@ -83,7 +99,7 @@ class Reading:
 
 
 _NO_RESULT = ("batch_size", "speed")
-_ONLY_IF_SET = ("num_fewshot", "mt_bench", "judge")
+_ONLY_IF_SET = ("num_fewshot", "mt_bench", "judge", "whole")
 """Settings that came later: where they are left out, earlier results keep their names."""
 
 
@@ -100,6 +116,9 @@ class Run:
     data_sha256: str | None = None
     """Of a file to train on; named data sets are pinned in the catalogue."""
 
+    data_whole: str | None = None
+    """What a named data set is read from, on the hub, where its files would hold a sample only."""
+
     model_sha256: str | None = None
     """Of the files of a local model and its adapter; a model on the hub or in a package is known by
     its name."""
@@ -108,8 +127,9 @@ class Run:
     def key(self) -> str:
         """Name of the run's folder: the same settings, data and model give the same name."""
         content = asdict(self)
-        if self.model_sha256 is None:  # came later: runs without it keep their names
-            del content["model_sha256"]
+        for name in ("model_sha256", "data_whole"):  # came later: runs without keep their names
+            if content[name] is None:
+                del content[name]
         return _hash(content)
 
 

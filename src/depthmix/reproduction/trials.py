@@ -14,6 +14,9 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from depthmix.checkpoint import MIXTURE_CONFIG_NAME
+from depthmix.data.catalog import name_whole
+from depthmix.data.records import is_named
+from depthmix.evaluation.agenda import DATA_SETS
 from depthmix.models import find_base
 from depthmix.options import build_section, suggest
 from depthmix.reproduction.experiment import (
@@ -81,6 +84,7 @@ def expand(
     seeds: Sequence[int] = (),
     subjects: Sequence[str] = (),
     judge: Mapping[str, Any] | None = None,
+    data_dir: str | None = None,
     count_layers: Callable[[str], int],
 ) -> list[Trial]:
     """List every run of an experiment.
@@ -92,6 +96,7 @@ def expand(
         seeds: Only these seeds.
         subjects: Only these of the experiment's subjects.
         judge: What of the judge determines its ratings, for benchmarks that need one.
+        data_dir: Local folder of data sets: where it holds a sample, the whole is another data set.
         count_layers: Gives the number of a model's layers, for settings such as `n-1`.
 
     Returns:
@@ -141,7 +146,8 @@ def expand(
             reading = build_section("reading", settings["reading"], Reading)
             if judge is not None and reading.is_judged:
                 reading = replace(reading, judge={**judge})
-            run = _make_run(settings["run"], method)
+            reading = replace(reading, whole=_name_whole(reading.tasks, data_dir))
+            run = _make_run(settings["run"], method, data_dir)
             for seed in seeds or experiment.seeds or common.seeds:
                 trials.append(
                     Trial(
@@ -193,7 +199,14 @@ def _settle(
     return settings
 
 
-def _make_run(sections: Mapping[str, Any], method: Method) -> Run:
+def _name_whole(tasks: Sequence[str], data_dir: str | None) -> tuple[str, ...] | None:
+    """Name what benchmarks are read from where a local folder would hold a sample."""
+    names = [DATA_SETS.get(task, task) for task in tasks]
+    found = [name_whole(name, data_dir=data_dir) for name in names]
+    return tuple(source for source in found if source is not None) or None
+
+
+def _make_run(sections: Mapping[str, Any], method: Method, data_dir: str | None) -> Run:
     """Read a run's settings as `depthmix train` does; its seed follows."""
     if method.untuned:
         model = build_section("model", sections["model"], ModelSection)
@@ -203,10 +216,12 @@ def _make_run(sections: Mapping[str, Any], method: Method) -> Run:
     config = load_run_config(None, sections)
     settings = to_jsonable_python(asdict(config))
     del settings["training"]["output_dir"]
-    path = Path(config.data.train).expanduser()
+    train, split = config.data.train, config.data.split
+    path = Path(train).expanduser()
     return Run(
         settings=settings,
         data_sha256=_hash_file(path) if path.is_file() else None,
+        data_whole=name_whole(train, split, data_dir=data_dir) if is_named(train) else None,
         model_sha256=_hash_model(config.model),
     )
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from depthmix.data.audit import named_test_sets
 from depthmix.data.selection import select_records
 from depthmix.data.source_files import DATA_VARIABLE
 from depthmix.data.templates import render_prompt
@@ -29,6 +28,7 @@ from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import build_section
 from depthmix.reproduction.runs import Reading, Run
+from depthmix.reproduction.test_sets import fetch_test_sets, list_test_sets
 from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
 from depthmix.run_config import load_run_config
 from depthmix.training import choose_form, train
@@ -78,7 +78,8 @@ def work(assignment: Assignment) -> None:
         assignment: The runs. Whoever calls this has claimed them as their owner.
 
     Raises:
-        RuntimeError: If a run has failed, after all the others are done.
+        RuntimeError: If a run has failed, after all the others are done, or another worker has one
+            of them.
     """
     workspace = Workspace(assignment.root)
     if assignment.data_dir is not None:
@@ -92,7 +93,11 @@ def work(assignment: Assignment) -> None:
     with ExitStack() as locks:
         if rank == 0:
             for run, _ in assignment.runs:
-                locks.enter_context(workspace.claim(run, "worker"))
+                if not locks.enter_context(workspace.claim(run, "worker")):
+                    raise RuntimeError(
+                        f"{run.key} is being run by a worker whose owner has ended; start the same "
+                        "command again when that is done."
+                    )
         for run, readings in assignment.runs:
             with _noted(run, failed):
                 if not workspace.is_trained(run):
@@ -131,7 +136,8 @@ def _train(workspace: Workspace, run: Run) -> None:
     """Train a run, from its last checkpoint where it was interrupted."""
     folder = workspace.run_folder(run)
     settings = workspace.place(run.settings)
-    check_test_sets(settings["data"].get("without", ()))
+    fetch_test_sets(settings["data"].get("without", ()))
+    settings["data"]["without"] = list_test_sets(settings["data"].get("without", ()))
     training = share_batch(settings["training"], int(os.environ.get("WORLD_SIZE", "1")))
     settings["training"] = {**training, "output_dir": str(folder)}
     resume = workspace.has_checkpoint(run)
@@ -140,27 +146,10 @@ def _train(workspace: Workspace, run: Run) -> None:
     train(load_run_config(None, settings), resume=resume)
 
 
-def check_test_sets(without: Collection[str], *, data_dir: str | None = None) -> None:
-    """Refuse a run for which `all` would mean fewer test sets than its key says.
-
-    Args:
-        without: Test sets whose questions are left out of training.
-        data_dir: Local folder of data sets, instead of the environment's.
-
-    Raises:
-        FileNotFoundError: If all are meant, and one is not at hand.
-    """
-    if "all" in without and (missing := named_test_sets(at_hand=False, data_dir=data_dir)):
-        raise FileNotFoundError(
-            "`data.without` must leave out the questions of all named test sets, since a run made "
-            f"with fewer of them is another one, and not at hand are {', '.join(missing)}; put "
-            "their files into a folder (docs/data.md), and name it by `--data-dir` or the "
-            f"environment variable {DATA_VARIABLE}."
-        )
-
-
 def share_batch(training: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
-    """Divide a run's batch among its processes, so that their number changes no result.
+    """Divide a run's batch among its processes, so that a step sees the same records.
+
+    Their number still changes a run as another draw would: each process has its own dropout.
 
     Args:
         training: The run's section, with the batch of a single process.

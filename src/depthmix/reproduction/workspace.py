@@ -26,6 +26,9 @@ from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
 FINISHED_NAME = "finished.json"
 """Marks a reading that is complete."""
 
+NOT_OF_A_PLAN = ("top_k", "speed", "judge", "whole")
+"""What a reading says beside what `evaluate` takes, or in its own way."""
+
 EARLIER_NAME = "earlier_starts.json"
 """Seconds that each earlier start of a resumed run took up to the checkpoint that it left."""
 
@@ -152,7 +155,7 @@ class Workspace:
         """
         fields = asdict(reading).items()
         settings: dict[str, Any] = {
-            name: value for name, value in fields if name not in ("top_k", "speed", "judge")
+            name: value for name, value in fields if name not in NOT_OF_A_PLAN
         }
         settings |= {
             name: options[name] for name in options if name != "judge" or reading.is_judged
