@@ -22,6 +22,9 @@ from depthmix.attachment import find_mixture_norm
 from depthmix.backbone import Backbone, find_backbone
 from depthmix.mixture_norm import MoDENorm
 
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer."""
+
 
 class MoDEModel(LoraModel):
     """LoRA in the layers, and a mixture of depths in place of the final norm."""
@@ -40,6 +43,7 @@ class MoDEModel(LoraModel):
         modules = [name for name, _ in self.model.named_modules()]
         parameters = [n.replace(".base_layer.", ".") for n, _ in self.model.named_parameters()]
         _check_targets("target_modules", peft_config.target_modules, modules)
+        _check_layers(peft_config, modules)
         _check_targets("target_parameters", peft_config.target_parameters, parameters)
         if peft_config.target_parameters:
             peft_config.target_parameters = [
@@ -195,14 +199,46 @@ def _check_targets(argument: str, targets: Any, names: list[str]) -> None:
     if not targets:
         return
     if isinstance(targets, str):
-        shorthand = targets.lower() == "all-linear"
-        unmatched = [] if shorthand or any(re.fullmatch(targets, n) for n in names) else [targets]
-    else:
-        unmatched = sorted(t for t in targets if not any(_is_target(n, [t]) for n in names))
+        if targets.lower() == ALL_LINEAR or any(re.fullmatch(targets, n) for n in names):
+            return
+        raise ValueError(
+            f"`{argument}` as one text is a regular expression for whole names, and {targets!r} "
+            f"matches none of the model's; a list names parts by their end: [{targets!r}]."
+        )
+    unmatched = sorted(t for t in targets if not any(_is_target(n, [t]) for n in names))
     if unmatched:
         raise ValueError(
             f"`{argument}` must name parts of the model, and it has none called "
             f"{', '.join(unmatched)}; `print(model)` shows the names."
+        )
+
+
+def _check_layers(config: MoDEConfig, names: list[str]) -> None:
+    """Refuse targets that lie in the late layers alone, where `adapt="below"` puts no adapter."""
+    targets, layers = config.target_modules, config.layers_to_transform
+    if not targets or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
+        return
+    matched = [
+        name
+        for name in names
+        if name != config.final_norm and LoraModel._check_target_module_exists(config, name)
+    ]
+    adapted = [name for name in matched if config.adapts(name)]
+    lost: list[str] = []
+    if isinstance(targets, str):
+        lost = [] if adapted or not matched else [f"target_modules={targets!r}"]
+    else:
+        for target in sorted(targets):
+            named = [name for name in matched if _is_target(name, [target])]
+            if named and not any(name in adapted for name in named):
+                lost.append(f"target_modules={target!r}")
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        if not config.adapts(f"{config.decoder_layers}.{layer}"):
+            lost.append(f"layers_to_transform={layer}")
+    if lost:
+        raise ValueError(
+            f"`adapt='below'` puts no adapter into the late layers, and {', '.join(lost)} lies "
+            "there alone; pass `adapt='all'`, or leave it out."
         )
 
 

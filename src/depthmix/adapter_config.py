@@ -91,17 +91,19 @@ class MoDEConfig(MixtureConfig, LoraConfig):
 
         Args:
             lora_config: Any LoRA configuration; it is not changed.
-            options: Fields of `MixtureConfig`, and `adapt`.
+            options: Fields of `MixtureConfig`, and `adapt`, which is `all` here where nothing else
+                is said, so that no adapter is lost.
 
         Returns:
             The same adapters with a mixture.
         """
-        fields = {
+        fields: dict[str, Any] = {"adapt": "all"}
+        fields |= {
             field.name: getattr(lora_config, field.name)
             for field in dataclasses.fields(lora_config)
             if field.init and field.name != "peft_type"
         }
-        return cls(**{**fields, **options})
+        return cls(**fields | options)
 
     @classmethod
     def from_preset(cls, preset: str, **options: Any) -> MoDEConfig:

@@ -33,6 +33,9 @@ LOGIT_FACTORS = {
 }
 """Config fields that scale the logits, with the factor that each one means."""
 
+UNQUANTISED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes of a weight that is multiplied as it is."""
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -88,6 +91,19 @@ class Backbone:
         weight = self.head.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the head predicts; a quantised weight may have another shape."""
+        return getattr(self.head, "out_features", self.head_weight.size(0))
+
+    def head_dtype(self, given: torch.dtype) -> torch.dtype:
+        """Name the dtype in which the head takes states that are `given` in some dtype.
+
+        That of its weight, or where that is quantised the given one, which the head casts itself.
+        """
+        own = self.head_weight.dtype
+        return own if own in UNQUANTISED else given
 
     def project(self, normed_states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """Apply the model's head: everything affine between the final norm and the logits.

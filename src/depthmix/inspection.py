@@ -98,7 +98,7 @@ def inspect_model(
         "model": f"{type(backbone.model).__name__} ({section.name})",
         "decoder layers": f"{backbone.layers_name} ({backbone.num_hidden_layers})",
         "final norm": f"{backbone.final_norm_name} ({type(final_norm).__name__})",
-        "head": f"{head_name} ({backbone.head_weight.size(0)} tokens)",
+        "head": f"{head_name} ({backbone.vocab_size} tokens)",
         "hidden size": str(backbone.hidden_size),
         "logit scale": f"{backbone.logit_scale:g}",
         "soft cap": "none" if backbone.soft_cap is None else f"{backbone.soft_cap:g}",

@@ -177,7 +177,7 @@ def plain_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -
     distilled = slice(tokens.num_distilled)
     rest = slice(tokens.num_distilled, None)
     wide = torch.promote_types(tokens.weights.dtype, torch.float32)
-    dtype = backbone.head_weight.dtype
+    dtype = backbone.head_dtype(tokens.states[-1].dtype)
     states = tuple(state.to(dtype) for state in tokens.states)
     parts = tuple(backbone.project(state[distilled]).to(wide) for state in states)
     ensemble = mix(parts, tokens.weights[distilled])  # (n, V)

@@ -178,6 +178,13 @@ class Objective:
     def _keep(self, routes: Routes) -> None:
         if self.norm.training and torch.is_grad_enabled():
             self._routes.here["routes"] = routes
+            if any(p.requires_grad and p.dtype.itemsize < 4 for p in routes.mixture.parameters()):
+                warnings.warn(
+                    "The mixture's parameters are narrower than float32, and small updates of them "
+                    "are lost to rounding; call `.float()` on it after the trainer is made (TRL "
+                    "narrows adapters over a quantised model), or use `MoDESFTTrainer`.",
+                    stacklevel=2,
+                )
 
     def _join(self, _model: nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Compute the objective of a pass with labels, and put it where the caller looks."""
@@ -208,6 +215,13 @@ class Objective:
                 "a loss function or expert routers' loss."
             )
         if request.labels is None:
+            if routes.mixture.config.distils:
+                warnings.warn(
+                    "The distillation loss is left out of a training pass without `labels`, as "
+                    "with `label_smoothing_factor` or `compute_loss_func`; give them to the model, "
+                    "or set `distillation_weight=0`.",
+                    stacklevel=2,
+                )
             return output
         loss = mixture_loss(
             routes,

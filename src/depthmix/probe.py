@@ -150,7 +150,7 @@ def _read_batch(
     labels = pad_sequence(labelled, batch_first=True, padding_value=IGNORE_INDEX)
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     states = _hidden_states(backbone, input_ids, attention_mask)
-    num_together = max(CHUNK_LOGITS // backbone.head_weight.size(0), 1)
+    num_together = max(CHUNK_LOGITS // backbone.vocab_size, 1)
     pieces = (indices.split(num_together) for indices in label_positions(labels))
     for places, targets in zip(*pieces, strict=True):
         final = _log_probs(backbone, states[-1], places)

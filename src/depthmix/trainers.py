@@ -60,6 +60,7 @@ class MoDETrainerMixin(MixinBase):
         mixture = norm.active_mixture if norm is not None else None
         if mixture is None:
             return
+        mixture.float()  # TRL makes every adapter bfloat16 over a quantised model
         if self.args.n_gpu > 1:
             raise RuntimeError(
                 f"A mixture cannot be trained on {self.args.n_gpu} GPUs by one process; start "

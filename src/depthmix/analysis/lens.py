@@ -141,7 +141,7 @@ def look(
     _check_length(backbone, len(ids))
     final = backbone.num_hidden_layers
     chosen = _check_layers(layers, final)
-    vocabulary = backbone.head_weight.size(0)
+    vocabulary = backbone.vocab_size
     if not 1 <= top <= vocabulary:
         raise ValueError(
             f"`top` must be between 1 and {vocabulary:,} (the model knows {vocabulary:,} tokens), "
@@ -225,7 +225,7 @@ def _measure_all(
 ) -> dict[Readout, dict[str, Tensor]]:
     """Measure each read-out's predictions, block by block of the text."""
     device = backbone.head_weight.device
-    block = max(BLOCK_LOGITS // backbone.head_weight.size(0), 1)
+    block = max(BLOCK_LOGITS // backbone.vocab_size, 1)
     pieces: dict[Readout, list[dict[str, Tensor]]] = {readout: [] for readout in readouts}
     for start in range(0, len(ids), block):
         states = {r: normed[r][0, start : start + block].to(device) for r in readouts}
@@ -248,7 +248,7 @@ def _measure_block(
     """Measure read-outs in turn: one product with the head for each, and measures by pieces."""
     final = backbone.num_hidden_layers
     compared: tuple[Readout, ...] = (final, "ensemble")  # with others
-    vocabulary = backbone.head_weight.size(0)
+    vocabulary = backbone.vocab_size
     length = max(PIECE_LOGITS // vocabulary, 1)
     spare = torch.empty(length, vocabulary, dtype=torch.float32, device=targets.device)
 

@@ -14,7 +14,7 @@ SETTINGS_NAME = "evaluation.json"
 """What determines the results; written before the first one."""
 
 PLACES = ("model", "adapter", "run")
-"""Settings that only say where a model lies; its weights are known by their hashes."""
+"""Settings that only say where a model lies, while its weights are known by their hashes."""
 
 OWN_FILES = ("results.json", "evaluation.json", "samples_*.jsonl", "*_answers.jsonl", "requests*")
 """What `overwrite` removes. A judge's answers stay: they are kept by content, and paid for."""
@@ -107,7 +107,9 @@ class EvaluationFolder:
 
     def _compare(self, found: Mapping[str, Any]) -> list[str]:
         """Name the settings that differ and matter."""
-        names = sorted({*found, *self.settings} - set(PLACES))
+        known = None not in (found.get("weights"), self.settings.get("weights"))
+        ignored = PLACES if known else tuple(name for name in PLACES if name != "model")
+        names = sorted({*found, *self.settings} - set(ignored))
         return [name for name in names if found.get(name) != self.settings.get(name)]
 
     def _read(self, name: str) -> dict[str, Any] | None:

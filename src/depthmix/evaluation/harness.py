@@ -243,7 +243,9 @@ def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
     adapter = find_base(section).adapter
     if adapter is not None:
         return Path(adapter).expanduser() / "evaluation" / name
-    return Path("evaluations") / Path(section.name).name / name
+    on_hub = not Path(section.name).expanduser().exists()
+    model = section.name.replace("/", "--") if on_hub else Path(section.name).resolve().name
+    return Path("evaluations") / model / name
 
 
 def _judge(

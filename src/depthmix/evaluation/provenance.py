@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+from transformers.utils import find_adapter_config_file
+
 from depthmix.models import check_adapter, find_base, holds_mixture, resolve_model
 from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
 
@@ -33,20 +36,21 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
 
     Returns:
         `model` (the base model's name), `revision`, `weights` (hash that changes with a local
-        model's files, or None), `adapter` (folder, or None), `adapter_sha256` (of its weights),
-        `method` (label such as `LoRA_¬K + MoDE`), `settings` (hash of the run's settings
-        without seed and place, and with the batch of all devices as a whole, or None: runs that
-        share it are seeds of one experiment), `run` (name of the folder), `seed` (of training; 0
-        without one), `dtype` and `top_k`.
+        model's files, start of the commit of one on the hub, or None), `adapter` (folder, or None),
+        `adapter_sha256` (of its weights), `method` (label such as `LoRA_¬K + MoDE`), `settings`
+        (hash of the run's settings without seed and place, and with the batch of all devices as a
+        whole, or None: runs that share it are seeds of one experiment), `run` (name of the folder),
+        `seed` (of training; 0 without one), `dtype` and `top_k`.
 
     Raises:
-        ValueError: If the adapter or the run's results are damaged.
+        ValueError: If the adapter or the run's results are damaged, or `name` is an adapter on the
+            hub, whose weights have no hash here.
     """
     base = find_base(section)
     facts: dict[str, Any] = {
         "model": base.name,
         "revision": base.revision,
-        "weights": _hash_files(base.name),
+        "weights": _identify_weights(base),
         "adapter": base.adapter,
         "adapter_sha256": None,
         "method": UNTUNED if not holds_mixture(base.name) else ATTACHED,
@@ -145,15 +149,30 @@ def join_batch(training: dict[str, Any], num_devices: int) -> dict[str, Any]:
     return {**training, batch: whole, steps: 1}
 
 
-def _hash_files(name: str) -> str | None:
-    """Hash the names, sizes and times of a local model's weight files."""
-    source = resolve_model(name)
+def _identify_weights(base: ModelSection) -> str | None:
+    """Hash the names, sizes and times of a local model's weight files, or find a hub's commit."""
+    source = resolve_model(base.name)
     if not source.is_local:
-        return None
+        return _find_commit(base)
     folder = Path(source.directory_or_id)
     files = sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:12]
+
+
+def _find_commit(base: ModelSection) -> str | None:
+    """Find the commit of a model on the hub, or in its cache; None if neither can be reached."""
+    revision = base.revision or "main"
+    if find_adapter_config_file(base.name, revision=revision) is not None:
+        raise ValueError(
+            f"`model.name` must be a model or a local adapter, and {base.name} is an adapter on "
+            "the hub; fetch it with `hf download` and pass its folder."
+        )
+    try:
+        commit = AutoConfig.from_pretrained(base.name, revision=revision)._commit_hash
+    except (OSError, ValueError):
+        return None
+    return None if commit is None else commit[:12]
 
 
 def _hash_settings(run: dict[str, Any], num_devices: int) -> str:
