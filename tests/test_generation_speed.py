@@ -31,7 +31,7 @@ def model(tokenizer):
 def test_layers_are_those_that_ran(model, tokenizer):
     set_top_k(model, 2)
     speeds = measure_generation(model, tokenizer, PROMPTS, top_ks=[1, 3], num_new_tokens=5)
-    assert find_mixture_norm(model).active_mixture.config.top_k == 2
+    assert find_mixture_norm(model).active_mixture.top_k == 2
     assert [speed.top_k for speed in speeds] == [1, 3]
     for speed in speeds:
         set_top_k(model, speed.top_k)

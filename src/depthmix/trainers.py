@@ -66,7 +66,7 @@ class MoDETrainerMixin(MixinBase):
                 f"A mixture cannot be trained on {self.args.n_gpu} GPUs by one process; start "
                 "one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
             )
-        if mixture.config.top_k == 1 and mixture.config.num_routes > 1:
+        if mixture.top_k == 1 and mixture.config.num_routes > 1:
             warnings.warn(
                 "`top_k=1` gives the router no gradient, since its only weight is one; train with "
                 "more routes and set `top_k=1` afterwards, unless a fixed random router is meant.",

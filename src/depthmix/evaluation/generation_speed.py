@@ -62,7 +62,7 @@ def measure_generation(
         raise ValueError("`model` must have a mixture, whose routes Top-K chooses from.")
     if not prompts:
         raise ValueError("`prompts` must hold at least one text.")
-    before = norm.active_mixture.config.top_k
+    before = norm.active_mixture.top_k
     seconds: dict[int, list[float]] = {top_k: [] for top_k in (0, *top_ks)}  # 0 is dense
     layers: dict[int, list[float]] = {top_k: [] for top_k in top_ks}
     options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "min_new_tokens": num_new_tokens}

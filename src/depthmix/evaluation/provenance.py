@@ -17,7 +17,7 @@ UNTUNED = "pretrained"
 """Label of a model without an adapter."""
 
 ATTACHED = "MoDE"
-"""Label of a model that `depthmix.save` has written with its mixture."""
+"""Label of a model that was saved with an attached mixture."""
 
 DEFAULT_SEED = 42
 """Training seed of runs that set none: transformers' own."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from depthmix.checkpoint import MIXTURE_CONFIG_NAME
 from depthmix.data.catalog import name_whole
 from depthmix.data.records import is_named
 from depthmix.evaluation.agenda import DATA_SETS
@@ -35,7 +34,7 @@ RELATIVE_LAYER = re.compile(r"n(?:-(\d+))?")
 
 MODEL_FILES = (
     *("*.safetensors", "*.gguf", "pytorch_model*.bin", "adapter_model.bin"),
-    *("config.json", "generation_config.json", "adapter_config.json", MIXTURE_CONFIG_NAME),
+    *("config.json", "generation_config.json", "adapter_config.json"),
     *("tokenizer*.json", "*_tokens*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     "*.jinja",
 )
