@@ -32,5 +32,5 @@ quickstart: install  ## Tune, evaluate, save, reload, generate, and write quicks
 bench: install  ## One benchmark, by NAME; ARGS=--quick or --toy.
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
-clean:  ## Remove what was made.
-	rm -rf .venv quickstart runs
+clean:  ## Remove the environment and the quickstart's run; runs/ stays.
+	rm -rf .venv quickstart

@@ -19,7 +19,7 @@ from depthmix.data.audit import (
     write_rest,
 )
 from depthmix.data.catalog import load_split
-from depthmix.data.leaks import find_leaks
+from depthmix.data.leaks import compare_questions, read_questions
 from depthmix.data.questions import question_stems, same_letters, same_words
 from depthmix.data.records import load_records
 from depthmix.data.templates import ALPACA_PROMPT_WITH_INPUT, to_training_dataset
@@ -71,6 +71,10 @@ PUBLISHED = {
     ("alpaca", "mt_bench"): (1, 1, 1),
 }
 """Records by words, by letters, and test questions covered; all other pairs share nothing."""
+
+
+def leaks_of(train, test, name="test"):
+    return compare_questions(read_questions(train), read_questions(test), name=name)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_a_record_without_a_question(record):
 
 def test_an_instruction_leaks_only_with_its_input():
     train_records = [{"instruction": "Translate.", "input": text} for text in ("Ja.", "Nein.")]
-    assert find_leaks(train_records, train_records[1:]).same_letters == (1,)
+    assert leaks_of(train_records, train_records[1:]).same_letters == (1,)
 
 
 def test_short_turns_of_a_conversation_do_not_leak():
@@ -161,13 +165,13 @@ def test_short_turns_of_a_conversation_do_not_leak():
         conversation("Go on.", "Why do fish not drown?"),
     ]
     test_records = [{"turns": ["Continue.", "Go on.", "Why do fish not drown?"]}]
-    assert find_leaks(train_records, test_records).same_letters == (1, 2)
+    assert leaks_of(train_records, test_records).same_letters == (1, 2)
 
 
 def test_shared_questions_are_found_either_way():
     train_records = [{"question": q} for q in ("A b?", "A  B?", "a.b", "c", "?!", "d")]
     test_records = [{"question": q} for q in ("a b?", "!?", "e", "D")]
-    leak = find_leaks(train_records, test_records, name="letters")
+    leak = leaks_of(train_records, test_records, name="letters")
     assert leak.same_words == (0, 1, 5)
     assert leak.same_letters == (0, 1, 2, 5)
     assert leak.covered == (0, 3)
@@ -177,7 +181,7 @@ def test_shared_questions_are_found_either_way():
 def test_the_audit_agrees_with_comparing_every_pair():
     train_records = [{"question": f"{n % 7} and {n % 3} ?"} for n in range(40)]
     test_records = [{"turns": [f"{n % 5}and {n % 2}?", f"no {n}"]} for n in range(9)]
-    leak = find_leaks(train_records, test_records)
+    leak = leaks_of(train_records, test_records)
     pairs = [
         (i, j)
         for i, ours in enumerate(train_records)

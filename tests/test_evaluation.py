@@ -129,7 +129,7 @@ def test_choice_likelihood_equals_naive_loop(model, tokenizer):
         }
         for number, prompt in enumerate([*PROMPTS, "w9 w8 "])
     ]
-    acc, acc_norm, nll, preferred = [], [], [], []
+    acc, acc_bytes, nll, preferred = [], [], [], []
     for record in records:
         sums = []
         for choice in record["choices"]:
@@ -141,14 +141,14 @@ def test_choice_likelihood_equals_naive_loop(model, tokenizer):
         answer = record["answer"]
         best = max(range(3), key=lambda c: sums[c] / len(record["choices"][c].encode()))
         acc.append(max(range(3), key=sums.__getitem__) == answer)
-        acc_norm.append(best == answer)
+        acc_bytes.append(best == answer)
         nll.append(-sums[answer] / len(record["choices"][answer].split()))
         preferred.append(record["choices"][best])
     result = choice_likelihood(model, tokenizer, records, batch_size=4)
-    assert result.correct == tuple(acc_norm)
+    assert result.correct == tuple(acc_bytes)
     assert result.responses == tuple(preferred)
     assert result.measures["acc"] == pytest.approx(np.mean(acc))
-    assert result.measures["acc_norm"] == result.accuracy
+    assert result.measures["acc_bytes"] == result.accuracy
     assert result.measures["nll"] == pytest.approx(np.mean(nll), rel=1e-4)
     assert len(set(preferred)) > 1
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+
 import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
-from depthmix import MoDEConfig
+from depthmix import MoDEConfig, attach, parameter_ledger
 from depthmix.attachment import find_mixture_norm
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.harness import default_output
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
+from depthmix.readout import reading_out
 from depthmix.run_config import ModelSection
 from depthmix.trainers import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
@@ -151,6 +154,39 @@ class TestTargets:
         config = MoDEConfig(target_modules="q_proj", r=2)
         with pytest.raises(ValueError, match=r"matches none of the model's; .*\['q_proj'\]"):
             get_peft_model(tiny_model("llama"), config)
+
+
+class TestOneModelInManyWays:
+    def test_a_disabled_adapter_is_read_out_at_the_final_layer(self):
+        model = tune(late_layers=2).eval()
+        randomise(model, seed=3, only_trainable=True)
+        ids = random_ids(1, 5)
+        with torch.no_grad(), model.disable_adapter():
+            expected = model(ids).logits
+            with reading_out(model, "final"):
+                assert torch.equal(model(ids).logits, expected)
+            with pytest.raises(ValueError, match="while the adapter is disabled, got 2"):
+                reading_out(model, 2).__enter__()
+
+    def test_a_model_with_adapters_gets_its_mixture_by_peft(self):
+        lora = LoraConfig(target_modules=["q_proj"], r=2)
+        with pytest.raises(TypeError, match=r"by `MoDEConfig.from_lora`, or fold"):
+            unwrap(attach)(get_peft_model(tiny_model("llama"), lora))  # past the check of types
+        plain = get_peft_model(tiny_model("llama"), lora).targeted_module_names
+        tuned = get_peft_model(tiny_model("llama"), MoDEConfig.from_lora(lora))
+        assert set(plain) < set(tuned.targeted_module_names)
+
+    def test_parts_that_cannot_be_found_are_named(self):
+        model = tiny_model("llama")
+        model.model.last = model.model.norm
+        del model.model.norm
+        model.model.forward = lambda **_: None  # never called
+        names = {"final_norm": "model.last", "decoder_layers": "model.layers"}
+        tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+        with pytest.raises(ValueError, match="pass its name as `final_norm`"):
+            parameter_ledger(tuned, first_late_layer=3)
+        ledger = parameter_ledger(tuned, first_late_layer=3, **names)
+        assert ledger.lora_late == ledger.lora_below > 0
 
 
 class TestModelsOnTheHub:

@@ -235,8 +235,10 @@ def test_attaching_is_refused_where_it_makes_no_sense():
         ({"late_layers": 5}, ValueError, "between 1 and 4 .*, got 5"),
         ({"top_k": 4}, ValueError, "between 1 and the 3 routes of `late_layers`, got 4"),
         ({"top_k": 0}, ValueError, "between 1 and the 3 routes of `late_layers`, got 0"),
-        ({"router_temperature": 0.0}, ValueError, "`router_temperature` must be positive"),
-        ({"distillation_weight": -1.0}, ValueError, "must not be negative, got -1"),
+        ({"router_temperature": 0.0}, ValueError, "`router_temperature` must be a positive"),
+        ({"router_temperature": float("nan")}, ValueError, "a positive number, got nan"),
+        ({"distillation_weight": -1.0}, ValueError, "a number of at least 0, got -1"),
+        ({"distillation_weight": float("nan")}, ValueError, "a number of at least 0, got nan"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, error, message):

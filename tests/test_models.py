@@ -9,7 +9,8 @@ from peft import PeftModel, get_peft_model
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MoDEConfig
-from depthmix.generation import chat, generate, read_generation_options
+from depthmix.continuation import read_generation_options
+from depthmix.generation import chat, generate
 from depthmix.models import (
     ModelSource,
     check_adapter,

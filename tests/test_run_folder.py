@@ -9,7 +9,8 @@ import pytest
 from depthmix import TrainResult
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.ledger import Ledger
-from depthmix.run_folder import load_result, save_result
+from depthmix.run_config import load_run_config, save_run_config
+from depthmix.run_folder import check_resumed, load_result, save_result
 
 
 @pytest.fixture
@@ -58,3 +59,41 @@ def test_what_is_no_finished_run_is_refused(result):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"Cannot read .*results.json: "):
             load_result(result.output_dir)
+
+
+def test_a_run_goes_on_under_the_settings_it_began_with(tmp_path):
+    given = {
+        "model": {"name": "m"},
+        "data": {"train": "t.jsonl", "without": ["b", "a"]},
+        "mode": {"r": 4},
+        "training": {"learning_rate": 1e-3, "num_train_epochs": 2, "hub_token": "secret"},
+    }
+
+    def changed(section, option, value):
+        return load_run_config(None, {**given, section: {**given.get(section, {}), option: value}})
+
+    check_resumed(load_run_config(None, given), tmp_path)  # none began there
+    save_run_config(load_run_config(None, given), tmp_path)
+    check_resumed(load_run_config(None, given), tmp_path)
+    for section, option, value in (
+        ("data", "without", ["a", "b"]),
+        ("training", "logging_steps", 7),
+        ("training", "save_steps", 7),
+        ("training", "output_dir", "elsewhere"),
+        ("training", "hub_token", "another"),
+    ):
+        check_resumed(changed(section, option, value), tmp_path)
+    evaluation = {"data": "test.jsonl", "metric": "choices"}
+    check_resumed(load_run_config(None, {**given, "evaluation": evaluation}), tmp_path)
+    for section, option, value, message in (
+        ("mode", "r", 8, r"`mode.r` must be 4 to go on .* got 8; leave it so"),
+        ("mode", "late_layers", 2, r"`mode.late_layers` must be None to go on"),
+        ("training", "num_train_epochs", 3, r"`training.num_train_epochs` must be 2.0 to go on"),
+        ("data", "train", "u.jsonl", "`data.train` must be 't.jsonl'"),
+        ("data", "without", ["a"], "`data.without` must be"),
+        ("model", "dtype", "float32", "`model.dtype` must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_resumed(changed(section, option, value), tmp_path)
+    with pytest.raises(ValueError, match="`method` must be 'mode'"):
+        check_resumed(load_run_config(None, {**given, "method": "lora"}), tmp_path)

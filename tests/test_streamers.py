@@ -18,7 +18,7 @@ import depthmix_cli
 from adapters import tuned_model
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix.attachment import find_mixture_norm
-from depthmix.generation import continue_inputs
+from depthmix.continuation import continue_inputs
 from depthmix.mixture import Routes
 from depthmix.streamers import DepthStreamer, VisibleStreamer, make_visible
 

@@ -1,8 +1,8 @@
 """Write ARC-Easy for tuning: the answer's own text, or the letter-like form of LLM-Adapters.
 
-`python examples/arc_easy/prepare.py DATA_DIR --output runs/data/arc_easy` reads LLM-Adapters'
-`arc-easy/train.json` and `test.json` and writes `FORM/train.jsonl` (prompt, completion) and
-`FORM/test.jsonl` (prompt, choices, answer) for both forms.
+`python examples/arc_easy/prepare.py --output runs/data/arc_easy` reads the data set by its name
+(docs/data.md) and writes `FORM/train.jsonl` (prompt, completion) and `FORM/test.jsonl` (prompt,
+choices, answer) for both forms, `text` and `paper`.
 """
 
 from __future__ import annotations
@@ -10,37 +10,31 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 from pathlib import Path
 
-from datasets import load_dataset
+from depthmix.data.audit import audit
+from depthmix.data.catalog import load_split
+from depthmix.data.templates import ALPACA_PROMPT
 
-PROBLEM = re.compile(
-    r"Please choose the correct answer to the question: (?P<question>.*)\n\n"
-    r"(?P<choices>Answer1: .*)\n\nAnswer format: .*",
-    re.DOTALL,
-)
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes "
-    "the request.\n\n### Instruction:\n{}\n\n### Response:\n"
-)
+TEST_SETS = ("arc_easy", "arc_challenge")
+"""Test sets of which a training record may be a copy."""
+
 NUM_TEST_ITEMS = 800
 SEED = 0
 
 
 def to_item(record: dict, form: str) -> dict:
-    """Split a record into prompt, choices and the index of the right one."""
-    problem = PROBLEM.fullmatch(record["instruction"])
-    assert problem is not None, record["instruction"]
-    choices = re.split(r"\s*Answer\d: ", problem["choices"])[1:]
-    answer = int(record["answer"].removeprefix("answer")) - 1
+    """Turn a record into prompt, choices and the index of the right one."""
+    choices, answer = (
+        record["choices"]["text"],
+        record["choices"]["label"].index(record["answerKey"]),
+    )
     if form == "text":
-        prompt = f"Question: {problem['question']}\nAnswer:"
+        prompt = f"Question: {record['question']}\nAnswer:"
         return {"prompt": prompt, "choices": [f" {choice}" for choice in choices], "answer": answer}
-    named = [f"the correct answer is answer{i}" for i in range(1, len(choices) + 1)]
     return {
-        "prompt": ALPACA.format(record["instruction"]),
-        "choices": named,
+        "prompt": ALPACA_PROMPT.format(instruction=record["instruction"]),
+        "choices": [f"the correct answer is answer{i}" for i in range(1, len(choices) + 1)],
         "answer": answer,
     }
 
@@ -54,16 +48,13 @@ def write(path: Path, rows: list[dict]) -> None:
 def main() -> None:
     """Write both forms, without the training records whose question is a test question."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data_dir", type=Path, help="folder that holds arc-easy/ and leakage.json")
+    parser.add_argument("--data-dir", type=Path, help="local folder instead of public sources")
     parser.add_argument("--output", type=Path, default=Path("runs/data/arc_easy"))
     arguments = parser.parse_args()
-    folder = arguments.data_dir / "arc-easy"
     train, test = (
-        list(load_dataset("json", data_files=str(folder / name), split="train"))
-        for name in ("train.json", "test.json")
+        load_split("arc_easy", split, data_dir=arguments.data_dir) for split in ("train", "test")
     )
-    leaking = json.loads((arguments.data_dir / "leakage.json").read_text("utf-8"))
-    dropped = set(leaking["arc-easy/train.json"])
+    dropped = set(audit("arc_easy", TEST_SETS, data_dir=arguments.data_dir).leaking)
     train = [record for number, record in enumerate(train) if number not in dropped]
     test = random.Random(SEED).sample(test, NUM_TEST_ITEMS)
     for form in ("text", "paper"):

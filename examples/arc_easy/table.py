@@ -1,6 +1,6 @@
 """Print the table of finished runs: `python examples/arc_easy/table.py runs/arc/{lora-below,*}`.
 
-Each run is compared with the first one on the same items.
+Each run is compared with the first one on the same items. What is no finished run is passed over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def read_evaluation(results: dict, moment: str) -> Evaluation:
 
 def main(folders: list[Path]) -> None:
     """Print one row per run."""
-    runs = {path.name: json.loads((path / "results.json").read_text("utf-8")) for path in folders}
+    files = [path / "results.json" for path in folders if (path / "results.json").is_file()]
+    runs = {path.parent.name: json.loads(path.read_text("utf-8")) for path in files}
     rows = {name: read_evaluation(results, "after") for name, results in runs.items()}
     base = next((r for r in runs.values() if "before" in r), None)
     if base is not None:

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -45,6 +46,11 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
         raise TypeError(
             f"`config` and the options {', '.join(options)} cannot both be given; "
             "put the options into `MixtureConfig`."
+        )
+    if isinstance(model, PeftModel):
+        raise TypeError(
+            "`model` must be a bare model, and it has PEFT adapters; give them a mixture by "
+            "`MoDEConfig.from_lora`, or fold them in by `merge_and_unload()` before."
         )
     if find_mixture_norm(model) is not None:
         raise RuntimeError(

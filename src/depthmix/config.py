@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args, get_type_hints
@@ -94,15 +95,15 @@ class MixtureConfig:
                 "`task_loss` must be 'ensemble', 'layers' or the number of a late layer, "
                 f"got {self.task_loss!r}."
             )
-        if self.router_temperature <= 0:
+        if not 0 < self.router_temperature < math.inf:
             raise ValueError(
-                f"`router_temperature` must be positive, got {self.router_temperature}; "
+                f"`router_temperature` must be a positive number, got {self.router_temperature}; "
                 "1 leaves the router's logits as they are."
             )
-        if self.distillation_weight < 0:
+        if not 0 <= self.distillation_weight < math.inf:
             raise ValueError(
-                f"`distillation_weight` must not be negative, got {self.distillation_weight}; "
-                "0 switches distillation off."
+                "`distillation_weight` must be a number of at least 0, got "
+                f"{self.distillation_weight}; 0 switches distillation off."
             )
         if self.distillation_top_m is not None and self.distillation_top_m < 2:
             raise ValueError(
@@ -118,11 +119,13 @@ class MixtureConfig:
         self._check_late_layers()
         auto = self.late_layers == "auto"  # the number of routes is not known yet
         if self.top_k is not None and (
-            self.top_k < 1 or (not auto and self.top_k > self.num_routes)
+            not isinstance(self.top_k, int)
+            or self.top_k < 1
+            or (not auto and self.top_k > self.num_routes)
         ):
             routes = "routes" if auto else f"{self.num_routes} routes"
             raise ValueError(
-                f"`top_k` must be between 1 and the {routes} of `late_layers`, "
+                f"`top_k` must be a whole number between 1 and the {routes} of `late_layers`, "
                 f"got {self.top_k}; leave it out to keep all routes."
             )
 

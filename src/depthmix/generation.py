@@ -8,25 +8,17 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.generation import BaseStreamer
+from transformers import PreTrainedModel
 
 from depthmix.attachment import set_top_k
+from depthmix.continuation import continue_inputs, read_generation_options
 from depthmix.data.templates import render_prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.mixture import Mixture
 from depthmix.models import load_model, load_tokenizer
-from depthmix.options import read_value, suggest, underscored
 from depthmix.run_config import ModelSection, Template
 from depthmix.streamers import DepthStreamer, VisibleStreamer
-
-GENERATION_DEFAULTS = {"max_new_tokens": 256}
-"""Options of generation that differ from transformers' (20 tokens cut most answers off)."""
 
 
 def generate(
@@ -180,51 +172,7 @@ def warn_of_dense_routing(mixture: Mixture) -> None:
         )
 
 
-def read_generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Read generation options, as a command line gives them, against `GenerationConfig`.
-
-    Args:
-        options: Values by name; hyphens in names equal underscores.
-
-    Returns:
-        Keyword arguments of `GenerationConfig`, our defaults below them.
-
-    Raises:
-        ValueError: If `GenerationConfig` has no such option.
-    """
-    # `GenerationConfig` takes any keyword and ignores what it does not know.
-    known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
-    settings = dict(GENERATION_DEFAULTS)
-    for name, value in underscored(options).items():
-        if name not in known:
-            raise ValueError(
-                f"`generation.{name}` is not an option of GenerationConfig{suggest(name, known)}"
-            )
-        settings[name] = read_value(value, int | float | bool | list | dict | str | None)
-    return settings
-
-
 def _load(section: ModelSection) -> PreTrainedModel | PeftModel:
     """Load a model for inference, on the accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return load_model(section).to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
-
-
-def continue_inputs(
-    model: PreTrainedModel | PeftModel | LazyDepth | SelfSpeculation,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Mapping[str, torch.Tensor],
-    settings: Mapping[str, Any],
-    streamer: BaseStreamer | None = None,
-) -> list[str]:
-    """Generate after tokenised prompts, and decode what is new."""
-    with torch.inference_mode():
-        sequences = model.generate(  # pyrefly: ignore[not-callable]
-            **inputs,
-            **settings,
-            pad_token_id=tokenizer.pad_token_id,
-            tokenizer=tokenizer,  # for `stop_strings`
-            streamer=streamer,
-        )
-    new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
-    return tokenizer.batch_decode(new_tokens, skip_special_tokens=True)

@@ -68,19 +68,28 @@ class Ledger:
         return "\n".join(f"{a:<28}{b:>14}{c:>16}{d:>15}" for a, b, c, d in self.rows)
 
 
-def parameter_ledger(model: nn.Module, *, first_late_layer: int | None = None) -> Ledger:
+def parameter_ledger(
+    model: nn.Module,
+    *,
+    first_late_layer: int | None = None,
+    final_norm: str | None = None,
+    decoder_layers: str | None = None,
+) -> Ledger:
     """Count a model's trainable parameters by part; a model on the meta device will do.
 
     Args:
         model: Any tuned model, with or without a mixture or PEFT.
         first_late_layer: Where the late layers begin, for a model without a mixture.
+        final_norm: Name of the final norm of such a model, where it cannot be found by itself.
+        decoder_layers: Name of its `ModuleList` of layers, likewise.
 
     Returns:
         The ledger. Without a mixture and without `first_late_layer`, all LoRA counts as below.
     """
     norm = find_mixture_norm(model)
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    backbone = norm.backbone if norm else find_backbone(bare, probe=False)
+    names = {"final_norm": final_norm, "decoder_layers": decoder_layers}
+    backbone = norm.backbone if norm else find_backbone(bare, probe=False, **names)
     mixture = norm.active_mixture if norm else None
     if mixture is not None:
         first_late_layer = mixture.late_layers[0]

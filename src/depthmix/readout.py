@@ -17,17 +17,26 @@ Readout = int | Literal["ensemble", "final"]
 
 
 @contextmanager
-def reading_out(model: nn.Module, readout: Readout) -> Iterator[None]:
+def reading_out(
+    model: nn.Module,
+    readout: Readout,
+    *,
+    final_norm: str | None = None,
+    decoder_layers: str | None = None,
+) -> Iterator[None]:
     r"""Let one layer alone predict for a while, $\ell_i = \phi(N_i(h_i))$ (method, section 1).
 
     A late layer of the mixture answers with its own norm $N_i$, the final layer with $N_p$ unless
     it has one of its own. A model without a mixture answers with its pretrained norm at any layer
-    (the logit lens). All layers run.
+    (the logit lens), one whose adapter is disabled at the final one alone. All layers run.
 
     Args:
         model: A language model, with or without a mixture; put back as it was afterwards.
         readout: Layer that predicts, from 1 to `num_hidden_layers`; `final` is the last one, and
             `ensemble` changes nothing.
+        final_norm: Name of the final norm of a model without a mixture, where it cannot be found by
+            itself.
+        decoder_layers: Name of its `ModuleList` of layers, likewise.
 
     Raises:
         ValueError: If the mixture does not hold that layer, or the model has no such layer.
@@ -51,6 +60,11 @@ def reading_out(model: nn.Module, readout: Readout) -> Iterator[None]:
         finally:
             norm.readout = None
         return
+    if norm is not None and readout not in ("final", norm.backbone.num_hidden_layers):
+        raise ValueError(
+            f"`layer` must be `final` or `ensemble` while the adapter is disabled, got {readout}; "
+            "load the base model by itself to read it out at any layer."
+        )
     decoder = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(decoder, PreTrainedModel)
     num_layers = decoder.config.get_text_config().num_hidden_layers
@@ -63,7 +77,13 @@ def reading_out(model: nn.Module, readout: Readout) -> Iterator[None]:
             f"got {readout}."
         )
     assert isinstance(readout, int)
-    lens = attach(decoder, late_layers=[readout, num_layers], train_late_norms=False)
+    lens = attach(
+        decoder,
+        late_layers=[readout, num_layers],
+        train_late_norms=False,
+        final_norm=final_norm,
+        decoder_layers=decoder_layers,
+    )
     lens.readout = readout
     try:
         yield

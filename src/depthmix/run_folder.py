@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 from transformers.trainer_utils import get_last_checkpoint
 
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.layer_choice import LayerChoice
 from depthmix.ledger import Ledger
-from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME
+from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, RunConfig
+
+FREE_SETTINGS = ("training.output_dir", "training.push_to_hub", "training.report_to")
+FREE_SETTINGS += ("training.run_name", "training.disable_tqdm", "training.resume_from_checkpoint")
+FREE_PREFIXES = ("data.eval", "training.eval", "training.hub_", "training.logging_")
+FREE_PREFIXES += ("training.save_", "training.dataloader_", "training.per_device_eval")
+"""Settings, and how their names begin, that do not change what is trained."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,44 @@ def find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str |
             "pass `--resume` to go on, `--overwrite` to start again, or choose another folder."
         )
     return None
+
+
+def check_resumed(config: RunConfig, output_dir: Path) -> None:
+    """Refuse to go on with a run under other settings than those it began with.
+
+    What is only logged, saved or evaluated may change.
+
+    Args:
+        config: The settings it is to go on with.
+        output_dir: Folder of the run.
+
+    Raises:
+        ValueError: If a setting differs that the first part of the training had otherwise.
+    """
+    path = output_dir / RUN_CONFIG_NAME
+    if not path.is_file():
+        return
+    began, now = (
+        dict(_list_settings(settings))
+        for settings in (json.loads(path.read_text("utf-8")), to_jsonable_python(asdict(config)))
+    )
+    for name in {**began, **now}:
+        if began.get(name) != now.get(name):
+            raise ValueError(
+                f"`{name}` must be {began.get(name)!r} to go on with the run in {output_dir}, "
+                f"which began with it, got {now.get(name)!r}; leave it so, or start the other run "
+                "in a folder of its own."
+            )
+
+
+def _list_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Name the settings that determine a training."""
+    yield "method", settings["method"]
+    for section in ("model", "data", "mode", "training"):
+        for option, value in settings[section].items():
+            name = f"{section}.{option}"
+            if name not in FREE_SETTINGS and not name.startswith(FREE_PREFIXES):
+                yield name, sorted(value) if option == "without" else value
 
 
 @contextmanager

@@ -28,7 +28,13 @@ from depthmix.layer_choice import choose_on_records
 from depthmix.ledger import parameter_ledger
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import DataSection, EvaluationSection, RunConfig, save_run_config
-from depthmix.run_folder import TrainResult, find_checkpoint, removed_if_refused, save_result
+from depthmix.run_folder import (
+    TrainResult,
+    check_resumed,
+    find_checkpoint,
+    removed_if_refused,
+    save_result,
+)
 from depthmix.trainers import MoDESFTTrainer
 from depthmix.versions import list_versions
 
@@ -48,7 +54,8 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         Measurements, also written to `results.json` in the output folder.
 
     Raises:
-        ValueError: If a setting, a record or the model does not fit; nothing is written then.
+        ValueError: If a setting, a record or the model does not fit, or a run that is resumed began
+            with other settings; nothing is written then.
         FileExistsError: If the output folder holds a run and neither flag says what to do.
         FloatingPointError: If the loss or a gradient is not finite; the last checkpoint is kept.
         RuntimeError: If the template needs lm-eval, which is not installed.
@@ -70,6 +77,8 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         )
     output_dir = Path(config.training["output_dir"])
     checkpoint = find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
+    if resume:
+        check_resumed(config, output_dir)
     tokenizer = load_tokenizer(config.model)
     data = config.data
     write = choose_form(data)
@@ -126,7 +135,12 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
         check_label_tokens(trainer.train_dataset, selection.numbers)
     tuned = trainer.model
     assert isinstance(tuned, PeftModel)
-    ledger = parameter_ledger(tuned, first_late_layer=first_late_layer)
+    ledger = parameter_ledger(
+        tuned,
+        first_late_layer=first_late_layer,
+        final_norm=mode.final_norm,
+        decoder_layers=mode.decoder_layers,
+    )
     is_main = trainer.is_world_process_zero()
     if is_main:
         warn_of_leaks(

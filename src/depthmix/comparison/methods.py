@@ -48,7 +48,7 @@ def read_methods(
 
     Raises:
         ValueError: If there are no runs, none has one of the tasks, or those of a method have
-            different models, protocols, layers, dtypes or numbers of candidates.
+            different models, protocols, layers, dtypes or numbers of routes.
         OSError: If a folder holds no evaluation.
     """
     methods: dict[str, list[Outcomes]] = {}

@@ -81,7 +81,7 @@ class Outcomes:
     """Of the weights; `None` if unknown."""
 
     top_k: int | None
-    """Candidate tokens that replaced the model's own number; `None` if none did."""
+    """Routes per token that replaced the number it was trained with; `None` if none did."""
 
     tasks: Mapping[str, TaskOutcomes]
     """The outcomes by task; a group whose tasks share a metric is one task."""

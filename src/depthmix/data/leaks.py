@@ -40,23 +40,6 @@ class Leak:
     """Test records that are so exposed."""
 
 
-def find_leaks(train: Sequence[Record], test: Sequence[Record], *, name: str = "test") -> Leak:
-    """Find the training records whose question is in a test set.
-
-    Args:
-        train: Training records, of any form that `question_stems` takes.
-        test: Test records, likewise.
-        name: Name of the test set, for the result.
-
-    Returns:
-        The records on both sides.
-
-    Raises:
-        ValueError: If a record holds no question.
-    """
-    return compare_questions(read_questions(train), read_questions(test), name=name)
-
-
 def read_questions(
     records: Sequence[Record], *, read: Callable[[Record], list[str]] = question_stems
 ) -> Questions:

@@ -18,9 +18,9 @@ from transformers import (
     TopKLogitsWarper,
 )
 
+from depthmix.continuation import continue_inputs
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.scoring import greedy, prepared
-from depthmix.generation import continue_inputs
 
 Generator = PreTrainedModel | PeftModel | LazyDepth
 """What has `generate`."""

@@ -26,7 +26,7 @@ class Evaluation:
     """The outcome of one metric, item by item."""
 
     metric: Literal["exact_match", "choices"]
-    """How the items were judged; for `choices`, right means right by `acc_norm`."""
+    """How the items were judged; for `choices`, right means right by `acc_bytes`."""
 
     correct: tuple[bool, ...]
     """Whether each item was answered rightly, in the order of the records."""
@@ -35,7 +35,7 @@ class Evaluation:
     """What the model answered: the generated text, or the choice it prefers."""
 
     measures: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers. `choices`: `acc` (accuracy by summed log-probabilities), `acc_norm` (by
+    """Further numbers. `choices`: `acc` (accuracy by summed log-probabilities), `acc_bytes` (by
     sums per UTF-8 byte of the choice) and `nll` (of the right choice, mean nats per token)."""
 
     @property
@@ -119,8 +119,8 @@ def choice_likelihood(
     """Let the model choose the answer to which it gives the highest likelihood.
 
     The log-likelihoods are lm-eval's, with the softmax in float32, and so are the two accuracies:
-    `acc` compares their sums, `acc_norm` their sums per UTF-8 byte of the choice. `correct` and
-    `responses` follow `acc_norm`, which long choices do not put at a disadvantage.
+    `acc` compares their sums, `acc_bytes` their sums per UTF-8 byte of the choice. `correct` and
+    `responses` follow `acc_bytes`, which long choices do not put at a disadvantage.
 
     Args:
         model: Decoder; stays in the training or evaluation mode it is in.
@@ -130,7 +130,7 @@ def choice_likelihood(
         batch_size: Sequences scored together.
 
     Returns:
-        One judgement and preferred choice per record, with `acc`, `acc_norm` and `nll`.
+        One judgement and preferred choice per record, with `acc`, `acc_bytes` and `nll`.
 
     Raises:
         ValueError: If there are no records, one lacks a key, or its answer is no index of a choice.
@@ -173,7 +173,7 @@ def choice_likelihood(
         prompt_tokens = tokenizer(prompt.rstrip())["input_ids"]
         num_tokens = len(tokenizer(prompt + choices[answer])["input_ids"]) - len(prompt_tokens)
         nll.append(-log_probs[answer] / num_tokens)
-    measures = {"acc": correct_by_sum, "acc_norm": correct, "nll": nll}
+    measures = {"acc": correct_by_sum, "acc_bytes": correct, "nll": nll}
     return Evaluation(
         metric="choices",
         correct=tuple(correct),
