@@ -17,7 +17,7 @@ import depthmix.evaluation.harness
 from adapters import OPTIONS, redrawn
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from data_folder import small_data  # noqa: F401  (a fixture)
-from depthmix import MoDEConfig, attach, save
+from depthmix import MoDEConfig, attach
 from depthmix.comparison.comparison import compare
 from depthmix.evaluation import mt_bench
 from depthmix.evaluation.conversations import MTBenchSection
@@ -241,7 +241,7 @@ def test_a_saved_mixture_is_evaluated_with_it(records, tmp_path):
     base = make_model(make_tokenizer())
     norm = attach(base, late_layers=3, router_init="gaussian")
     randomise(norm.mixture, only_trainable=True)
-    save(base, tmp_path / "model")
+    base.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     plan = EvaluationPlan(records=records, metric="choices")
     scores = []

@@ -21,9 +21,8 @@ from depthmix.evaluation.statistics import holm
 from depthmix.reproduction.departures import NO_RESULT, list_departures
 from depthmix.reproduction.drawings import make_trade_offs
 from depthmix.reproduction.estimate import count_reading, count_training, estimate_seconds
-from depthmix.reproduction.experiment import (
-    Experiment,
-    Method,
+from depthmix.reproduction.experiment import Experiment, Method
+from depthmix.reproduction.experiment_files import (
     list_experiments,
     load_experiment,
     load_scale,

@@ -14,7 +14,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from trl import SFTTrainer
 
 from adapters import OPTIONS
-from depthmix import MixtureConfig, MoDEConfig, MoDESFTTrainer, MoDETrainer, attach, load, save
+from depthmix import MixtureConfig, MoDEConfig, MoDESFTTrainer, MoDETrainer, attach, load
 from depthmix.attachment import find_mixture_norm
 from depthmix.fused_loss import fused_sums
 from depthmix.mixture_loss import mixture_loss
@@ -180,7 +180,7 @@ def test_option_is_saved_and_loaded(task_loss, tmp_path):
     loaded = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter")
     model = tiny_model()
     attach(model, late_layers=3, task_loss=task_loss)
-    save(model, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     for other in (loaded, load(tmp_path / "model")):
         assert find_mixture_norm(other).active_mixture.config.task_loss == task_loss
 

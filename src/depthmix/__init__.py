@@ -2,8 +2,9 @@
 
 from depthmix.adapter import register, to_lora
 from depthmix.adapter_config import MoDEConfig
+from depthmix.architecture import find_backbone
 from depthmix.attachment import attach, detach, set_top_k
-from depthmix.backbone import Backbone, find_backbone
+from depthmix.backbone import Backbone
 from depthmix.checkpoint import load
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.scores import Comparison

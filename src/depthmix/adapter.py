@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from depthmix.adapter_config import MODE_LORA, MoDEConfig
 from depthmix.adapter_layer import MoDELayer, check_one_adapter
+from depthmix.architecture import find_backbone
 from depthmix.attachment import find_mixture_norm
-from depthmix.backbone import Backbone, find_backbone
+from depthmix.backbone import Backbone
 from depthmix.mixture_norm import MoDENorm
 
 ALL_LINEAR = "all-linear"

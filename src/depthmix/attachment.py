@@ -10,7 +10,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthmix.backbone import Backbone, find_backbone
+from depthmix.architecture import find_backbone
+from depthmix.backbone import Backbone
 from depthmix.config import MixtureConfig
 from depthmix.mixture import Mixture
 from depthmix.mixture_norm import MixtureNorm, MoDENorm

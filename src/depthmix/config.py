@@ -125,7 +125,7 @@ class MixtureConfig:
         ):
             routes = "routes" if auto else f"{self.num_routes} routes"
             raise ValueError(
-                f"`top_k` must be a whole number between 1 and the {routes} of `late_layers`, "
+                f"`top_k` must be between 1 and the {routes} of `late_layers`, "
                 f"got {self.top_k}; leave it out to keep all routes."
             )
 

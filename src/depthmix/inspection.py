@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel, PeftType, get_peft_model
 
 from depthmix.adapter_config import MoDEConfig
+from depthmix.architecture import find_backbone
 from depthmix.attachment import find_mixture_norm
-from depthmix.backbone import find_backbone
 from depthmix.data.records import load_records
 from depthmix.layer_choice import NUM_PROBED_RECORDS, LayerChoice, choose_on_records
 from depthmix.ledger import Ledger, parameter_ledger

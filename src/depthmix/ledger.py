@@ -10,8 +10,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from depthmix.architecture import find_backbone
 from depthmix.attachment import find_mixture_norm
-from depthmix.backbone import find_backbone
 
 
 @dataclass(frozen=True)

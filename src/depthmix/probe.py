@@ -13,8 +13,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from depthmix.architecture import evaluating, find_backbone
 from depthmix.attachment import find_mixture_norm
-from depthmix.backbone import Backbone, evaluating, find_backbone
+from depthmix.backbone import Backbone
 from depthmix.capture import HiddenStateCapture
 from depthmix.config import IGNORE_INDEX
 from depthmix.losses import divergence, label_positions

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from depthmix.analysis.distributions import Distribution, distribute, jensen_shannon, measure
 from depthmix.analysis.token_texts import token_texts
+from depthmix.architecture import evaluating, find_backbone
 from depthmix.attachment import find_mixture_norm
-from depthmix.backbone import Backbone, evaluating, find_backbone
+from depthmix.backbone import Backbone
 from depthmix.capture import HiddenStateCapture
 from depthmix.readout import Readout
 

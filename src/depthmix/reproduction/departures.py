@@ -10,7 +10,8 @@ from pydantic_core import to_jsonable_python
 from trl import SFTConfig
 
 from depthmix.adapter_config import MoDEConfig
-from depthmix.reproduction.experiment import Experiment, load_experiment, load_scale
+from depthmix.reproduction.experiment import Experiment
+from depthmix.reproduction.experiment_files import load_experiment, load_scale
 from depthmix.reproduction.trials import Trial, expand
 
 NO_RESULT = (

@@ -11,7 +11,8 @@ from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.evaluation.statistics import PairedDifference
 from depthmix.reproduction.departures import Departure
-from depthmix.reproduction.experiment import Experiment, Scale, load_subjects
+from depthmix.reproduction.experiment import Experiment, Scale
+from depthmix.reproduction.experiment_files import load_subjects
 
 
 @dataclass(frozen=True, kw_only=True)

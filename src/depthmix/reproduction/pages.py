@@ -19,7 +19,7 @@ from depthmix.comparison.scores import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.reproduction.departures import Departure
 from depthmix.reproduction.drawings import draw, make_grid
-from depthmix.reproduction.experiment import load_scale, load_subjects
+from depthmix.reproduction.experiment_files import load_scale, load_subjects
 from depthmix.reproduction.findings import Contrast, Findings, Row, subject_title
 from depthmix.reproduction.raw_numbers import write_scores, write_training
 from depthmix.reproduction.runs import TOY

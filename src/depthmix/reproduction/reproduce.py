@@ -11,13 +11,8 @@ from typing import Any
 from depthmix.evaluation.judge import JudgeSection
 from depthmix.options import build_section, suggest
 from depthmix.reproduction.estimate import estimate_seconds
-from depthmix.reproduction.experiment import (
-    Experiment,
-    Scale,
-    list_experiments,
-    load_experiment,
-    load_subjects,
-)
+from depthmix.reproduction.experiment import Experiment, Scale
+from depthmix.reproduction.experiment_files import list_experiments, load_experiment, load_subjects
 from depthmix.reproduction.gathering import gather
 from depthmix.reproduction.launching import Launcher, launch, plan_assignments
 from depthmix.reproduction.pages import check_page, write_findings

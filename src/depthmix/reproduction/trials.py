@@ -18,14 +18,8 @@ from depthmix.data.records import is_named
 from depthmix.evaluation.agenda import DATA_SETS
 from depthmix.models import find_base
 from depthmix.options import build_section, suggest
-from depthmix.reproduction.experiment import (
-    Experiment,
-    Method,
-    Scale,
-    load_scale,
-    load_subjects,
-    merge,
-)
+from depthmix.reproduction.experiment import Experiment, Method, Scale
+from depthmix.reproduction.experiment_files import load_scale, load_subjects, merge
 from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.run_config import ModelSection, load_run_config
 
