@@ -190,27 +190,33 @@ class TestOneModelInManyWays:
 
 
 class TestModelsOnTheHub:
-    """Nothing is fetched: the cache says which commit a name stands for."""
+    """Nothing is fetched: what is there is what an earlier download has left."""
 
     @pytest.fixture
-    def commits(self, monkeypatch):
-        known = {"one/model": "1" * 40, "two/model": "2" * 40}
+    def hub(self, tmp_path, monkeypatch):
+        """Downloads a model, by name and commit."""
+        cache = tmp_path / "hub"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
 
-        class Config:
-            @staticmethod
-            def from_pretrained(name, revision):
-                if name not in known:
-                    raise OSError(name)
-                return type("C", (), {"_commit_hash": known[name]})
+        def download(name, commit, save=lambda folder: None):
+            folder = cache / f"models--{name.replace('/', '--')}"
+            snapshot = folder / "snapshots" / commit
+            snapshot.mkdir(parents=True)
+            (snapshot / "config.json").write_text("{}")
+            save(snapshot)
+            (folder / "refs").mkdir(exist_ok=True)
+            (folder / "refs" / "main").write_text(commit)
 
-        monkeypatch.setattr("depthmix.evaluation.provenance.AutoConfig", Config)
-        return known
+        return download
 
     @pytest.mark.parametrize("known", [True, False])
-    def test_two_of_one_name_are_two_evaluations(self, tmp_path, commits, known):
-        if not known:
-            commits.clear()
+    def test_two_of_one_name_are_two_evaluations(self, tmp_path, hub, known):
+        if known:
+            hub("one/model", "1" * 40)
+            hub("two/model", "2" * 40)
         one, two = (ModelSection(name=name) for name in ("one/model", "two/model"))
+        assert describe_model(one)["weights"] == ("1" * 12 if known else None)
         plan = EvaluationPlan(tasks=("arc_easy",))
         assert default_output(one, plan) != default_output(two, plan)
         EvaluationFolder(tmp_path / "out", describe_model(one))
@@ -218,10 +224,17 @@ class TestModelsOnTheHub:
         with pytest.raises(FileExistsError, match="of the same evaluation"):
             EvaluationFolder(tmp_path / "out", describe_model(two))
 
-    def test_a_newer_commit_is_another_model(self, tmp_path, commits):
+    def test_what_was_begun_out_of_reach_goes_on(self, tmp_path, hub):
         section = ModelSection(name="one/model")
         EvaluationFolder(tmp_path / "out", describe_model(section))
-        commits["one/model"] = "3" * 40
+        hub("one/model", "1" * 40)
+        EvaluationFolder(tmp_path / "out", describe_model(section))
+
+    def test_a_newer_commit_is_another_model(self, tmp_path, hub):
+        section = ModelSection(name="one/model")
+        hub("one/model", "1" * 40)
+        EvaluationFolder(tmp_path / "out", describe_model(section))
+        hub("one/model", "3" * 40)
         with pytest.raises(FileExistsError, match="another `weights`"):
             EvaluationFolder(tmp_path / "out", describe_model(section))
 

@@ -18,11 +18,16 @@ from depthmix.layer_choice import LayerChoice
 from depthmix.ledger import Ledger
 from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, RunConfig
 
-FREE_SETTINGS = ("training.output_dir", "training.push_to_hub", "training.report_to")
-FREE_SETTINGS += ("training.run_name", "training.disable_tqdm", "training.resume_from_checkpoint")
-FREE_PREFIXES = ("data.eval", "training.eval", "training.hub_", "training.logging_")
-FREE_PREFIXES += ("training.save_", "training.dataloader_", "training.per_device_eval")
-"""Settings, and how their names begin, that do not change what is trained."""
+FREE_PREFIXES = (
+    *("data.eval", "training.eval", "training.metric_for_", "training.greater_is_better"),
+    *("training.output_dir", "training.run_name", "training.save_", "training.load_best_"),
+    *("training.push_to_hub", "training.hub_", "training.report_to", "training.log"),
+    *("training.disable_tqdm", "training.resume_from_checkpoint", "training.dataloader_"),
+    # How a batch is divided, among devices too, and what that costs.
+    *("training.per_device_", "training.gradient_accumulation_", "training.gradient_checkpointing"),
+    *("training.torch_compile", "training.fsdp", "training.deepspeed", "training.ddp_"),
+)
+"""How the names of settings begin that do not change what is trained."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str |
 def check_resumed(config: RunConfig, output_dir: Path) -> None:
     """Refuse to go on with a run under other settings than those it began with.
 
-    What is only logged, saved or evaluated may change.
+    What is only logged, saved or evaluated may change, and how a batch is divided.
 
     Args:
         config: The settings it is to go on with.
@@ -134,7 +139,7 @@ def _list_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for section in ("model", "data", "mode", "training"):
         for option, value in settings[section].items():
             name = f"{section}.{option}"
-            if name not in FREE_SETTINGS and not name.startswith(FREE_PREFIXES):
+            if not name.startswith(FREE_PREFIXES):
                 yield name, sorted(value) if option == "without" else value
 
 

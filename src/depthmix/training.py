@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,20 @@ REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
 """Packages whose versions stand in the results."""
 
 
-def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> TrainResult:
+def train(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    test_sets: Sequence[str] | None = None,
+) -> TrainResult:
     """Tune a model as configured, evaluate it before and after, and save the adapter.
 
     Args:
         config: The run's settings.
         overwrite: Delete the run that the output folder holds.
         resume: Go on from the last checkpoint in the output folder.
+        test_sets: What to leave out instead of `data.without`, as for `select_records`.
 
     Returns:
         Measurements, also written to `results.json` in the output folder.
@@ -82,7 +89,7 @@ def train(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -
     tokenizer = load_tokenizer(config.model)
     data = config.data
     write = choose_form(data)
-    selection = select_records(data)
+    selection = select_records(data, test_sets=test_sets)
     records = write(selection.records, data.train)
     train_dataset = to_training_dataset(
         records, data.template, tokenizer, numbers=selection.numbers

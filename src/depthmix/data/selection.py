@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +34,14 @@ class Selection:
         return {"given": self.num_given, "dropped": self.num_dropped, "used": len(self.records)}
 
 
-def select_records(section: DataSection) -> Selection:
+def select_records(section: DataSection, *, test_sets: Sequence[str] | None = None) -> Selection:
     """Read the records to train on: in random order, without test questions, up to a limit.
 
     In this order, so that what is dropped does not change the order of the others.
 
     Args:
         section: Source and split; `shuffle`, `without` and `limit`.
+        test_sets: What to leave out instead of `without`, whose `all` means those at hand.
 
     Returns:
         The records, at least one.
@@ -49,14 +51,15 @@ def select_records(section: DataSection) -> Selection:
         OSError: If there is no such file or data set.
     """
     check_limit(section.limit)
-    in_order = section.shuffle is None and not section.without
+    without = section.without if test_sets is None else test_sets
+    in_order = section.shuffle is None and not without
     given = load_published(
         section.train, split=section.split, limit=section.limit if in_order else None
     )
     order = list(range(len(given)))
     if section.shuffle is not None:
         random.Random(section.shuffle).shuffle(order)
-    leaking = set(audit_records(given, section.without).leaking if section.without else ())
+    leaking = set(audit_records(given, without).leaking if without else ())
     kept = [number for number in order if number not in leaking]
     if not kept:
         raise ValueError(

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, extract_commit_hash, find_adapter_config_file
 
 from depthmix.models import check_adapter, find_base, holds_mixture, resolve_model
 from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
@@ -168,10 +167,15 @@ def _find_commit(base: ModelSection) -> str | None:
             f"`model.name` must be a model or a local adapter, and {base.name} is an adapter on "
             "the hub; fetch it with `hf download` and pass its folder."
         )
-    try:
-        commit = AutoConfig.from_pretrained(base.name, revision=revision)._commit_hash
-    except (OSError, ValueError):
-        return None
+    path = cached_file(
+        base.name,
+        "config.json",
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    commit = extract_commit_hash(path, None)
     return None if commit is None else commit[:12]
 
 

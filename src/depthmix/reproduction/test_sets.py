@@ -1,4 +1,7 @@
-"""The test sets whose questions no run trains on: the same ones on every machine."""
+"""The test sets whose questions no run trains on: all that there are, on every machine.
+
+HellaSwag's are two local samples of 1,000 records, or the hub's 10,042.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,15 @@ def list_test_sets(without: Iterable[str], *, data_dir: str | None = None) -> li
     return [name for name in dict.fromkeys(every) if name != "all" and name not in whole]
 
 
-def fetch_test_sets(without: Iterable[str], *, data_dir: str | None = None) -> None:
+def fetch_test_sets(without: Iterable[str], *, data_dir: str | None = None) -> list[str]:
     """Get the test sets that are not at hand from their public sources.
 
     Args:
         without: As for `list_test_sets`.
         data_dir: As for `list_test_sets`.
+
+    Returns:
+        What `list_test_sets` gives.
 
     Raises:
         FileNotFoundError: If one is not to be had.
@@ -44,7 +50,8 @@ def fetch_test_sets(without: Iterable[str], *, data_dir: str | None = None) -> N
     """
     elsewhere = {*named_test_sets(at_hand=False, data_dir=data_dir)}
     missing: dict[str, OSError] = {}
-    for name in list_test_sets(without, data_dir=data_dir):
+    names = list_test_sets(without, data_dir=data_dir)
+    for name in names:
         if name in elsewhere:
             try:
                 read_source(name, "test", data_dir=data_dir)
@@ -58,3 +65,4 @@ def fetch_test_sets(without: Iterable[str], *, data_dir: str | None = None) -> N
             f"to be had; put their files into a folder (docs/data.md), and name it by `--data-dir` "
             f"or the environment variable {DATA_VARIABLE}."
         ) from first
+    return names

@@ -28,7 +28,7 @@ from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import build_section
 from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.test_sets import fetch_test_sets, list_test_sets
+from depthmix.reproduction.test_sets import fetch_test_sets
 from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
 from depthmix.run_config import load_run_config
 from depthmix.training import choose_form, train
@@ -136,14 +136,13 @@ def _train(workspace: Workspace, run: Run) -> None:
     """Train a run, from its last checkpoint where it was interrupted."""
     folder = workspace.run_folder(run)
     settings = workspace.place(run.settings)
-    fetch_test_sets(settings["data"].get("without", ()))
-    settings["data"]["without"] = list_test_sets(settings["data"].get("without", ()))
+    test_sets = fetch_test_sets(settings["data"].get("without", ()))
     training = share_batch(settings["training"], int(os.environ.get("WORLD_SIZE", "1")))
     settings["training"] = {**training, "output_dir": str(folder)}
     resume = workspace.has_checkpoint(run)
     if resume and int(os.environ.get("RANK", "0")) == 0:
         workspace.note_earlier_start(run)
-    train(load_run_config(None, settings), resume=resume)
+    train(load_run_config(None, settings), resume=resume, test_sets=test_sets)
 
 
 def share_batch(training: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
@@ -180,7 +179,8 @@ def _read(workspace: Workspace, run: Run, reading: Reading, options: Mapping[str
         model, tokenizer = load_model(section).eval(), load_tokenizer(section)
         model.to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
         data = load_run_config(None, workspace.place(run.settings)).data
-        chosen = select_records(data).records[:NUM_PROMPTS]
+        selection = select_records(data, test_sets=fetch_test_sets(data.without))
+        chosen = selection.records[:NUM_PROMPTS]
         records = choose_form(data)(chosen, data.train)
         prompts = [render_prompt(record, data.template, tokenizer) for record in records]
         speeds = measure_generation(model, tokenizer, prompts, top_ks=reading.speed)
