@@ -7,6 +7,8 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 import depthmix
@@ -85,25 +87,86 @@ def test_a_trainers_checkpoint_is_gone_on_from_and_loaded(tmp_path):
     assert torch.equal(logits(depthmix.load(tmp_path / "checkpoint-4")), logits(whole.model))
 
 
-def test_a_state_dict_of_weights_has_their_ordinary_names():
-    model = tiny_model("gpt2")
-    ordinary = list(model.state_dict())
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "mixtral", "llama"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_files_have_the_ordinary_names(model_type, tied, tmp_path):
+    model = tiny_model(model_type, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "plain")
+    ordinary = load_file(tmp_path / "plain" / "model.safetensors")
     norm = attach(model, late_layers=2)
-    state = model.state_dict()
-    assert [name for name in state if ".mixture." not in name] == ordinary
-    randomise(model, seed=8)
-    before = {name: value.clone() for name, value in state.items()}
-    randomise(model, seed=9)
-    model.load_state_dict(before)
-    assert torch.equal(norm.base_layer.weight, before["transformer.ln_f.weight"])
-    assert torch.equal(norm.mixture.router.weight, before["transformer.ln_f.mixture.router.weight"])
+    # What FSDP and DeepSpeed gather is given to `save_pretrained`, by the names in the model.
+    for name, gathered in (("own", None), ("given", dict(model.state_dict()))):
+        model.save_pretrained(tmp_path / name, state_dict=gathered)
+        saved = load_file(tmp_path / name / "model.safetensors")
+        assert {key for key in saved if ".mixture." not in key} == set(ordinary)
+        assert all(torch.equal(saved[key], ordinary[key]) for key in ordinary)
+        assert torch.equal(logits(depthmix.load(tmp_path / name)), logits(model))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    name = norm.backbone.final_norm_name
+    renamed = {key.replace(f"{name}.base_layer", name): value for key, value in before.items()}
+    for state in (before, renamed):
+        randomise(model, seed=9)
+        model.load_state_dict(state)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    detach(model)
+    model.save_pretrained(tmp_path / "again")
+    assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(ordinary)
+
+
+def test_distributed_state_dicts_are_whole():
+    model = tiny_model()
+    attach(model, late_layers=2)
+    state = get_model_state_dict(model)
+    assert set(state) == set(model.state_dict())
+    set_model_state_dict(model, state)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_sharded_model_is_saved_whole(one_process, tmp_path):
+    plain = tiny_model()
+    attach(plain, late_layers=2)
+    expected = {key: value.clone() for key, value in plain.state_dict().items()}
+    sharded = FullyShardedDataParallel(plain, use_orig_params=True, device_id=torch.device("cpu"))
+    state = sharded.state_dict()
+    assert set(state) == set(expected)
+    plain = tiny_model()
+    attach(plain, late_layers=2)
+    plain.save_pretrained(tmp_path / "saved", state_dict=state)
+    loaded = depthmix.load(tmp_path / "saved")
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, expected[key])
+
+
+def test_a_configuration_that_tells_of_a_mixture_is_not_one(tmp_path):
+    first = tiny_model()
+    second = type(first)(first.config)  # which both share
+    attach(first, late_layers=2)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "third")
+    assert read_mixture_options(tmp_path / "first")["late_layers"] == [3, 4]
+    for name in ("second", "third"):
+        assert read_mixture_options(tmp_path / name) is None
+        assert find_mixture_norm(load_model(ModelSection(name=str(tmp_path / name)))) is None
+    attach(second, late_layers=3)
+    detach(second)
+    detach(first)
+    assert not hasattr(first.config, "mixture_of_depths")
 
 
 def test_damage_is_one_sentence(tmp_path, recwarn):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(FileNotFoundError, match=r"has no config\.json that tells of one"):
+        with pytest.raises(FileNotFoundError, match="holds none; load"):
             depthmix.load(folder)
     attach(model, late_layers=2)
     model.save_pretrained(tmp_path)
@@ -113,14 +176,14 @@ def test_damage_is_one_sentence(tmp_path, recwarn):
     def store(state):
         save_file(state, weights, metadata={"format": "pt"})
 
-    lost = "model.norm.mixture.router.weight"
+    lost = "model.norm.mixture.norms.3.weight"
     store({name: value for name, value in complete.items() if name != lost})
     with pytest.raises(ValueError, match=f"lack {lost}, or have"):
         depthmix.load(tmp_path)
     store({name: value for name, value in complete.items() if name != "model.norm.weight"})
     with pytest.raises(ValueError, match=r"lack model\.norm\.weight, or have"):
         depthmix.load(tmp_path)
-    store(complete | {lost: torch.zeros(2, 3)})
+    store(complete | {lost: torch.zeros(3)})
     with pytest.raises(ValueError, match="does not fit its model"):
         depthmix.load(tmp_path)
     assert not [one for one in recwarn if "holds weights" in str(one.message)]

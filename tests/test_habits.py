@@ -20,6 +20,7 @@ from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.harness import default_output
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
+from depthmix.models import load_model
 from depthmix.readout import reading_out
 from depthmix.run_config import ModelSection
 from depthmix.trainers import MoDESFTTrainer
@@ -139,6 +140,10 @@ class TestTargets:
             ({"layers_to_transform": [0, 3]}, "layers_to_transform=3"),
             ({"target_modules": ["layers.3.self_attn.q_proj"]}, "target_modules='layers.3.self"),
             ({"target_modules": ["layers.3.self_attn.q_proj", "k_proj"]}, "layers.3.self_attn"),
+            (
+                {"target_modules": [], "target_parameters": ["layers.3.self_attn.q_proj.weight"]},
+                "target_parameters='layers.3.self",
+            ),
             ({"target_modules": r".*layers\.3\..*q_proj"}, "target_modules='.*layers"),
         ],
     )
@@ -148,7 +153,7 @@ class TestTargets:
             get_peft_model(tiny_model("llama"), MoDEConfig(**options))
         assert lost in str(caught.value)
         tuned = get_peft_model(tiny_model("llama"), MoDEConfig(**options, adapt="all"))
-        assert "layers.3.self_attn.q_proj" in str(tuned.targeted_module_names)
+        assert any("layers.3.self_attn.q_proj" in n and "lora_A" in n for n in tuned.state_dict())
 
     def test_one_text_is_a_regular_expression(self):
         config = MoDEConfig(target_modules="q_proj", r=2)
@@ -229,6 +234,19 @@ class TestModelsOnTheHub:
         EvaluationFolder(tmp_path / "out", describe_model(section))
         hub("one/model", "1" * 40)
         EvaluationFolder(tmp_path / "out", describe_model(section))
+
+    def test_a_mixture_is_loaded_with_its_model(self, hub):
+        model = tiny_model("llama").eval()
+        plain, ids = ModelSection(name="one/plain"), random_ids(1, 5)
+        hub("one/plain", "2" * 40, model.save_pretrained)
+        randomise(attach(model, late_layers=2).mixture, seed=3)
+        section = ModelSection(name="one/model")
+        hub("one/model", "1" * 40, model.save_pretrained)
+        with torch.no_grad():
+            assert torch.equal(load_model(section).eval()(ids).logits, model(ids).logits)
+        assert describe_model(section)["method"] == "MoDE"
+        assert find_mixture_norm(load_model(plain)) is None
+        assert describe_model(plain)["method"] == "pretrained"
 
     def test_a_newer_commit_is_another_model(self, tmp_path, hub):
         section = ModelSection(name="one/model")

@@ -49,11 +49,12 @@ class MoDEModel(LoraModel):
             _check_layers(peft_config, modules)
         _check_targets("target_parameters", peft_config.target_parameters, parameters)
         if peft_config.target_parameters:
-            peft_config.target_parameters = [
-                name
-                for name in parameters
-                if peft_config.adapts(name) and _is_target(name, peft_config.target_parameters)
-            ]
+            adapted = [name for name in parameters if peft_config.adapts(name)]
+            targets = peft_config.target_parameters
+            lost = [t for t in targets if not any(_is_target(name, [t]) for name in adapted)]
+            if lost:
+                raise ValueError(_lies_above([f"target_parameters={t!r}" for t in lost]))
+            peft_config.target_parameters = [n for n in adapted if _is_target(n, targets)]
         return peft_config
 
     def _find_backbone(self, peft_config: MoDEConfig) -> Backbone:
@@ -239,10 +240,14 @@ def _check_layers(config: MoDEConfig, names: list[str]) -> None:
         if not config.adapts(f"{config.decoder_layers}.{layer}"):
             lost.append(f"layers_to_transform={layer}")
     if lost:
-        raise ValueError(
-            f"`adapt='below'` puts no adapter into the late layers, and {', '.join(lost)} lies "
-            "there alone; pass `adapt='all'`, or leave it out."
-        )
+        raise ValueError(_lies_above(lost))
+
+
+def _lies_above(targets: list[str]) -> str:
+    return (
+        f"`adapt='below'` puts no adapter into the late layers, and {', '.join(targets)} lies "
+        "there alone; pass `adapt='all'`, or leave it out."
+    )
 
 
 def to_lora(config: MoDEConfig, model: PreTrainedModel) -> LoraConfig:

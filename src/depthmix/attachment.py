@@ -9,6 +9,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightRenaming, WeightTransform
 
 from depthmix.architecture import find_backbone
 from depthmix.backbone import Backbone
@@ -76,13 +78,24 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
 def install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
     """Put an existing mixture in the place of the final norm, with its training objective.
 
-    The model's configuration says so from then on, and is saved with it.
+    The model's configuration says so from then on, and is saved with it. The pretrained norm is
+    saved under its ordinary names, by transformers' renaming of weights, which also holds for the
+    state dicts that FSDP and DeepSpeed gather.
     """
     norm = MoDENorm(backbone, mixture)
     norm.train(backbone.model.training)
+    model: Any = backbone.model
+    name = backbone.final_norm_name
     options = {field.name: getattr(mixture.config, field.name) for field in fields(MixtureConfig)}
     options["late_layers"] = list(mixture.late_layers)
-    setattr(backbone.model.config, CONFIG_FIELD, options)
+    setattr(model.config, CONFIG_FIELD, options)
+    model._weight_conversions = [
+        *_list_conversions(model),
+        *(
+            BaseLayerName(f"{name}.{key}", f"{name}.base_layer.{key}")
+            for key in norm.base_layer.state_dict()
+        ),
+    ]
     backbone.model.set_submodule(backbone.final_norm_name, norm)
     norm.objective = Objective(norm)
     return norm
@@ -107,9 +120,28 @@ def detach(model: PreTrainedModel) -> Mixture:
         )
     norm.capture.remove()
     norm.objective.remove()
-    norm.backbone.model.set_submodule(norm.backbone.final_norm_name, norm.base_layer)
-    delattr(norm.backbone.model.config, CONFIG_FIELD)
+    bare: Any = norm.backbone.model
+    bare.set_submodule(norm.backbone.final_norm_name, norm.base_layer)
+    bare.config.__dict__.pop(CONFIG_FIELD, None)
+    bare._weight_conversions = [
+        one for one in _list_conversions(bare) if not isinstance(one, BaseLayerName)
+    ]
     return norm.mixture
+
+
+class BaseLayerName(WeightRenaming):
+    """The name of a pretrained norm's weight: in files, and behind a mixture."""
+
+    __slots__ = ()
+
+
+def _list_conversions(model: PreTrainedModel) -> list[WeightTransform]:
+    """List how a model's weights are renamed when it is saved, as transformers would."""
+    known = getattr(model, "_weight_conversions", None)
+    if known is not None:
+        return list(known)
+    found = get_model_conversion_mapping(model, add_legacy=False)
+    return [one for one in found if not isinstance(one, PrefixChange)]
 
 
 def set_top_k(model: nn.Module, top_k: int | None) -> None:

@@ -17,6 +17,9 @@ from transformers.utils import logging
 from depthmix.attachment import CONFIG_FIELD, attach
 from depthmix.config import MixtureConfig
 
+ROUTER = ".mixture.router.weight"
+"""End of the name of a weight that every mixture has."""
+
 
 def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
     """Load a model with its mixture, such as a fully tuned or a merged one.
@@ -41,8 +44,8 @@ def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
     options = read_mixture_options(directory)
     if options is None:
         raise FileNotFoundError(
-            f"`directory` must hold a model that was saved with a mixture, and {directory} has no "
-            f"config.json that tells of one; load a PEFT adapter with `AutoPeftModelForCausalLM`."
+            f"`directory` must hold a model that was saved with a mixture, and {directory} holds "
+            "none; load a PEFT adapter with `AutoPeftModelForCausalLM`."
         )
     with _without_report():
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -56,7 +59,8 @@ def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
             f"{directory} holds weights that the model does not have: {', '.join(unknown)}.",
             stacklevel=2,
         )
-    weights = {name.removeprefix(prefix): w for name, w in _read_weights(directory, prefix)}
+    places = {n: p for n, p in _list_weights(directory).items() if n.startswith(prefix)}
+    weights = {name.removeprefix(prefix): _read_weight(p, name) for name, p in places.items()}
     lost = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
     lost += [prefix + name for name in norm.mixture.state_dict() if name not in weights]
     if lost:
@@ -81,28 +85,40 @@ def read_mixture_options(directory: Path) -> dict[str, Any] | None:
         directory: Folder of a model.
 
     Returns:
-        Fields of `MixtureConfig`; `None` where the folder holds no model, or one without a mixture.
+        Fields of `MixtureConfig`; `None` where the folder holds no model, or one without a mixture:
+        a model that was loaded without its mixture and saved again only has a configuration that
+        tells of one.
 
     Raises:
-        ValueError: If the model's configuration is damaged.
+        ValueError: If a file is damaged.
     """
     path = directory / "config.json"
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text("utf-8")).get(CONFIG_FIELD)
+        options = json.loads(path.read_text("utf-8")).get(CONFIG_FIELD)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
+    if options is None or not any(ROUTER in name for name in _list_weights(directory)):
+        return None
+    return options
 
 
-def _read_weights(directory: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Read the weights under a prefix from all of a model's files."""
+def _list_weights(directory: Path) -> dict[str, Path]:
+    """Name all weights of a model, with the file that each is in."""
+    found = {}
     for path in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                yield from ((n, file.get_tensor(n)) for n in file.keys() if n.startswith(prefix))  # noqa: SIM118
+                found |= dict.fromkeys(file.keys(), path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
+    return found
+
+
+def _read_weight(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 @contextmanager

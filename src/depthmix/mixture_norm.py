@@ -136,8 +136,8 @@ class MixtureNorm(nn.Module, ABC):
 class MoDENorm(MixtureNorm):
     """A mixture in place of the final norm, without PEFT.
 
-    In a state dict the pretrained norm has the names that it has without a mixture, so that what
-    `save_pretrained` and trainers write is the ordinary model with the mixture's weights beside.
+    `save_pretrained` writes the pretrained norm under the names that it has without a mixture
+    (`attachment.install` says so to transformers), and `load_state_dict` takes them back.
 
     Args:
         backbone: The model's parts.
@@ -148,23 +148,12 @@ class MoDENorm(MixtureNorm):
         super().__init__(backbone)
         self.mixture = mixture
         self.watch([mixture])
-        self.register_state_dict_post_hook(_drop_base_layer)
         self.register_load_state_dict_pre_hook(_insert_base_layer)
 
     @property
     def active_mixture(self) -> Mixture:
         """The one mixture."""
         return self.mixture
-
-
-def _drop_base_layer(_norm: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give the pretrained norm's weights their ordinary names, in their order."""
-    own = f"{prefix}base_layer."
-    renamed = {
-        name.replace(own, prefix) if name.startswith(own) else name: state[name] for name in state
-    }
-    state.clear()
-    state.update(renamed)
 
 
 def _insert_base_layer(norm: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:

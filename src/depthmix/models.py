@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -19,9 +20,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 from transformers.utils.quantization_config import GgufConfig
 
-from depthmix.attachment import set_top_k
+from depthmix.attachment import CONFIG_FIELD, set_top_k
 from depthmix.checkpoint import load, read_mixture_options
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
 
@@ -99,8 +101,9 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
     if source.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
     with _explained(section.name, source):
-        if holds_mixture(section.name):
-            model = load(Path(section.name).expanduser(), dtype=section.dtype)
+        folder = find_mixture(section)
+        if folder is not None:
+            model = load(folder, dtype=section.dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 source.directory_or_id, gguf_file=source.gguf_file, **options
@@ -112,9 +115,45 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
     return model
 
 
-def holds_mixture(name: str) -> bool:
-    """Tell whether a model is one that was saved with an attached mixture."""
-    return read_mixture_options(Path(name).expanduser()) is not None
+def find_mixture(section: ModelSection) -> Path | None:
+    """Find the folder of a model that was saved with an attached mixture.
+
+    Args:
+        section: A model, by the place or the name of its own weights.
+
+    Returns:
+        The folder, or for a model on the hub the one that it is downloaded to; `None` for a model
+        without a mixture.
+    """
+    source = resolve_model(section.name)
+    if source.is_local:
+        folder = Path(source.directory_or_id)
+        return folder if read_mixture_options(folder) is not None else None
+    path = find_config(section)
+    if path is None or CONFIG_FIELD not in json.loads(path.read_text("utf-8")):
+        return None
+    folder = Path(snapshot_download(section.name, revision=section.revision or "main"))
+    return folder if read_mixture_options(folder) is not None else None
+
+
+def find_config(section: ModelSection) -> Path | None:
+    """Find the configuration of a model on the hub: in the cache, else by downloading it.
+
+    Args:
+        section: The model; its `revision` counts.
+
+    Returns:
+        The file, whose folder is called after the commit; `None` where there is none to be had.
+    """
+    path = cached_file(
+        section.name,
+        "config.json",
+        revision=section.revision or "main",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:

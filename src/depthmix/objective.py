@@ -178,7 +178,11 @@ class Objective:
     def _keep(self, routes: Routes) -> None:
         if self.norm.training and torch.is_grad_enabled():
             self._routes.here["routes"] = routes
-            if any(p.requires_grad and p.dtype.itemsize < 4 for p in routes.mixture.parameters()):
+            narrow = any(
+                p.requires_grad and p.dtype.itemsize < 4 for p in routes.mixture.parameters()
+            )
+            # Sharded parameters may be narrow in a pass alone.
+            if narrow and not torch.distributed.is_initialized():
                 warnings.warn(
                     "The mixture's parameters are narrower than float32, and small updates of them "
                     "are lost to rounding; call `.float()` on it after the trainer is made (TRL "

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file, extract_commit_hash, find_adapter_config_file
+from transformers.utils import extract_commit_hash, find_adapter_config_file
 
-from depthmix.models import check_adapter, find_base, holds_mixture, resolve_model
+from depthmix.models import check_adapter, find_base, find_config, find_mixture, resolve_model
 from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
 
 UNTUNED = "pretrained"
@@ -52,7 +52,7 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         "weights": _identify_weights(base),
         "adapter": base.adapter,
         "adapter_sha256": None,
-        "method": UNTUNED if not holds_mixture(base.name) else ATTACHED,
+        "method": UNTUNED if find_mixture(base) is None else ATTACHED,
         "settings": None,
         "run": Path(base.adapter or base.name).name,
         "seed": 0,
@@ -167,15 +167,8 @@ def _find_commit(base: ModelSection) -> str | None:
             f"`model.name` must be a model or a local adapter, and {base.name} is an adapter on "
             "the hub; fetch it with `hf download` and pass its folder."
         )
-    path = cached_file(
-        base.name,
-        "config.json",
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    commit = extract_commit_hash(path, None)
+    path = find_config(base)
+    commit = None if path is None else extract_commit_hash(str(path), None)
     return None if commit is None else commit[:12]
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from depthmix.data.catalog import CATALOG, is_at_hand
+from depthmix.data.catalog import CATALOG
 from depthmix.evaluation.agenda import DATA_SETS
 from depthmix.models import resolve_model
 from depthmix.reproduction.runs import Reading, Run
@@ -80,7 +79,7 @@ def count_training(workspace: Workspace, run: Run) -> float:
         OSError: If the model's configuration cannot be had.
     """
     training = run.settings["training"]
-    records = _count_records(run.settings["data"]) * training.get("num_train_epochs", 3)
+    records = _count_records(run) * training.get("num_train_epochs", 3)
     if (steps := training.get("max_steps", -1)) > 0:
         batch = training.get("per_device_train_batch_size", 8)
         records = steps * batch * training.get("gradient_accumulation_steps", 1)
@@ -101,38 +100,40 @@ def count_reading(workspace: Workspace, run: Run, reading: Reading) -> float:
     Raises:
         OSError: If the model's configuration cannot be had.
     """
-    num_items = sum(_count_items(task, reading.limit) for task in reading.tasks or (None,))
+    num_items = sum(_count_items(reading, task) for task in reading.tasks or (None,))
     num_examples = 1 + (reading.num_fewshot or 0)
     num_tokens = TOKENS_PER_RECORD * num_examples * SEQUENCES_PER_ITEM * num_items
     return 2.0 * _count_parameters(workspace, run) * num_tokens
 
 
-def _count_records(data: Mapping[str, Any]) -> int:
+def _count_records(run: Run) -> int:
     """Count the records that a run trains on, those with a test set's question among them."""
-    limit, known = data.get("limit"), _count_split(data["train"], data.get("split", "train"))
+    data = run.settings["data"]
+    limit, split = data.get("limit"), data.get("split", "train")
+    known = _count_split(data["train"], split, whole=run.data_whole is not None)
     return limit or RECORDS_UNKNOWN if known is None else min(limit or known, known)
 
 
-def _count_items(task: str | None, limit: int | None) -> int:
+def _count_items(reading: Reading, task: str | None) -> int:
     """Count the items of a benchmark, for each of whose parts a limit holds; `None`: invented."""
+    limit = reading.limit
     if task is None:
         return limit or NUM_RECORDS
     name = DATA_SETS.get(task, task)
-    known = _count_split(name, "test")
+    known = _count_split(name, "test", whole=reading.whole is not None)
     assert known is not None  # a reading names benchmarks, all of which the catalogue has
     hub = CATALOG[name].hub
     num_parts = len(hub.configs) if hub is not None else 1
     return known if limit is None else min(limit * num_parts, known)
 
 
-def _count_split(name: str, split: str) -> int | None:
-    """Count the records of a named data set's split, as they would be read; of another, none."""
+def _count_split(name: str, split: str, *, whole: bool) -> int | None:
+    """Count the records of a named data set's split, whole or in files; None for another."""
     data = CATALOG.get(name)
     part = None if data is None else data.splits.get(data.aliases.get(split, split))
     if part is None:
         return None
-    whole = part.hub_records
-    return part.records if whole is None or is_at_hand(name, split) else whole
+    return part.hub_records if whole and part.hub_records is not None else part.records
 
 
 def _measured(workspace: Workspace, model: str) -> float | None:
