@@ -959,6 +959,13 @@ class TestPlanning:
     def test_what_does_not_fit_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="`runs_per_job` must be at least 1, got 0"):
             plan_assignments(Workspace(tmp_path), {}, runs_per_job=0)
+        path = tmp_path / "half.toml"
+        path.write_text(
+            'title = "x"\nclaims = []\nshows = "scores"\nsubjects = ["arc_easy"]\n'
+            "[[methods]]\nname = 'a'\n[scales.paper]\nsubject = ['boolq']"
+        )
+        with pytest.raises(ValueError, match="did you mean `subjects`"):
+            plan([str(path)], workspace=tmp_path)
         with pytest.raises(ValueError, match="`model` must be left out"):
             plan(["fig7"], scale="toy", workspace=tmp_path, selection=Selection(models=("a",)))
         with pytest.raises(ValueError, match="`subjects` must be known ones"):

@@ -131,6 +131,7 @@ def plan(
     found = {}
     for name in dict.fromkeys(names):
         experiment = load_experiment(name, scale)
+        load_experiment(name, "paper")  # pages compare with it: a mistake is told before the runs
         subjects = tuple(s for s in experiment.subjects if s in chosen.subjects)
         if chosen.subjects and not subjects:
             if name in experiments:
