@@ -26,7 +26,7 @@ from depthmix.evaluation.harness_model import HarnessModel
 from depthmix.evaluation.judge import JudgeSection
 from depthmix.evaluation.plan import EvaluationPlan, read_plan
 from depthmix.evaluation.tasks import TASKS
-from depthmix.models import find_models
+from depthmix.model_sources import find_models
 from depthmix.run_config import ModelSection
 from judge_server import Reply, serve
 from models import randomise, tiny_model

@@ -11,14 +11,8 @@ from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MoDEConfig
 from depthmix.continuation import read_generation_options
 from depthmix.generation import chat, generate
-from depthmix.models import (
-    ModelSource,
-    check_adapter,
-    find_base,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-)
+from depthmix.model_sources import ModelSource, check_adapter, find_base, resolve_model
+from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import DataSection, ModelSection, RunConfig, save_run_config
 
 

@@ -18,7 +18,8 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MoDEConfig
-from depthmix.models import find_base, load_model
+from depthmix.model_sources import find_base
+from depthmix.models import load_model
 from depthmix.run_config import ModelSection, load_run_config
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer
 from models import random_ids, randomise, tiny_model

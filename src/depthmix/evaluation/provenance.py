@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers.utils import extract_commit_hash, find_adapter_config_file
 
-from depthmix.models import check_adapter, find_base, find_config, find_mixture, resolve_model
+from depthmix.model_sources import check_adapter, find_base, find_config, resolve_model
+from depthmix.models import find_mixture
 from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
 
 UNTUNED = "pretrained"

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from depthmix.data.catalog import CATALOG
 from depthmix.evaluation.agenda import DATA_SETS
-from depthmix.models import resolve_model
+from depthmix.model_sources import resolve_model
 from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.toy import NUM_RECORDS
 from depthmix.reproduction.workspace import Workspace, read_seconds

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from depthmix.data.catalog import name_whole
 from depthmix.data.records import is_named
 from depthmix.evaluation.agenda import DATA_SETS
-from depthmix.models import find_base
+from depthmix.model_sources import find_base
 from depthmix.options import build_section, suggest
 from depthmix.reproduction.experiment import Experiment, Method, Scale
 from depthmix.reproduction.experiment_files import load_scale, load_subjects, merge

@@ -223,7 +223,7 @@ def count_layers(model: str) -> int:
         return NUM_LAYERS
     from transformers import AutoConfig
 
-    from depthmix.models import resolve_model
+    from depthmix.model_sources import resolve_model
 
     source = resolve_model(model)
     config = AutoConfig.from_pretrained(source.directory_or_id, gguf_file=source.gguf_file)
