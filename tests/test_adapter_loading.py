@@ -128,7 +128,7 @@ def test_merge_folds_lora_and_keeps_the_mixture():
     assert isinstance(merged.model.norm, MoDENorm)
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
     assert {name for name in merged.state_dict() if "model.norm" in name} == {
-        "model.norm.weight",
+        "model.norm.base_layer.weight",
         "model.norm.mixture.norms.2.weight",
         "model.norm.mixture.norms.3.weight",
         "model.norm.mixture.router.weight",
