@@ -112,7 +112,7 @@ class Parrot(LM):
         return [next(self.texts) for _ in requests]
 
     def loglikelihood(self, requests):
-        raise NotImplementedError
+        raise AssertionError("these tasks ask for generated text alone")
 
     loglikelihood_rolling = loglikelihood
 
