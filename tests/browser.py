@@ -10,6 +10,9 @@ import pytest
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 """Programs that can serve; the environment variable CHROMIUM names another one."""
 
+PATIENCE = 600_000
+"""Milliseconds after which a page counts as stuck, on the slowest machine."""
+
 CONTRASTS = """() => {
   const luminance = (color) => {
     const parts = color.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255);
@@ -40,7 +43,7 @@ def browser():
     if program is None:
         pytest.skip("needs a Chromium: `apt-get install chromium-headless-shell`, or set CHROMIUM")
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program)
+        chromium = playwright.chromium.launch(executable_path=program, timeout=PATIENCE)
         yield chromium
         chromium.close()
 
@@ -53,6 +56,7 @@ def open_file(browser):
     def open_path(path, **options):
         page = browser.new_page(**options)
         pages.append(page)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(

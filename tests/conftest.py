@@ -17,7 +17,7 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from adapters import logits, tuned_model  # noqa: E402
@@ -25,8 +25,11 @@ from browser import browser, open_file  # noqa: E402, F401  (fixtures)
 from data_folder import small_data  # noqa: E402, F401  (a fixture)
 from models import tiny_model  # noqa: E402
 
-# The same examples at each run; `--hypothesis-profile default` draws new ones.
-settings.register_profile("steady", derandomize=True)
+# The same examples at each run; `--hypothesis-profile fresh` draws new ones. A machine may be slow.
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("fresh", settings.get_profile("steady"), derandomize=False)
 settings.load_profile("steady")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ class Reply:
     raw: str | None = None
     """Whole body instead."""
 
-    delay: float = 0.0
-    """Seconds to wait before."""
+    after: threading.Event | None = None
+    """What has to happen before."""
 
 
 class JudgeServer(ThreadingHTTPServer):
@@ -67,7 +66,8 @@ class Handler(BaseHTTPRequestHandler):
             server.num_under_way += 1
             server.most_under_way = max(server.most_under_way, server.num_under_way)
         reply = server.reply(body, number)
-        time.sleep(reply.delay)
+        if reply.after is not None:
+            reply.after.wait()
         message = {"role": "assistant", "content": reply.content}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         completion = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}

@@ -1,6 +1,5 @@
 """What counts as an answer: hand-written outputs for both protocols, and properties."""
 
-import time
 from fractions import Fraction
 
 import pytest
@@ -292,9 +291,9 @@ def test_any_text_has_an_answer_of_the_right_kind_or_none(text):
 @pytest.mark.parametrize(
     "piece", [" ", "*", "a", "1", "1,", "answer ", "answer is ", "(", "= 1 a "]
 )
-def test_long_texts_take_no_time(piece):
+def test_long_texts_are_read_to_their_end(piece):
+    """An expression that goes back and forth over a text would not come to its end."""
     text = "The answer is " + piece * 4000
-    start = time.process_time()
-    for extract in (stated_number, stated_letter, last_number):
-        extract(text)
-    assert time.process_time() - start < 5
+    assert stated_letter(text) is None
+    assert stated_number(text) in (None, "1")
+    assert last_number(text + " = 7") == "7"

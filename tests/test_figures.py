@@ -437,7 +437,7 @@ def test_a_venn_diagram_that_circles_cannot_show_to_scale_says_so_and_shows_all(
         assert shown == sorted(counts[1:])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 2000), min_size=7, max_size=7))
 def test_no_count_is_lost_in_any_venn_diagram(counts):
     layout = lay_out(np.array([3, *counts]))

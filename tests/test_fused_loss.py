@@ -73,7 +73,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     options=OPTIONS,
     num_tokens=st.integers(0, 40),

@@ -82,7 +82,7 @@ def generate(model, inputs, *, lazy, **options):
     return decode(generator, inputs, **options)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     model_type=st.sampled_from(DECODERS),
     routing=st.sampled_from(ROUTINGS),

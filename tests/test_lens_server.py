@@ -8,6 +8,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 import depthmix_cli
+from browser import PATIENCE
 from checkpoints import make_model, make_tokenizer
 from depthmix.analysis import lens_server
 from depthmix.analysis.lens_server import LensServer
@@ -34,7 +35,7 @@ def ask(server):
     """Give a function that asks the server; headers may be another site's."""
 
     def request(text=None, *, path="/", host=None, **headers):
-        connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+        connection = HTTPConnection("127.0.0.1", server.server_port)
         headers = {"Host": host or f"127.0.0.1:{server.server_port}", **headers}
         if text is None:
             connection.request("GET", path, headers=headers)
@@ -123,12 +124,12 @@ def test_a_request_that_is_far_too_long_is_answered(ask):
 
 
 def test_a_request_must_say_its_length(server):
-    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = HTTPConnection("127.0.0.1", server.server_port)
     connection.putrequest("POST", "/")
     connection.endheaders()
     assert connection.getresponse().status == 411
     connection.close()
-    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = HTTPConnection("127.0.0.1", server.server_port)
     connection.request("POST", "/", headers={"Content-Length": "9" * 5000})
     connection.sock.shutdown(socket.SHUT_WR)
     assert connection.getresponse().status == 413
@@ -159,6 +160,7 @@ def test_the_command_says_where_and_ends_quietly(server, tmp_path, capsys, monke
 @pytest.mark.browser
 def test_a_browser_can_ask(server, browser):
     page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
     complaints, asked = [], set()
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -66,7 +66,7 @@ def agree_by_script(model, acceptance, *, batch, seed=0):
     return model
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     model_type=st.sampled_from(DECODERS),
     batch=st.integers(1, 3),
@@ -112,7 +112,7 @@ def test_speculation_equals_dense(
     assert_same(found, expected, inputs, rtol=tolerance, atol=tolerance)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     model_type=st.sampled_from(["llama", "mistral", "qwen3"]),
     acceptance=st.sampled_from(ACCEPTANCES),
@@ -334,7 +334,7 @@ def test_adapters_and_custom_generate():
         assert torch.equal(decode(LazyDepth(model), inputs), expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4),
     new=st.integers(0, 4),
