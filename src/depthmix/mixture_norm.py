@@ -26,9 +26,11 @@ class MixtureNorm(nn.Module, ABC):
     """
 
     base_layer: nn.Module
+    _constants: set[str]
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
+        self._constants = {name for name in vars(backbone.final_norm) if name[0] != "_"}
         self.base_layer = backbone.final_norm
         self.backbone = backbone
         self.capture = HiddenStateCapture()
@@ -40,6 +42,29 @@ class MixtureNorm(nn.Module, ABC):
     @abstractmethod
     def active_mixture(self) -> Mixture | None:
         """The mixture that predicts now, or None for the base model."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Give what the pretrained norm has and this module has not, as models and tools read it.
+
+        That is what its class, its parameters and its construction gave it. What libraries hang
+        onto one module later (accelerate's hooks, DeepSpeed's functions) stays that module's own.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base_layer = self.__dict__.get("_modules", {}).get("base_layer")  # none in a raw copy
+            if base_layer is None or name.startswith("__"):
+                raise
+            if hasattr(type(self), name):  # a property of ours has failed: let its own error out
+                return object.__getattribute__(self, name)
+            registered = (base_layer._parameters, base_layer._buffers, base_layer._modules)
+            if (
+                hasattr(type(base_layer), name)
+                or name in self.__dict__.get("_constants", ())
+                or any(name in own for own in registered)
+            ):
+                return getattr(base_layer, name)
+            raise
 
     def watch(self, mixtures: Iterable[Mixture]) -> None:
         """Capture the hidden states that these mixtures read, and no others from now on."""
