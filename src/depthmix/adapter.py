@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, LoraModel
+from peft import LoraConfig, LoraModel, PeftConfig
 from peft.tuners.lora import LoraLayer
-from peft.utils import register_peft_method
+from peft.tuners.tuners_utils import delete_adapter
+from peft.utils import PeftType, register_peft_method
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_config_for_transformers,
+    get_model_conversion_mapping,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthmix.adapter_config import MODE_LORA, MoDEConfig
 from depthmix.adapter_layer import MoDELayer, check_one_adapter
+from depthmix.adapter_targets import check_targets
 from depthmix.architecture import find_backbone
 from depthmix.attachment import find_mixture_norm
 from depthmix.backbone import Backbone
 from depthmix.mixture_norm import MoDENorm
-
-ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer."""
 
 
 class MoDEModel(LoraModel):
@@ -33,29 +35,58 @@ class MoDEModel(LoraModel):
     prefix = "lora_"
     tuner_layer_cls = (LoraLayer, MoDELayer)  # pyrefly: ignore[bad-assignment]
 
-    def _prepare_adapter_config(self, peft_config: MoDEConfig, model_config: dict) -> MoDEConfig:
-        """Fill in and check a copy of the configuration; the user's own serves other models too."""
-        peft_config.check_base(self.model)
-        is_new = peft_config.base_num_hidden_layers is None
-        backbone = self._find_backbone(peft_config)
-        name = next(name for name, c in self.peft_config.items() if c is peft_config)
-        peft_config = self.peft_config[name] = copy.copy(peft_config)
-        peft_config = super()._prepare_adapter_config(peft_config, model_config)
-        peft_config.resolve(backbone)
-        modules = [name for name, _ in self.model.named_modules()]
-        parameters = [n.replace(".base_layer.", ".") for n, _ in self.model.named_parameters()]
-        _check_targets("target_modules", peft_config.target_modules, modules)
-        if is_new:  # PEFT saves `all-linear` written out
-            _check_layers(peft_config, modules)
-        _check_targets("target_parameters", peft_config.target_parameters, parameters)
-        if peft_config.target_parameters:
-            adapted = [name for name in parameters if peft_config.adapts(name)]
-            targets = peft_config.target_parameters
-            lost = [t for t in targets if not any(_is_target(name, [t]) for name in adapted)]
-            if lost:
-                raise ValueError(_lies_above([f"target_parameters={t!r}" for t in lost]))
-            peft_config.target_parameters = [n for n in adapted if _is_target(n, targets)]
-        return peft_config
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Put an adapter into the model, or leave the model as it was.
+
+        What the configuration lacks is filled into a copy: the user's own serves other models too,
+        and what becomes of it later changes none that has it.
+        """
+        config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        assert isinstance(config, MoDEConfig)
+        self._complete(config)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            self._take_back(adapter_name)
+            raise
+
+    def _complete(self, config: MoDEConfig) -> None:
+        """Fill in what only the model tells, and check the rest against it."""
+        if isinstance(find_mixture_norm(self.model), MoDENorm):
+            raise RuntimeError(
+                "The model has an attached or merged mixture already; call `detach(model)` before "
+                "it gets a MoDE adapter."
+            )
+        config.check_base(self.model)
+        is_new = config.base_num_hidden_layers is None
+        backbone = self._find_backbone(config)
+        self._rename_targets(config)
+        self._prepare_adapter_config(config, self.get_model_config(self.model))
+        config.resolve(backbone)
+        check_targets(config, self.model, is_new=is_new)
+
+    def _rename_targets(self, config: MoDEConfig) -> None:
+        """Read names of targets from before transformers 5 as PEFT does, for LoRA alone."""
+        plain = as_lora(config)
+        conversions = get_model_conversion_mapping(self.model)
+        convert_peft_config_for_transformers(plain, self.model, conversions)
+        for name in ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern"):
+            setattr(config, name, getattr(plain, name))
+
+    def _take_back(self, adapter_name: str) -> None:
+        """Remove what there is of an adapter whose injection failed."""
+        if len(self.peft_config) == 1:
+            self._unload_and_optionally_merge(merge=False)
+        else:
+            delete_adapter(self.model, adapter_name, self.prefix, self.tuner_layer_cls)
+
+    def _check_target_module_compatiblity(
+        self, peft_config: PeftConfig, model: nn.Module, target_name: str
+    ) -> None:
+        """Refuse the targets that PEFT refuses for LoRA, which it knows by the method's name."""
+        super()._check_target_module_compatiblity(as_lora(peft_config), model, target_name)
 
     def _find_backbone(self, peft_config: MoDEConfig) -> Backbone:
         """Find the model's parts; what a saved adapter names was verified when it was made."""
@@ -98,11 +129,6 @@ class MoDEModel(LoraModel):
             )
             return
         layer = target
-        if isinstance(layer, MoDENorm):
-            raise RuntimeError(
-                "The model has an attached or merged mixture already; call `detach(model)` before "
-                "it gets a MoDE adapter."
-            )
         if not isinstance(layer, MoDELayer):
             layer = MoDELayer(self._find_backbone(lora_config))
             layer.train(target.training)
@@ -193,61 +219,18 @@ def _belongs_to(parameter_name: str, adapter_name: str) -> bool:
     return ".lora_" in parameter_name and adapter_name in parameter_name.split(".")[-2:]
 
 
-def _is_target(name: str, targets: Iterable[str]) -> bool:
-    """Tell whether a module or parameter is named by its end, as PEFT names targets."""
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+def as_lora(config: PeftConfig) -> Any:
+    """Show a configuration to code of PEFT that asks for LoRA by the method's name.
 
+    Args:
+        config: Adapters and mixture; it is not changed.
 
-def _check_targets(argument: str, targets: Any, names: list[str]) -> None:
-    """Refuse targets that match nothing; PEFT would not notice, since the final norm matches."""
-    if not targets:
-        return
-    if isinstance(targets, str):
-        if targets.lower() == ALL_LINEAR or any(re.fullmatch(targets, n) for n in names):
-            return
-        raise ValueError(
-            f"`{argument}` as one text is a regular expression for whole names, and {targets!r} "
-            f"matches none of the model's; a list names parts by their end: [{targets!r}]."
-        )
-    unmatched = sorted(t for t in targets if not any(_is_target(n, [t]) for n in names))
-    if unmatched:
-        raise ValueError(
-            f"`{argument}` must name parts of the model, and it has none called "
-            f"{', '.join(unmatched)}; `print(model)` shows the names."
-        )
-
-
-def _check_layers(config: MoDEConfig, names: list[str]) -> None:
-    """Refuse targets that lie in the late layers alone, where `adapt="below"` puts no adapter."""
-    targets, layers = config.target_modules, config.layers_to_transform
-    if not targets or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
-        return
-    matched = [
-        name
-        for name in names
-        if name != config.final_norm and LoraModel._check_target_module_exists(config, name)
-    ]
-    adapted = [name for name in matched if config.adapts(name)]
-    lost: list[str] = []
-    if isinstance(targets, str):
-        lost = [] if adapted or not matched else [f"target_modules={targets!r}"]
-    else:
-        for target in sorted(targets):
-            named = [name for name in matched if _is_target(name, [target])]
-            if named and not any(name in adapted for name in named):
-                lost.append(f"target_modules={target!r}")
-    for layer in [layers] if isinstance(layers, int) else layers or []:
-        if not config.adapts(f"{config.decoder_layers}.{layer}"):
-            lost.append(f"layers_to_transform={layer}")
-    if lost:
-        raise ValueError(_lies_above(lost))
-
-
-def _lies_above(targets: list[str]) -> str:
-    return (
-        f"`adapt='below'` puts no adapter into the late layers, and {', '.join(targets)} lies "
-        "there alone; pass `adapt='all'`, or leave it out."
-    )
+    Returns:
+        A copy that shares its fields and says `LORA`.
+    """
+    plain = copy.copy(config)
+    plain.peft_type = PeftType.LORA
+    return plain
 
 
 def to_lora(config: MoDEConfig, model: PreTrainedModel) -> LoraConfig:
@@ -265,7 +248,9 @@ def to_lora(config: MoDEConfig, model: PreTrainedModel) -> LoraConfig:
     tuner = MoDEModel(shape, config, "default")
     resolved: Any = tuner.peft_config["default"]
     names = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
-    fields: dict[str, Any] = {name: getattr(config, name) for name in names - {"peft_type"}}
+    fields: dict[str, Any] = {
+        name: copy.deepcopy(getattr(config, name)) for name in names - {"peft_type"}
+    }
     targets = [name for name in tuner.targeted_module_names if name != resolved.final_norm]
     fields |= {"target_modules": targets, "target_parameters": resolved.target_parameters}
     return LoraConfig(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,7 +100,7 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         """
         fields: dict[str, Any] = {"adapt": "all"}
         fields |= {
-            field.name: getattr(lora_config, field.name)
+            field.name: copy.deepcopy(getattr(lora_config, field.name))
             for field in dataclasses.fields(lora_config)
             if field.init and field.name != "peft_type"
         }
@@ -121,7 +122,7 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         """
         if preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
-        return cls(**{**PRESETS[preset], **options})
+        return cls(**{**copy.deepcopy(PRESETS[preset]), **options})
 
     def check_base(self, model: PreTrainedModel) -> None:
         """Check that the model has the shape that the adapter was made for.

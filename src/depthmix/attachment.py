@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields, replace
 from typing import Any
 
@@ -60,7 +61,7 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
             "`model` has a mixture already; call `detach(model)` first, or use PEFT's "
             "`add_adapter` for a second one."
         )
-    config = config or MixtureConfig(**options)
+    config = MixtureConfig(**options) if config is None else copy.deepcopy(config)
     backbone = find_backbone(
         model, final_norm=config.final_norm, decoder_layers=config.decoder_layers
     )
