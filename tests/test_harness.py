@@ -381,7 +381,7 @@ def test_models_of_the_same_name_are_refused(model, records, tmp_path):
         ({"tasks": ("arc_easy",), "metric": "choices"}, "are for own `records`"),
         ({"records": "own.jsonl", "num_fewshot": 2}, "have no effect on records"),
         ({"tasks": ("mt_bench",), "judge": JUDGE, "protocol": "llm-adapters"}, "on mt_bench"),
-        ({"tasks": ("gsm8k",), "num_fewshot": -1}, "`num_fewshot` must not be negative"),
+        ({"tasks": ("gsm8k",), "num_fewshot": -1}, "`num_fewshot` must be at least 0"),
     ],
 )
 def test_plans_are_checked(options, message):

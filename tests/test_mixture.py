@@ -227,7 +227,11 @@ def test_attaching_is_refused_where_it_makes_no_sense():
     ("options", "error", "message"),
     [
         ({"late_layers": 0}, ValueError, "must be at least 1 .*, got 0"),
-        ({"late_layers": True}, TypeError, "a number of layers or a list .*, got True"),
+        (
+            {"late_layers": True},
+            TypeError,
+            "must be int or list.* or .auto., got True, which is bool",
+        ),
         ({"late_layers": []}, ValueError, r"increasing list .*, got \[\]"),
         ({"late_layers": [3, 2]}, ValueError, r"increasing list .*, got \[3, 2\]"),
         ({"late_layers": [0, 4]}, ValueError, r"increasing list .*, got \[0, 4\]"),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from peft import LoraConfig
 from peft.utils import PeftType
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from depthmix.backbone import Backbone
 from depthmix.config import MixtureConfig
+from depthmix.option_types import checked_options
 
 PAPER_MODE: dict[str, Any] = {
     "r": 32,
@@ -28,6 +32,12 @@ PAPER_MODE: dict[str, Any] = {
     "reduction": "mean",
 }
 """The paper's settings (section 4.1), with LLM-Adapters' LoRA underneath."""
+
+NAMING_PARTS = (
+    *("target_modules", "exclude_modules", "modules_to_save"),
+    *("layers_pattern", "target_parameters"),
+)
+"""Options of `LoraConfig` that hold names of the model's parts."""
 
 PRESETS = {"paper": PAPER_MODE}
 """Settings by name."""
@@ -55,6 +65,7 @@ MODE_LORA = _peft_type("MODE_LORA")
 """PEFT's name of the method."""
 
 
+@checked_options
 @dataclass(kw_only=True)
 class MoDEConfig(MixtureConfig, LoraConfig):
     """A `LoraConfig` with a mixture of depths on top.
@@ -73,11 +84,13 @@ class MoDEConfig(MixtureConfig, LoraConfig):
     base_hidden_size: int | None = None
     """Width of the model that the adapter was made for; filled in by PEFT."""
 
+    base_vocab_size: int | None = None
+    """Tokens that the model knew which the adapter was made for; filled in by PEFT."""
+
     def __post_init__(self) -> None:
         LoraConfig.__post_init__(self)
         MixtureConfig.__post_init__(self)
-        if self.adapt not in ("all", "below"):
-            raise ValueError(f"`adapt` must be one of all, below, got {self.adapt!r}.")
+        self._check_lora()
         if self.layer_replication:
             raise ValueError(
                 "`layer_replication` changes the number of layers after the mixture has chosen its "
@@ -124,6 +137,33 @@ class MoDEConfig(MixtureConfig, LoraConfig):
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
         return cls(**{**copy.deepcopy(PRESETS[preset]), **options})
 
+    def _check_lora(self) -> None:
+        """Check what PEFT takes, and what then has no effect or a wrong one."""
+        if self.r < 1:
+            raise ValueError(
+                f"`r` must be at least 1, got {self.r}; `target_modules=[]` trains the mixture "
+                "without adapters."
+            )
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"`lora_dropout` must be at least 0 and below 1, got {self.lora_dropout}; 0 drops "
+                "nothing."
+            )
+        for name in NAMING_PARTS:
+            value = getattr(self, name)
+            if value == "" or (value and not all(part.strip() for part in value)):
+                raise ValueError(
+                    f"`{name}` must hold names of parts of the model, and an empty text is none, "
+                    f"got {value!r}; leave it out, or name a part."
+                )
+        layers = self.layers_to_transform
+        layers = [layers] if isinstance(layers, int) else layers or [0]
+        if min(layers) < 0:
+            raise ValueError(
+                "`layers_to_transform` must hold indices of layers, which PEFT counts from 0 up, "
+                f"got {min(layers)}."
+            )
+
     def check_base(self, model: PreTrainedModel) -> None:
         """Check that the model has the shape that the adapter was made for.
 
@@ -139,11 +179,20 @@ class MoDEConfig(MixtureConfig, LoraConfig):
                 f"{made_for[1]}, and this one has {shape[0]} and {shape[1]}; load it on the model "
                 f"it was made for ({self.base_model_name_or_path or 'unnamed'})."
             )
+        known = (None, base.vocab_size, _read_vocab_size(model))
+        if self.base_vocab_size not in known:
+            raise ValueError(
+                f"The adapter was made for a model of {self.base_vocab_size} tokens, and this one "
+                f"has {base.vocab_size}; load it on the model it was made for "
+                f"({self.base_model_name_or_path or 'unnamed'}), or, if tokens were added to that, "
+                f"call `model.resize_token_embeddings({self.base_vocab_size})` before."
+            )
 
     def resolve(self, backbone: Backbone) -> None:
         """Fill in what only the model tells."""
         self.base_num_hidden_layers = backbone.num_hidden_layers
         self.base_hidden_size = backbone.hidden_size
+        self.base_vocab_size = backbone.model.config.get_text_config().vocab_size
         self.final_norm, self.decoder_layers = backbone.final_norm_name, backbone.layers_name
         first_late_layer = self.resolve_late_layers(backbone.num_hidden_layers)[0]
         if self.adapt == "below" and first_late_layer == 1 and self.target_modules != set():
@@ -160,3 +209,21 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         layer = int(name.removeprefix(prefix).partition(".")[0]) + 1
         assert self.base_num_hidden_layers is not None
         return layer < self.resolve_late_layers(self.base_num_hidden_layers)[0]
+
+
+def _read_vocab_size(model: PreTrainedModel) -> int | None:
+    """Read how many tokens a model knows by its files; in memory, others may have been added."""
+    if not model.name_or_path:
+        return None
+    path = cached_file(
+        model.name_or_path,
+        "config.json",
+        local_files_only=True,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    settings = json.loads(Path(path).read_text("utf-8"))
+    return settings.get("text_config", settings).get("vocab_size")

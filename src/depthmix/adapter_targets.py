@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from peft import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from depthmix.adapter_config import MoDEConfig
 
@@ -39,7 +41,14 @@ def check_targets(config: MoDEConfig, model: nn.Module, *, is_new: bool) -> None
     _check_match("target_modules", config.target_modules, modules)
     _check_final_norm(config, modules)
     if is_new:
-        _check_layers(config, modules)
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        linear = {
+            name.replace(".base_layer", "")
+            for name, part in model.named_modules()
+            if isinstance(part, nn.Linear | Conv1D) and part is not head
+        }
+        _check_layers(config, modules, linear & set(modules))
+        _check_patterns(config, [*modules, *parameters])
     _check_match("target_parameters", config.target_parameters, parameters)
     if config.target_parameters:
         adapted = [name for name in parameters if config.adapts(name)]
@@ -128,11 +137,24 @@ def _check_final_norm(config: MoDEConfig, names: list[str]) -> None:
             )
 
 
-def _check_layers(config: MoDEConfig, names: list[str]) -> None:
-    """Refuse targets that lie in the late layers alone, where `adapt="below"` puts no adapter."""
+def _check_layers(config: MoDEConfig, names: list[str], linear: set[str]) -> None:
+    """Refuse options that would adapt nothing: by layers that are none, or under `adapt="below"`.
+
+    PEFT would not notice, since the final norm is adapted in any case.
+    """
     targets, layers = config.target_modules, config.layers_to_transform
-    if not targets or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
+    if not targets:
         return
+    layers = [layers] if isinstance(layers, int) else layers or []
+    assert config.base_num_hidden_layers is not None
+    if not config.layers_pattern and max(layers, default=0) >= config.base_num_hidden_layers:
+        raise ValueError(
+            "`layers_to_transform` must hold indices of layers from 0 to "
+            f"{config.base_num_hidden_layers - 1}, as PEFT counts them, got {max(layers)}."
+        )
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        config = copy.copy(config)
+        config.target_modules = sorted(linear)
     matched = [
         name
         for name in names
@@ -147,11 +169,29 @@ def _check_layers(config: MoDEConfig, names: list[str]) -> None:
             named = [name for name in matched if _is_target(name, [target])]
             if named and not any(name in adapted for name in named):
                 lost.append(f"target_modules={target!r}")
-    for layer in [layers] if isinstance(layers, int) else layers or []:
+    for layer in layers:
         if not config.adapts(f"{config.decoder_layers}.{layer}"):
             lost.append(f"layers_to_transform={layer}")
     if lost:
         raise ValueError(_lies_above(lost))
+    if not matched:
+        others = ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+        given = ", ".join(f"`{n}`" for n in others if getattr(config, n) not in (None, [], set()))
+        raise ValueError(
+            f"`target_modules` must leave something to adapt, and nothing is left of {targets!r} "
+            f"beside {given or 'the other options'}; `target_modules=[]` trains the mixture alone."
+        )
+
+
+def _check_patterns(config: MoDEConfig, names: list[str]) -> None:
+    """Refuse ranks and scales for parts that the model does not have."""
+    for argument in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, argument):
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+                raise ValueError(
+                    f"`{argument}` must name adapted parts of the model, and {pattern!r} matches "
+                    "none; `print(model)` shows the names."
+                )
 
 
 def _lies_above(targets: list[str]) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
+
+from depthmix.option_types import checked_options
 
 IGNORE_INDEX = -100
 """Label of a position that does not count in any loss (Hugging Face's value)."""
 
 
+@checked_options
 @dataclass(kw_only=True)
 class MixtureConfig:
     """Options of a Mixture-of-Depths Ensemble, whatever tunes the rest of the model.
@@ -85,12 +88,7 @@ class MixtureConfig:
     """Name of the `ModuleList` of decoder layers, where it cannot be found by itself."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(MixtureConfig)
-        for name in ("router_init", "router_input", "divergence", "reduction"):
-            choices, value = get_args(hints[name]), getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-        if self.task_loss not in ("ensemble", "layers") and type(self.task_loss) is not int:
+        if self.task_loss not in ("ensemble", "layers") and isinstance(self.task_loss, str):
             raise ValueError(
                 "`task_loss` must be 'ensemble', 'layers' or the number of a late layer, "
                 f"got {self.task_loss!r}."
@@ -119,9 +117,7 @@ class MixtureConfig:
         self._check_late_layers()
         auto = self.late_layers == "auto"  # the number of routes is not known yet
         if self.top_k is not None and (
-            not isinstance(self.top_k, int)
-            or self.top_k < 1
-            or (not auto and self.top_k > self.num_routes)
+            self.top_k < 1 or (not auto and self.top_k > self.num_routes)
         ):
             routes = "routes" if auto else f"{self.num_routes} routes"
             raise ValueError(
@@ -191,10 +187,8 @@ class MixtureConfig:
         """Check what can be known of `late_layers` without a model."""
         if self.late_layers == "auto":
             return
-        if isinstance(self.late_layers, bool) or not isinstance(
-            self.late_layers, int | list | tuple
-        ):
-            raise TypeError(
+        if isinstance(self.late_layers, str):
+            raise ValueError(
                 "`late_layers` must be a number of layers or a list of layer numbers (or `auto` "
                 f"for `depthmix train`), got {self.late_layers!r}."
             )
@@ -205,10 +199,6 @@ class MixtureConfig:
                     f"got {self.late_layers}."
                 )
             return
-        if not all(isinstance(layer, int) for layer in self.late_layers):
-            raise TypeError(
-                f"`late_layers` must be a list of whole layer numbers, got {self.late_layers}."
-            )
         layers = self.late_layers = list(self.late_layers)
         increasing = all(a < b for a, b in pairwise(layers))
         if not layers or layers[0] < 1 or not increasing:

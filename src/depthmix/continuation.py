@@ -12,7 +12,8 @@ from transformers.generation import BaseStreamer
 
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
-from depthmix.options import read_value, suggest, underscored
+from depthmix.option_types import suggest
+from depthmix.options import read_value, underscored
 
 GENERATION_DEFAULTS = {"max_new_tokens": 256}
 """Options of generation that differ from transformers' (20 tokens cut most answers off)."""

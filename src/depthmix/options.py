@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import reduce
 from operator import or_
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+
+from depthmix.option_types import describe_type, explain_unknown, list_types, members
 
 
 def read_options(section: str | None, given: Mapping[str, Any], owner: type) -> dict[str, Any]:
@@ -31,19 +32,18 @@ def read_options(section: str | None, given: Mapping[str, Any], owner: type) -> 
     Raises:
         ValueError: If an option is unknown, or a value does not fit its type.
     """
-    hints = get_type_hints(owner)
+    hints = list_types(owner)
     options = {option.name: option for option in fields(owner) if option.init}
     values = {}
     for name, value in underscored(given).items():
         key = f"{section}.{name}" if section else name
         if name not in options:
-            raise ValueError(
-                f"`{key}` is not an option of {owner.__name__}{suggest(name, options)}"
-            )
+            raise ValueError(explain_unknown(key, name, owner, options))
         try:
             values[name] = read_value(value, hints[name], default=options[name].default)
         except ValueError as error:
-            raise ValueError(f"`{key}` must be {_describe(hints[name])}, got {value!r}.") from error
+            kind = describe_type(hints[name])
+            raise ValueError(f"`{key}` must be {kind}, got {value!r}.") from error
     return values
 
 
@@ -90,17 +90,17 @@ def read_value(value: Any, hint: Any, *, default: Any = MISSING) -> Any:
     Raises:
         ValueError: If the value cannot be read so.
     """
-    members = _members(hint)
-    if isinstance(value, bool) and not {bool, Any} & set(members):
-        literals = [choice for member in members for choice in get_args(member)]
+    kinds = members(hint)
+    if isinstance(value, bool) and not {bool, Any} & set(kinds):
+        literals = [choice for kind in kinds for choice in get_args(kind)]
         if not any(value is choice for choice in literals):
             raise ValueError("A switch is no number.")  # pydantic would read `true` as 1
     if isinstance(value, str):
-        if value.lower() in ("none", "null") and NoneType in members and default != "none":
+        if value.lower() in ("none", "null") and NoneType in kinds and default != "none":
             return None
         # Pydantic would keep the text wherever the option also accepts text.
-        others = tuple(member for member in members if member not in (str, NoneType))
-        for reading in _readings(value, is_text=str in members) if others else ():
+        others = tuple(kind for kind in kinds if kind not in (str, NoneType))
+        for reading in _readings(value, is_text=str in kinds) if others else ():
             with contextlib.suppress(ValidationError):
                 return _validate(reading, reduce(or_, others))
     return _validate(value, hint)
@@ -116,22 +116,6 @@ def underscored(given: Mapping[str, Any]) -> dict[str, Any]:
         The same values by the new names.
     """
     return {str(name).replace("-", "_"): value for name, value in given.items()}
-
-
-def suggest(name: str, names: Iterable[str]) -> str:
-    """End a message about an unknown name with the nearest known one.
-
-    Args:
-        name: The unknown name.
-        names: The known ones.
-
-    Returns:
-        `; did you mean …?`, or the known names where none is near and they are few, or a full stop.
-    """
-    names = list(names)
-    if nearest := difflib.get_close_matches(name, names, n=1):
-        return f"; did you mean `{nearest[0]}`?"
-    return f"; choose from {', '.join(names)}." if len(names) < 10 else "."
 
 
 def _readings(text: str, *, is_text: bool) -> list[Any]:
@@ -150,19 +134,3 @@ def _validate(value: Any, hint: Any) -> Any:
     # In a tuple, since pydantic refuses `config` for a type that is itself a dataclass.
     adapter = TypeAdapter(tuple[hint], config={"arbitrary_types_allowed": True})
     return adapter.validate_python((value,))[0]
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """List the types that a union joins; any other type is its only member."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _describe(hint: Any) -> str:
-    """Say what an option accepts."""
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if hint is NoneType:
-        return "none"
-    if len(_members(hint)) > 1:
-        return " or ".join(map(_describe, _members(hint)))
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

@@ -13,7 +13,8 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from depthmix.adapter_config import PRESETS, MoDEConfig
-from depthmix.options import build_section, read_options, suggest, underscored
+from depthmix.option_types import check_number, checked_options, suggest
+from depthmix.options import build_section, read_options, underscored
 
 Template = Literal["auto", "plain", "alpaca", "chat"]
 """How a record becomes text."""
@@ -55,6 +56,7 @@ PATH_KEYS = (
 """Settings that may name a file or folder beside the configuration file."""
 
 
+@checked_options
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
     """Which model to tune or to run."""
@@ -74,7 +76,16 @@ class ModelSection:
     top_k: int | None = None
     """Routes that a loaded mixture keeps per token; `None` keeps what it was trained with."""
 
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError(
+                "`model.name` must name a model, got an empty text; give a local folder, a GGUF "
+                "file, an installed weight package or an id on the hub."
+            )
+        check_number("model.top_k", self.top_k, at_least=1)
 
+
+@checked_options
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
     """What to train on."""
@@ -109,6 +120,7 @@ class DataSection:
     """Split of a named or hub data set to validate on; files have none."""
 
 
+@checked_options
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSection:
     """What to measure before and after training."""
@@ -132,7 +144,12 @@ class EvaluationSection:
     batch_size: int = 16
     """Prompts that are run together."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_items", "max_new_tokens", "batch_size"):
+            check_number(f"evaluation.{name}", getattr(self, name), at_least=1)
 
+
+@checked_options
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that determines a run."""

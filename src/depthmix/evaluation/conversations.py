@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from depthmix.data.templates import ALPACA_PROMPT, render_prompt
 from depthmix.evaluation.answer_file import AnswerFile
 from depthmix.evaluation.answering import Generator, answer, derive_seed
+from depthmix.option_types import check_number, checked_options
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -29,6 +30,7 @@ ALPACA_TURN = "\n\n### Instruction:"
 """What begins a further turn of Alpaca's prompt."""
 
 
+@checked_options
 @dataclass(frozen=True, kw_only=True)
 class MTBenchSection:
     """How a model answers MT-Bench."""
@@ -46,6 +48,10 @@ class MTBenchSection:
 
     batch_size: int = 16
     """Conversations that are run together."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            check_number(f"mt_bench.{name}", getattr(self, name), at_least=1)
 
 
 def generate_conversations(

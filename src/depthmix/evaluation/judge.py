@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from depthmix.option_types import check_number, checked_options
+
 CHARACTERS_PER_TOKEN = 4
 """Of English text, for the estimate: the judge's own tokenizer is not known here."""
 
@@ -25,6 +27,7 @@ class JudgeError(OSError):
     """The judge cannot be asked, or not any more."""
 
 
+@checked_options
 @dataclass(frozen=True, kw_only=True)
 class JudgeSection:
     """Which model judges, and how it is asked. The key is no option: it stays in its variable."""
@@ -77,9 +80,11 @@ class JudgeSection:
                 "`judge.base_url` must be a plain address without a user or a query, in which "
                 "secrets may stand; put the key into the variable that `judge.key_variable` names."
             )
-        for name in ("concurrency", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`judge.{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("concurrency", "max_attempts", "max_tokens"):
+            check_number(f"judge.{name}", getattr(self, name), at_least=1)
+        for name in ("max_retries", "temperature", "input_price", "output_price"):
+            check_number(f"judge.{name}", getattr(self, name), at_least=0)
+        check_number("judge.timeout", self.timeout, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.judge import JudgeSection
 from depthmix.evaluation.tasks import TASKS
+from depthmix.option_types import check_number, checked_options
 from depthmix.options import build_section
 from depthmix.readout import Readout
 from depthmix.run_config import Template
@@ -17,6 +18,7 @@ JUDGED_METRICS = {"mt_bench": "score,none", "truthfulqa_judged": "true_and_infor
 """Benchmarks whose answers a judge rates, and the metric that heads a table of each."""
 
 
+@checked_options
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
     """What to measure, and how."""
@@ -73,11 +75,9 @@ class EvaluationPlan:
                 f"`layer` must be `ensemble`, `final` or the number of a layer, got {self.layer!r}."
             )
         for name in ("limit", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(f"`num_fewshot` must not be negative, got {self.num_fewshot}.")
+            check_number(name, getattr(self, name), at_least=1)
+        for name in ("num_fewshot", "seed"):
+            check_number(name, getattr(self, name), at_least=0)
         judged = sorted(set(JUDGED_METRICS) & set(self.tasks))
         if judged and self.judge is None:
             raise ValueError(

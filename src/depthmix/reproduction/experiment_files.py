@@ -8,7 +8,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, get_args
 
-from depthmix.options import build_section, suggest
+from depthmix.option_types import suggest
+from depthmix.options import build_section
 from depthmix.reproduction.experiment import (
     Axis,
     Experiment,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.evaluation.judge import JudgeSection
-from depthmix.options import build_section, suggest
+from depthmix.option_types import suggest
+from depthmix.options import build_section
 from depthmix.reproduction.estimate import estimate_seconds
 from depthmix.reproduction.experiment import Experiment, Scale
 from depthmix.reproduction.experiment_files import list_experiments, load_experiment, load_subjects

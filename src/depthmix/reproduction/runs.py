@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from depthmix.evaluation.plan import JUDGED_METRICS
 from depthmix.evaluation.tasks import TASKS
-from depthmix.options import suggest
+from depthmix.option_types import suggest
 from depthmix.readout import Readout
 
 TOY = "toy"

@@ -17,7 +17,8 @@ from depthmix.data.catalog import name_whole
 from depthmix.data.records import is_named
 from depthmix.evaluation.agenda import DATA_SETS
 from depthmix.model_sources import find_base
-from depthmix.options import build_section, suggest
+from depthmix.option_types import suggest
+from depthmix.options import build_section
 from depthmix.reproduction.experiment import Experiment, Method, Scale
 from depthmix.reproduction.experiment_files import load_scale, load_subjects, merge
 from depthmix.reproduction.runs import TOY, Reading, Run
