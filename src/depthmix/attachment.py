@@ -19,6 +19,7 @@ from depthmix.config import MixtureConfig
 from depthmix.mixture import Mixture
 from depthmix.mixture_norm import MixtureNorm, MoDENorm
 from depthmix.objective import Objective
+from depthmix.peft_witness import PeftWitness
 
 CONFIG_FIELD = "mixture_of_depths"
 """Field of a model's configuration that holds the options of an attached mixture."""
@@ -30,8 +31,8 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
     The model is changed in place and goes on working as before, with the ensemble's predictions;
     its other parameters stay trainable or frozen as they were. `save_pretrained` saves it, a
     trainer's checkpoints hold it, and `depthmix.load` brings it back. For LoRA under the mixture
-    use `MoDEConfig` instead: a plain LoRA adapter over an attached mixture would freeze it, and its
-    file would not bring it back.
+    use `MoDEConfig` instead: any other PEFT method freezes an attached mixture, and its file does
+    not hold it. That is refused, unless the mixture has been trained or loaded (docs/api.md).
 
     Args:
         model: A decoder-only language model.
@@ -73,7 +74,9 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
         hidden_size=backbone.hidden_size,
     )
     mixture.to(next(backbone.final_norm.parameters(), backbone.head_weight).device, torch.float32)
-    return install(backbone, mixture)
+    norm = install(backbone, mixture)
+    norm.witness.is_new()
+    return norm
 
 
 def install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
@@ -99,6 +102,7 @@ def install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
     ]
     backbone.model.set_submodule(backbone.final_norm_name, norm)
     norm.objective = Objective(norm)
+    norm.witness = PeftWitness(norm)
     return norm
 
 

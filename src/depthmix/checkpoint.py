@@ -75,6 +75,7 @@ def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
             f"The mixture in {directory} does not fit its model ({' '.join(str(error).split())}); "
             "save both together again."
         ) from error
+    norm.witness.is_saved(weights)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -37,6 +38,7 @@ class MixtureNorm(nn.Module, ABC):
         self.listener: Callable[[Routes], None] | None = None
         self.readout: int | None = None  # a late layer that predicts alone (`reading_out`)
         self.objective: Any = None
+        self.witness: Any = None  # sees other PEFT methods, where the mixture is attached
 
     @property
     @abstractmethod
@@ -65,6 +67,23 @@ class MixtureNorm(nn.Module, ABC):
             ):
                 return getattr(base_layer, name)
             raise
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MixtureNorm:
+        """Follow the model into its copy; alone, it would see no hidden states there."""
+        model = self.backbone.model
+        parent = model.get_submodule(self.backbone.final_norm_name.rpartition(".")[0])
+        if id(model) not in memo and id(parent) not in memo:
+            raise TypeError(
+                "The mixture in the final norm's place cannot be copied without its model, as "
+                "`modules_to_save` with the final norm's name, or a PEFT method that targets it, "
+                "would do: to train norms and router, use `MoDEConfig` (`train_final_norm=True` "
+                "for the final layer's norm, too), or `modules_to_save=['mixture']` over a "
+                "model from `depthmix.load`."
+            )
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def watch(self, mixtures: Iterable[Mixture]) -> None:
         """Capture the hidden states that these mixtures read, and no others from now on."""
@@ -177,8 +196,23 @@ class MoDENorm(MixtureNorm):
 
     @property
     def active_mixture(self) -> Mixture:
-        """The one mixture."""
-        return self.mixture
+        """The one mixture, or the copy of it that PEFT's `modules_to_save` trains."""
+        mixture: Any = self.mixture
+        while not isinstance(mixture, Mixture):
+            names = () if mixture.disable_adapters else mixture.active_adapters
+            mixture = mixture.modules_to_save[names[0]] if names else mixture.original_module
+        return mixture
+
+    def unload_and_optionally_merge_module(self, **_options: Any) -> MoDENorm:
+        """Stay where it is when PEFT takes the adapters of a model away."""
+        return self
+
+    def get_base_layer(self) -> MoDENorm:
+        """Stay where it is; PEFT asks whatever has a `base_layer`."""
+        return self
+
+    def merge(self, *_args: Any, **_options: Any) -> None:
+        """Have nothing to merge; PEFT asks whatever has a `base_layer`."""
 
 
 def _insert_base_layer(norm: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:

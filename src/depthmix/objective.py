@@ -177,6 +177,8 @@ class Objective:
 
     def _keep(self, routes: Routes) -> None:
         if self.norm.training and torch.is_grad_enabled():
+            if self.norm.witness is not None:
+                self.norm.witness.check_training()
             self._routes.here["routes"] = routes
             narrow = any(
                 p.requires_grad and p.dtype.itemsize < 4 for p in routes.mixture.parameters()
