@@ -1,7 +1,11 @@
 import json
+from contextlib import suppress
 
 import datasets
+import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
@@ -76,6 +80,75 @@ def test_sources_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(OSError, match=r"Cannot find data `someone/sums`"):
         load_records("someone/sums")
+
+
+@pytest.mark.parametrize("num_before", [0, 3, 56])
+@pytest.mark.parametrize("blank", ["", "\n", " \n\n"])
+def test_a_broken_line_is_named_by_its_number_in_the_file(tmp_path, num_before, blank):
+    lines = [f"{json.dumps(RECORDS[0])}\n{blank}"] * num_before
+    number = "".join(lines).count("\n") + 1
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(lines) + '{"prompt": "a", }\n{}\n')
+    message = rf"{path}: line {number} is no JSON \(Expecting property name.*, column 17\); each"
+    with pytest.raises(ValueError, match=message):
+        load_records(str(path))
+    if num_before:  # what is not read is not judged
+        assert load_records(str(path), limit=num_before) == [RECORDS[0]] * num_before
+        with pytest.raises(ValueError, match=f"line {number} is"):
+            load_records(str(path), limit=num_before + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "prompt,prompt\na,b\n", "the column 'prompt' stands twice"),
+        ("a.csv", "prompt,completion\na,b\n\nc,d,e\n", "line 4 has 3 cells, .* names 2 columns"),
+        ("a.csv", "prompt,completion\na\n", "line 2 has 1 cells, and the first row names 2"),
+        ("a.csv", 'prompt,completion\na,"b\nc', "line 3 is no CSV"),
+        (
+            "a.jsonl",
+            '{"prompt": 1, "prompt": 2}',
+            "line 1 is no JSON .the name 'prompt' stands twi",
+        ),
+        ("a.jsonl", "[" * 9999, "line 1 is no JSON .its values are nested too deeply"),
+        ("a.json", '[{"a": 1, "a": 2}]', "the name 'a' stands twice in one object"),
+        ("a.json", "3", "must be a list of records, not one int"),
+        ("a.json", "", "Expecting value"),
+        ("a.jsonl", b'{"a": "\xff"}', "byte 7 is no text in UTF-8; save the file in that"),
+        ("a.parquet", "PAR1", "`data` cannot be read from"),
+    ],
+)
+def test_a_damaged_file_says_where(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        load_records(str(path))
+
+
+def test_a_parquet_column_twice_is_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["p", "p"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="the column 'p' stands twice"):
+        load_records(str(tmp_path / "a.parquet"))
+
+
+@given(st.binary(max_size=60), st.sampled_from([".json", ".jsonl", ".csv", ".parquet"]))
+def test_any_bytes_are_records_or_one_sentence(tmp_path_factory, content, suffix):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(content)
+    with suppress(ValueError):
+        assert all(isinstance(record, dict) for record in load_records(str(path)))
+
+
+@pytest.mark.parametrize("choices", [[], [""], [" a", ""], [" a", " "], [" a", 3], [" a", None]])
+def test_choices_are_texts_with_something_in_them(tokenizer, tmp_path, choices):
+    good = {"prompt": "a", "choices": [" b", " c"], "answer": 0}
+    source = write(tmp_path / "c.json", [good, {**good, "choices": choices}])
+    section = EvaluationSection(data=source, metric="choices")
+    with pytest.raises(
+        ValueError, match=r"`choices` must be a list of texts .* record 2 of .*c.js"
+    ):
+        load_evaluation_records(section, "auto", tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -224,14 +224,14 @@ class TestModelsOnTheHub:
         assert describe_model(one)["weights"] == ("1" * 12 if known else None)
         plan = EvaluationPlan(tasks=("arc_easy",))
         assert default_output(one, plan) != default_output(two, plan)
-        EvaluationFolder(tmp_path / "out", describe_model(one))
+        EvaluationFolder(tmp_path / "out", describe_model(one)).begin()
         EvaluationFolder(tmp_path / "out", describe_model(one))  # goes on
         with pytest.raises(FileExistsError, match="of the same evaluation"):
             EvaluationFolder(tmp_path / "out", describe_model(two))
 
     def test_what_was_begun_out_of_reach_goes_on(self, tmp_path, hub):
         section = ModelSection(name="one/model")
-        EvaluationFolder(tmp_path / "out", describe_model(section))
+        EvaluationFolder(tmp_path / "out", describe_model(section)).begin()
         hub("one/model", "1" * 40)
         EvaluationFolder(tmp_path / "out", describe_model(section))
 
@@ -251,7 +251,7 @@ class TestModelsOnTheHub:
     def test_a_newer_commit_is_another_model(self, tmp_path, hub):
         section = ModelSection(name="one/model")
         hub("one/model", "1" * 40)
-        EvaluationFolder(tmp_path / "out", describe_model(section))
+        EvaluationFolder(tmp_path / "out", describe_model(section)).begin()
         hub("one/model", "3" * 40)
         with pytest.raises(FileExistsError, match="another `weights`"):
             EvaluationFolder(tmp_path / "out", describe_model(section))

@@ -289,7 +289,7 @@ def test_top_k_may_be_set_for_an_evaluation(runs, records):
     assert scores[0] != scores[1]
     with pytest.raises(ValueError, match="`top_k` must be between 1 and the 3 routes"):
         evaluate(ModelSection(name=str(runs / "mode-1"), top_k=4), plan)
-    with pytest.raises(ValueError, match="no active mixture"):
+    with pytest.raises(ValueError, match="needs an active mixture"):
         evaluate(ModelSection(name=str(runs / "lora"), top_k=1), plan)
 
 

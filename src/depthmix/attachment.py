@@ -164,9 +164,24 @@ def set_top_k(model: nn.Module, top_k: int | None) -> None:
     norm = find_mixture_norm(model)
     mixture = norm.active_mixture if norm is not None else None
     if mixture is None:
-        raise ValueError("`model` has no active mixture of depths; load an adapter first.")
+        raise ValueError(
+            f"`top_k` needs an active mixture of depths, and {explain_no_mixture(model)}; leave it "
+            "out, or load a model that was trained with one."
+        )
     replace(mixture.config, top_k=top_k)  # checks it
     mixture.top_k = top_k
+
+
+def explain_no_mixture(model: nn.Module) -> str:
+    """Say why a model has no active mixture, for the middle of a sentence."""
+    if not isinstance(model, PeftModel):
+        return "the model has none"
+    kinds = {
+        str(getattr(one.peft_type, "value", one.peft_type)) for one in model.peft_config.values()
+    }
+    if "MODE_LORA" in kinds:
+        return "the adapter that has one is not active"
+    return f"the model's adapter ({', '.join(sorted(kinds))}) brings none"
 
 
 def find_mixture_norm(model: nn.Module) -> MixtureNorm | None:

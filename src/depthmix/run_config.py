@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,11 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from depthmix.adapter_config import PRESETS, MoDEConfig
+from depthmix.json_files import parse, read_object
 from depthmix.option_types import check_number, checked_options, suggest
 from depthmix.options import build_section, read_options, underscored
+from depthmix.redaction import without_secrets
+from depthmix.training_numbers import check_training
 
 Template = Literal["auto", "plain", "alpaca", "chat"]
 """How a record becomes text."""
@@ -172,6 +175,9 @@ class RunConfig:
 
     evaluation: EvaluationSection | None = None
 
+    def __post_init__(self) -> None:
+        check_training(self.training)
+
 
 def load_run_config(
     path: Path | None = None,
@@ -208,15 +214,18 @@ def load_run_config(
             raise ValueError(f"`{name}` must be a section that holds options, got {value!r}.")
 
     scalars = read_options(None, {k: given[k] for k in SCALARS if k in given}, RunConfig)
-    mode, training = _read_pass_through(given, scalars.get("preset"))
-    stem = path.stem if path is not None else scalars.get("method", "mode")
-    training.setdefault("output_dir", f"runs/{stem}")
+    model = build_section("model", given.get("model", {}), ModelSection)
+    data = build_section("data", given.get("data", {}), DataSection)
     evaluation = None
     if given.get("evaluation"):
         evaluation = build_section("evaluation", given["evaluation"], EvaluationSection)
+    # Last, since TRL's options take seconds to import.
+    mode, training = _read_pass_through(given, scalars.get("preset"))
+    stem = path.stem if path is not None else scalars.get("method", "mode")
+    training.setdefault("output_dir", f"runs/{stem}")
     return RunConfig(
-        model=build_section("model", given.get("model", {}), ModelSection),
-        data=build_section("data", given.get("data", {}), DataSection),
+        model=model,
+        data=data,
         mode=mode,
         training=training,
         evaluation=evaluation,
@@ -235,11 +244,43 @@ def save_run_config(config: RunConfig, directory: Path) -> Path:
         The written file, `run_config.json` in the folder.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    public = {name: value for name, value in config.training.items() if name != "hub_token"}
-    config = replace(config, training=public)  # a secret belongs in no file beside results
     path = directory / RUN_CONFIG_NAME
-    path.write_text(json.dumps(to_jsonable_python(asdict(config)), indent=2) + "\n", "utf-8")
+    path.write_text(json.dumps(to_settings(config), indent=2) + "\n", "utf-8")
     return path
+
+
+def read_run_settings(path: Path) -> dict[str, Any]:
+    """Read the settings that a run left in its folder, whatever code wrote them.
+
+    Args:
+        path: Its `run_config.json`.
+
+    Returns:
+        The sections by name.
+
+    Raises:
+        ValueError: If the file is damaged, or tells of no run.
+    """
+    way_out = "copy the run again, or start it again with `overwrite=True`"
+    settings = read_object(path, way_out=way_out)
+    for name in ("model", "data", "mode", "training"):
+        if not isinstance(settings.get(name, {}), dict):
+            raise ValueError(f"{path} has no section `{name}`, but something else; {way_out}.")
+    if not isinstance(settings.get("model", {}).get("name"), str):
+        raise ValueError(f"{path} names no model; {way_out}.")
+    return settings
+
+
+def to_settings(config: RunConfig) -> dict[str, Any]:
+    """Write a run's settings in JSON's types, as files beside its results may hold them.
+
+    Args:
+        config: The settings of a run.
+
+    Returns:
+        All of them but tokens, keys and passwords, which are given again to go on.
+    """
+    return without_secrets(to_jsonable_python(asdict(config)))
 
 
 def _read_pass_through(
@@ -287,9 +328,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     """Read a configuration file by its suffix."""
     parsers = {
         ".toml": tomllib.loads,
-        ".yaml": yaml.safe_load,
-        ".yml": yaml.safe_load,
-        ".json": json.loads,
+        ".yaml": _parse_yaml,
+        ".yml": _parse_yaml,
+        ".json": parse,
     }
     if path.suffix not in parsers:
         raise ValueError(
@@ -314,6 +355,23 @@ def _read_file(path: Path) -> dict[str, Any]:
         elif named is not None:
             given[section][option] = _find_beside(path, named, section)
     return given
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """Refuses two values of one name, of which YAML's own loader keeps the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Read a mapping in which every name stands once."""
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the name {name!r} stands twice in one section")
+        return super().construct_mapping(node, deep=deep)
+
+
+def _parse_yaml(text: str) -> Any:
+    """Read YAML in which every name stands once."""
+    return yaml.load(text, _UniqueLoader)
 
 
 def _find_beside(path: Path, name: Any, section: str) -> Any:

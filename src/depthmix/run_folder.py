@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 from transformers.trainer_utils import get_last_checkpoint
 
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.layer_choice import LayerChoice
 from depthmix.ledger import Ledger
-from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, RunConfig
+from depthmix.run_config import (
+    RESULTS_NAME,
+    RUN_CONFIG_NAME,
+    RunConfig,
+    read_run_settings,
+    to_settings,
+)
 
 FREE_PREFIXES = (
     *("data.eval", "training.eval", "training.metric_for_", "training.greater_is_better"),
@@ -122,7 +127,7 @@ def check_resumed(config: RunConfig, output_dir: Path) -> None:
         return
     began, now = (
         dict(_list_settings(settings))
-        for settings in (json.loads(path.read_text("utf-8")), to_jsonable_python(asdict(config)))
+        for settings in (read_run_settings(path), to_settings(config))
     )
     for name in {**began, **now}:
         if began.get(name) != now.get(name):
@@ -135,9 +140,9 @@ def check_resumed(config: RunConfig, output_dir: Path) -> None:
 
 def _list_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Name the settings that determine a training."""
-    yield "method", settings["method"]
+    yield "method", settings.get("method")
     for section in ("model", "data", "mode", "training"):
-        for option, value in settings[section].items():
+        for option, value in settings.get(section, {}).items():
             name = f"{section}.{option}"
             if not name.startswith(FREE_PREFIXES):
                 yield name, sorted(value) if option == "without" else value

@@ -19,6 +19,7 @@ from trl import SFTTrainer
 from depthmix.attachment import find_mixture_norm
 from depthmix.mixture import Mixture
 from depthmix.objective import Step
+from depthmix.redaction import hide_secrets
 
 if TYPE_CHECKING:
     MixinBase = Trainer
@@ -52,6 +53,7 @@ class MoDETrainerMixin(MixinBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        hide_secrets(self.args)
         self._steps: list[Step] = []
         self._pace = Pace()
         self.add_callback(self._pace)

@@ -267,4 +267,10 @@ def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
             "dataloader_pin_memory": False,
         }
     arguments: dict[str, Any] = {**defaults, **config.training, "output_dir": str(output_dir)}
-    return SFTConfig(**arguments)
+    try:
+        return SFTConfig(**arguments)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        named = [name for name, value in arguments.items() if reason.startswith(f"{value} is not")]
+        option = f"training.{named[0]}" if named else "training"
+        raise ValueError(f"`{option}` is refused by TRL: {reason}") from error

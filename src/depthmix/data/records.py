@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
 from pyarrow import ArrowException, parquet
 
 from depthmix.data.catalog import CATALOG, describe, load_split
 from depthmix.data.instructions import INSTRUCTIONS
+from depthmix.json_files import parse
 
 
 def load_records(
@@ -86,6 +87,11 @@ def load_published(
     if path.is_file():
         try:
             records = _read_file(path, limit)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"`data` cannot be read from {path}: byte {error.start} is no text in UTF-8; save "
+                "the file in that encoding."
+            ) from error
         except (ValueError, ArrowException) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"`data` cannot be read from {path}: {reason}") from error
@@ -139,18 +145,59 @@ def check_limit(limit: int | None) -> None:
 def _read_file(path: Path, limit: int | None) -> list[Any]:
     """Read a file by its suffix."""
     if path.suffix == ".parquet":
+        _check_columns(parquet.read_schema(path).names)
         return parquet.read_table(path).slice(length=limit).to_pylist()
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".json":
-            records = json.load(file)
+            records = parse(file.read())
             if not isinstance(records, list):
-                raise ValueError(f"a JSON file must be a list of records, not {type(records)}.")
+                kind = type(records).__name__
+                raise ValueError(f"a JSON file must be a list of records, not one {kind}.")
             return records[:limit]
         if path.suffix == ".csv":
-            return list(islice(csv.DictReader(file), limit))
+            return list(islice(_read_csv(file), limit))
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in islice(filter(str.strip, file), limit)]
+            return list(islice(_read_lines(file), limit))
     raise ValueError(f"its ending must be .json, .jsonl, .csv or .parquet, not {path.suffix!r}.")
+
+
+def _read_lines(file: TextIO) -> Iterator[Any]:
+    """Read JSON line by line; an error has the line's number in the file."""
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield parse(line.rstrip())
+            except ValueError as error:
+                reason = getattr(error, "msg", str(error))
+                place = f", column {error.colno}" if isinstance(error, JSONDecodeError) else ""
+                raise ValueError(
+                    f"line {number} is no JSON ({reason}{place}); each line must be one record."
+                ) from error
+
+
+def _read_csv(file: TextIO) -> Iterator[dict[str, str]]:
+    """Read a table whose first row names the columns; an error has the line's number."""
+    reader = csv.reader(file, strict=True)
+    try:
+        rows = ((reader.line_num, row) for row in reader if row)
+        _, names = next(rows, (0, []))
+        _check_columns(names)
+        for number, row in rows:
+            if len(row) != len(names):
+                raise ValueError(
+                    f"line {number} has {len(row)} cells, and the first row names {len(names)} "
+                    "columns; put texts with commas in quotes."
+                )
+            yield dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} is no CSV ({error}).") from error
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    """Refuse two columns of one name, of which the last would win."""
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"the column {twice!r} stands twice; rename or remove one.")
 
 
 def _read_hub(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:

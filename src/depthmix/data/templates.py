@@ -9,6 +9,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.config import IGNORE_INDEX
+from depthmix.data.items import check_choices
 from depthmix.data.records import load_records
 from depthmix.run_config import EvaluationSection, TrainingTemplate
 
@@ -159,6 +160,8 @@ def load_evaluation_records(
         ValueError: If a record has not the fields that the metric needs.
     """
     records = load_records(section.data, split="test", limit=section.num_items)
+    if section.metric == "choices":
+        check_choices(records, section.data)
     fields = "`prompt` (or `instruction`) and `answer`"
     if section.metric == "choices":
         fields = "`prompt` (or `instruction`), `choices` (a list of texts) and `answer` (its index)"

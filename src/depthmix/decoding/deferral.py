@@ -22,7 +22,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMode
 
-from depthmix.attachment import find_mixture_norm
+from depthmix.attachment import explain_no_mixture, find_mixture_norm
 
 ATTENTION = ("sdpa", "eager")
 """Attention implementations that take a mask over any queries and keys."""
@@ -52,7 +52,8 @@ class Deferral(ABC):
         if norm is None or mixture is None:
             raise ValueError(
                 "`model` must have an active mixture of depths, which says how deep a token goes, "
-                f"got none; load an adapter, or leave out {self.door}."
+                f"and {explain_no_mixture(model)}; leave out {self.door}, or load a model that was "
+                "trained with one."
             )
         self.model: Any = model
         self.norm = norm

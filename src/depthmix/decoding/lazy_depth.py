@@ -63,7 +63,7 @@ class LazyDepth(Deferral):
     """
 
     name = "Lazy depth"
-    door = "`--lazy` or `custom_generate`"
+    door = "`lazy` or `custom_generate`"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

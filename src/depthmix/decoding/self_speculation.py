@@ -51,7 +51,7 @@ class SelfSpeculation(Deferral):
     """
 
     name = "Self-speculation"
-    door = "`--draft-layer` or `custom_generate`"
+    door = "`draft_layer` or `custom_generate`"
 
     def __init__(
         self, model: nn.Module, *, draft_layer: int | None = None, num_draft_tokens: int = 4

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from depthmix.json_files import read_object
+
 RESULTS_NAME = "results.json"
 """lm-eval's results, and ours under `depthmix`."""
 
@@ -38,7 +40,7 @@ class EvaluationFolder:
     model under the same settings may go on.
 
     Args:
-        path: The folder; made if missing.
+        path: The folder, or where it is to be.
         settings: What determines the results, in JSON's types.
         overwrite: Begin anew where the settings differ.
 
@@ -47,14 +49,17 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(
+                f"`output` must be a folder, and {path} is a file; choose another place."
+            )
         self.path = path
         self.settings = dict(settings)
         found = self._read(SETTINGS_NAME)
         differing = [] if found is None else self._compare(found)
-        if differing and overwrite:
-            for file in (file for pattern in OWN_FILES for file in path.glob(pattern)):
-                file.unlink()
-        elif found is not None and differing:
+        self._clears = bool(differing) and overwrite
+        if differing and not overwrite:
+            assert found is not None
             raise FileExistsError(
                 f"`output` must be a new folder or one of the same evaluation, and {path} holds "
                 f"one with another `{differing[0]}` ({found.get(differing[0])!r}, now "
@@ -66,9 +71,17 @@ class EvaluationFolder:
                 f"`output` must be a new folder or one of the same evaluation, and {path} holds "
                 "other files; choose another `--output`."
             )
-        path.mkdir(parents=True, exist_ok=True)
+        kept = None if self._clears else self._read(RESULTS_NAME)
+        self.results: dict[str, Any] = kept or {}
+
+    def begin(self) -> None:
+        """Make the folder, and say in it what is evaluated, once nothing more can be refused."""
+        if self._clears:
+            for file in (file for pattern in OWN_FILES for file in self.path.glob(pattern)):
+                file.unlink()
+            self._clears = False
+        self.path.mkdir(parents=True, exist_ok=True)
         self._write(SETTINGS_NAME, self.settings)
-        self.results: dict[str, Any] = self._read(RESULTS_NAME) or {}
 
     @property
     def cache(self) -> str:
@@ -115,7 +128,9 @@ class EvaluationFolder:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return read_object(path, way_out="remove the folder to evaluate again, or copy it again")
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a file at once, so that an interruption leaves the old or the new one."""

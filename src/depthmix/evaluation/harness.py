@@ -72,10 +72,10 @@ def evaluate(
     settings = describe_model(section)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
     settings["evaluation_seed"] = plan.seed
+    data = {name: describe_data(name, plan) for name in configs}
     folder = EvaluationFolder(
         Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
     )
-    data = {name: describe_data(name, plan) for name in configs}
     missing = [name for name in data if not folder.is_finished(name, data[name])]
     if not missing:
         return folder.results
@@ -83,6 +83,7 @@ def evaluate(
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     model = model.to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
     with reading_out(model, plan.layer):
+        folder.begin()
         for number, name in enumerate(missing, start=1):
             print(f"{name} ({number} of {len(missing)})", file=sys.stderr)
             started = time.monotonic()

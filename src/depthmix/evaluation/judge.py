@@ -80,6 +80,11 @@ class JudgeSection:
                 "`judge.base_url` must be a plain address without a user or a query, in which "
                 "secrets may stand; put the key into the variable that `judge.key_variable` names."
             )
+        if not self.key_variable.isidentifier():  # may be a key, which must not be shown
+            raise ValueError(
+                "`judge.key_variable` must be the name of an environment variable that holds the "
+                "key, such as OPENAI_API_KEY, got something else; the key itself is no option."
+            )
         for name in ("concurrency", "max_attempts", "max_tokens"):
             check_number(f"judge.{name}", getattr(self, name), at_least=1)
         for name in ("max_retries", "temperature", "input_price", "output_price"):

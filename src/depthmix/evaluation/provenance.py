@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers.utils import extract_commit_hash, find_adapter_config_file
 
+from depthmix.json_files import read_object
 from depthmix.model_sources import check_adapter, find_base, find_config, resolve_model
 from depthmix.models import find_mixture
-from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
+from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection, read_run_settings
 
 UNTUNED = "pretrained"
 """Label of a model without an adapter."""
@@ -83,7 +84,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         facts = {"adapter_sha256": hashlib.file_digest(weights, "sha256").hexdigest()}
     if not (folder / RUN_CONFIG_NAME).is_file():
         return facts | {"method": name_method(adapter, {})}
-    run = json.loads((folder / RUN_CONFIG_NAME).read_text("utf-8"))
+    run = read_run_settings(folder / RUN_CONFIG_NAME)
     return facts | {
         "method": name_method(adapter, run),
         "model": run["model"]["name"],
@@ -126,10 +127,8 @@ def count_devices(folder: Path) -> int:
     path = folder / RESULTS_NAME
     if not path.is_file():
         return 1
-    try:
-        return json.loads(path.read_text("utf-8")).get("num_devices", 1)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
+    results = read_object(path, way_out="finish the run again, or copy the file again")
+    return results.get("num_devices", 1)
 
 
 def join_batch(training: dict[str, Any], num_devices: int) -> dict[str, Any]:

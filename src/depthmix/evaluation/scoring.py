@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from depthmix.data.items import check_choices
 from depthmix.evaluation.answers import is_correct
 from depthmix.evaluation.statistics import Interval, wilson_interval
 
@@ -137,6 +138,7 @@ def choice_likelihood(
         RuntimeError: If lm-eval is not installed.
     """
     _check_records(records, "prompt", "choices", "answer")
+    check_choices(records, "`records`")
     for record in records:
         if record["answer"] not in range(len(record["choices"])):
             raise ValueError(
