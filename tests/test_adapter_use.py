@@ -106,8 +106,9 @@ def test_copies_stand_alone(clone, merged):
     assert norm.backbone.model is (twin if merged else twin.get_base_model())
     assert norm.objective.norm is norm
     twin.train()
-    assert twin(INPUT_IDS, labels=INPUT_IDS).loss.isfinite()
-    assert norm.objective.take() is not None
+    with norm.objective.collecting() as steps:
+        assert twin(INPUT_IDS, labels=INPUT_IDS).loss.isfinite()
+    assert len(steps) == 1
 
 
 def test_lm_eval_loglikelihood_is_the_sum_by_hand(tmp_path):

@@ -21,7 +21,7 @@ from depthmix import MoDEConfig
 from depthmix.model_sources import find_base
 from depthmix.models import load_model
 from depthmix.run_config import ModelSection, load_run_config
-from depthmix.trainers import MoDESFTTrainer, MoDETrainer
+from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from models import random_ids, randomise, tiny_model
 from references import reference_step
 
@@ -219,7 +219,9 @@ def test_accumulated_batches_equal_one_batch(trainer_cls, reduction, equal, tmp_
 @pytest.mark.parametrize("tuned", [True, False])
 def test_pace_is_tokens_over_the_seconds_of_steps(trainer_cls, tuned, tmp_path, monkeypatch):
     ticks = iter(range(0, 10_000, 4))
-    monkeypatch.setattr("depthmix.trainers.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(
+        "depthmix.training_watch.time", SimpleNamespace(perf_counter=lambda: next(ticks))
+    )
     batch = as_batch(make_dataset())
     batch["attention_mask"][1, -3:], batch["labels"][1, -3:] = 0, -100  # padding does not count
     rows = {name: table.tolist() for name, table in batch.items()}
@@ -373,6 +375,39 @@ def test_labels_kept_back_are_refused(trainer_cls, tmp_path):
         train_once(trainer_cls, tuned_model(), tmp_path, **options)
     logs, _ = train_once(trainer_cls, tuned_model(distillation_weight=0.0), tmp_path, **options)
     assert math.isfinite(logs["loss"])
+
+
+class OwnLoss(Trainer):
+    """A loss of one's own, made from logits."""
+
+    num_passes = 1
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = [model(**inputs, mixture_loss=False) for _ in range(self.num_passes)]
+        loss = sum(output.logits.square().mean() for output in outputs)
+        return (loss, outputs[0]) if return_outputs else loss
+
+
+class MixedOwnLoss(MoDETrainerMixin, OwnLoss):
+    pass
+
+
+class MixedTwoPasses(MoDETrainerMixin, OwnLoss):
+    num_passes = 2
+
+
+def test_a_loss_of_ones_own_gets_the_term_once(tmp_path):
+    model = tuned_model(distillation_weight=0.3)
+    truth = reference_step(model, as_batch(make_dataset()))
+    own = float(truth.logits.square().mean())
+    logs, _ = train_once(MixedOwnLoss, model, tmp_path)
+    weighted = 0.3 * truth.distillation
+    assert logs["loss"] == pytest.approx(own + weighted, rel=1e-4)
+    assert logs["distillation_share"] == pytest.approx(weighted / (own + weighted), rel=1e-4)
+    with pytest.raises(RuntimeError, match="one loss takes 2 passes with labels, as OwnLoss's"):
+        train_once(MixedTwoPasses, tuned_model(distillation_weight=0.3), tmp_path)
+    logs, _ = train_once(MixedTwoPasses, tuned_model(distillation_weight=0.0), tmp_path)
+    assert logs["loss"] == pytest.approx(2 * own, rel=1e-4)
 
 
 @pytest.mark.parametrize("trainer_cls", TRAINERS)

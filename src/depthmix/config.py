@@ -31,7 +31,8 @@ class MixtureConfig:
 
     router_init: Literal["gaussian", "identity"] = "identity"
     """`identity`: weights 0 and a trained bias that gives the final layer a share of 0.99, so that
-    step 0 nearly equals the base model. `gaussian`: weights from N(0, 0.02²), no bias (paper)."""
+    step 0 is near the base model, not equal to it: the late layers share 1 %. `gaussian`: weights
+    from N(0, 0.02²), no bias (paper)."""
 
     router_input: Literal["raw", "normed"] = "normed"
     """`raw`: the residual stream below the first late layer (paper). `normed`: the same divided by

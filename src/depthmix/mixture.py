@@ -21,7 +21,8 @@ ROUTER_STD = 0.02
 """Standard deviation of the router's Gaussian start (paper)."""
 
 IDENTITY_SHARE = 0.99
-"""Routing weight of the final layer at the router's identity start."""
+"""Routing weight of the final layer at the router's identity start. With all of it there,
+the task loss would give neither the router nor the other layers' norms a gradient."""
 
 
 @dataclass(frozen=True)

@@ -3,68 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from depthmix.capture import PassState
+from depthmix.measurements import Step, measure
 from depthmix.mixture import Routes
-from depthmix.mixture_loss import MixtureLoss, mixture_loss
+from depthmix.mixture_loss import mixture_loss
 from depthmix.mixture_norm import MixtureNorm
 
 NO_POSITION = slice(0, 0)
 """Keeps no logits at all. The number 0 would keep all of them; 1 costs a CPU a copy of the head for
 each sequence, since the product with a strided slice is taken row by row."""
-
-UNUSED_WEIGHT = 1e-5
-"""Routing weight below which a token makes no use of a route (the paper's sparsity)."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one training forward pass measured, over this pass's own label tokens."""
-
-    missing: Float[Tensor, ""] | None
-    """Weighted distillation term that the model's returned loss lacks, with its graph, or None."""
-
-    num_tokens: int
-    """Label tokens."""
-
-    task_loss: Float[Tensor, ""]
-    """Cross-entropy of what the mixture's `task_loss` names, in nats, mean over label tokens."""
-
-    distillation_loss: Float[Tensor, ""]
-    """Divergence of the late layers in nats, reduced as the mixture says."""
-
-    distillation_weight: float
-    """λ."""
-
-    weight_per_token: Float[Tensor, ""]
-    """What one nat of divergence at a token weighs against one nat of its cross-entropy."""
-
-    routing_weights: Float[Tensor, " routes"]
-    """Routing weight of each route, mean over label tokens."""
-
-    routing_variance: Float[Tensor, " routes"]
-    """Variance of each route's weight over label tokens."""
-
-    routing_sparsity: Float[Tensor, " routes"]
-    """Share of the label tokens whose weight on the route is below `UNUSED_WEIGHT`."""
-
-    routing_entropy: Float[Tensor, ""]
-    """Entropy of the routing weights in nats, mean over label tokens; at most ln k."""
-
-    layer_losses: Float[Tensor, " layers"]
-    """Cross-entropy of each late layer's own prediction in nats, mean over label tokens; empty
-    where it is not logged."""
-
-    late_layers: tuple[int, ...]
-    """Layers of the routes."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +55,9 @@ class Objective:
     whole loss is left to `mixture_loss`, on label positions alone: no logits are built, and the
     output has none. `mixture_loss=True` in the model's call asks for that, `mixture_loss=False` or
     `logits_to_keep` for the other way: the model's own loss and logits, with the distillation term
-    on top. That is also what models with a loss of their own get. Only TRL's fused head hides its
-    loss from the model, and there the mixin adds the term.
+    on top. That is also what models with a loss of their own get. Where TRL's fused head is asked
+    for log-probabilities the trainer makes the loss from them, and the term is left out, with a
+    warning. A trainer with the mixin collects the terms of the second way and adds them itself.
 
     The other way has the ensemble's loss and no other: a training pass that goes it, or has no
     labels, is refused where the mixture's `task_loss` names layers.
@@ -113,6 +71,7 @@ class Objective:
         self._routes = PassState()
         self._requests = PassState()
         self._steps = PassState()
+        self._collects = False
         norm.listener = self._keep
         model = norm.backbone.model
         self._config = model.config.get_text_config()
@@ -125,9 +84,23 @@ class Objective:
             model.register_forward_hook(self._join, with_kwargs=True),
         ]
 
-    def take(self) -> Step | None:
-        """Hand over the last training pass's measurements, once."""
-        return self._steps.take().get("step")
+    @contextmanager
+    def collecting(self) -> Iterator[list[Step | None]]:
+        """Leave the distillation term of training passes to the caller, who adds it.
+
+        Yields:
+            A list that holds, after the block, the measurements of each training pass in it; `None`
+            for a pass without labels. A pass whose whole loss the mixture's objective computed has
+            nothing missing.
+        """
+        steps: list[Step | None] = []
+        self._steps.take()
+        self._collects = True
+        try:
+            yield steps
+        finally:
+            self._collects = False
+            steps += self._steps.take().get("steps", [])
 
     def remove(self) -> None:
         """Leave the model's loss alone from now on."""
@@ -188,7 +161,8 @@ class Objective:
                 warnings.warn(
                     "The mixture's parameters are narrower than float32, and small updates of them "
                     "are lost to rounding; call `.float()` on it after the trainer is made (TRL "
-                    "narrows adapters over a quantised model), or use `MoDESFTTrainer`.",
+                    "narrows adapters over a quantised model), or put `MoDETrainerMixin` before "
+                    "the trainer (`MoDESFTTrainer` has it).",
                     stacklevel=2,
                 )
 
@@ -213,19 +187,33 @@ class Objective:
             )
         if routes is None:
             return output
-        if not asked and routes.mixture.config.task_loss != "ensemble":
+        config, fused = routes.mixture.config, bool(kwargs.get("fused_lm_head"))
+        if not asked and config.task_loss != "ensemble":
             raise ValueError(
                 "`task_loss` must be 'ensemble' where a training pass keeps its own loss or "
-                f"logits, got {routes.mixture.config.task_loss!r}; train with `labels` and plain "
+                f"logits, got {config.task_loss!r}; train with `labels` and plain "
                 "cross-entropy, by `MoDESFTTrainer` instead of TRL's own, without label smoothing, "
                 "a loss function or expert routers' loss."
             )
         if request.labels is None:
-            if routes.mixture.config.distils:
+            if self._collects:
+                self._keep_step(None)
+            elif config.distils:
                 warnings.warn(
                     "The distillation loss is left out of a training pass without `labels`, as "
-                    "with `label_smoothing_factor` or `compute_loss_func`; give them to the model, "
-                    "or set `distillation_weight=0`.",
+                    "with `label_smoothing_factor`, `compute_loss_func` or a trainer that keeps "
+                    "them for its own loss; give them to the model, or set "
+                    "`distillation_weight=0`.",
+                    stacklevel=2,
+                )
+            return output
+        if fused and not self._collects:
+            if config.distils:
+                warnings.warn(
+                    "This trainer leaves the distillation loss out, because it makes its own loss "
+                    "from log-probabilities; put `MoDETrainerMixin` before it, as in `class "
+                    "MyTrainer(MoDETrainerMixin, DPOTrainer)` (`MoDESFTTrainer` is that for "
+                    "`SFTTrainer`), or set `distillation_weight=0`.",
                     stacklevel=2,
                 )
             return output
@@ -238,43 +226,25 @@ class Objective:
             shifted=request.shifted,
         )
         term = loss.total - loss.task
-        fused = bool(kwargs.get("fused_lm_head"))
-        last: Step | None = self._steps.here.get("step")
-        if fused and last is not None and last.missing is not None:
-            warnings.warn(
-                "This trainer leaves the distillation loss out, because it makes its own loss from "
-                "log-probabilities; use `MoDESFTTrainer`, or put `MoDETrainerMixin` before it.",
-                stacklevel=2,
+        if self._collects:
+            self._keep_step(
+                measure(
+                    routes,
+                    loss,
+                    missing=None if asked else term,
+                    is_share=request.num_items_in_batch is not None,
+                )
             )
-        self._steps.here["step"] = self._measure(routes, loss, term if fused else None)
-        if fused:
-            return output
         if asked:
             output = type(output)(**{**output, "loss": loss.total, "logits": None})
             return output.to_tuple() if request.as_tuple else output
+        if self._collects:
+            return output
         if request.as_tuple:
             return (output[0] + term, *output[1:])
         output["loss"] = output["loss"] + term
         return output
 
-    @staticmethod
-    @torch.no_grad()
-    def _measure(routes: Routes, loss: MixtureLoss, missing: Tensor | None) -> Step:
-        num_tokens = max(loss.num_tokens, 1)
-        whole_over_part = loss.num_items / num_tokens
-        weights = loss.routing_weights
-        mean = weights.sum(0) / num_tokens
-        return Step(
-            missing=missing,
-            num_tokens=loss.num_tokens,
-            task_loss=loss.task.detach() * whole_over_part,
-            distillation_loss=loss.distillation.detach() * whole_over_part,
-            distillation_weight=routes.mixture.config.distillation_weight,
-            weight_per_token=loss.weight_per_token,
-            routing_weights=mean,
-            routing_variance=(weights - mean).square().sum(0) / num_tokens,
-            routing_sparsity=(weights < UNUSED_WEIGHT).sum(0) / num_tokens,
-            routing_entropy=torch.special.entr(weights).sum() / num_tokens,
-            layer_losses=loss.layer_losses,
-            late_layers=routes.mixture.late_layers,
-        )
+    def _keep_step(self, step: Step | None) -> None:
+        here = self._steps.here
+        here["steps"] = [*here.get("steps", ()), step]

@@ -2,59 +2,81 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from inspect import signature
+from typing import Any
 
-import psutil
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer
 from trl import SFTTrainer
 
 from depthmix.attachment import find_mixture_norm
+from depthmix.evaluation_loss import TokenMeanEvaluation
+from depthmix.measurements import Part, Step, log_entries
 from depthmix.mixture import Mixture
-from depthmix.objective import Step
 from depthmix.redaction import hide_secrets
-
-if TYPE_CHECKING:
-    MixinBase = Trainer
-else:
-    MixinBase = object
+from depthmix.reference_model import check_reference, check_reference_options
+from depthmix.training_watch import FiniteGradients, Pace, say_diverged
 
 
-class MoDETrainerMixin(MixinBase):
+class MoDETrainerMixin(TokenMeanEvaluation):
     """Brings MoDE's objective and its measurements to any `Trainer`.
 
-    Put it before the trainer: `class MyTrainer(MoDETrainerMixin, SFTTrainer)`. A model without a
+    Put it before the trainer: `class MyTrainer(MoDETrainerMixin, DPOTrainer)`. Where the trainer's
+    loss is the cross-entropy of the labels, the mixture's objective stands for it; any other loss
+    (DPO's, KTO's, GRPO's, RLOO's) gets the distillation term on top, over the tokens whose
+    log-probabilities the trainer asks for, if it passes them to the model as `labels`. One that
+    does not (ORPO, CPO, GKD) trains a mixture with `distillation_weight=0`. A model without a
     mixture trains as it would without the mixin. A loss or gradient that is not finite stops the
     run before it can reach the weights, so the last checkpoint is a good one.
 
     Logged, per logging interval: `task_loss` (nats per label token, of what the mixture's
-    `task_loss` names), `distillation_loss` (nats, reduced as the mixture's `reduction` says),
-    `distillation_share` (its weighted part of the loss, 0 to 1), `distillation_weight_per_token`
-    (what a nat of divergence at a token weighs against a nat of its cross-entropy),
-    `routing_entropy` (nats) and, over the label tokens, `routing_weight/layer_<i>` (mean),
-    `routing_variance/layer_<i>`, `routing_sparsity/layer_<i>` (share of tokens whose weight is
-    below 1e-5) and, with `log_layer_losses`, `layer_loss/layer_<i>` (the layer's own cross-entropy
-    in nats, mean). `SFTTrainer`'s own entropy and token accuracy are made by the pass that the
-    objective replaces; they appear in evaluation only. With or without a mixture:
-    `tokens_per_second` (input tokens of all processes, per second of training steps) and
-    `memory_gib` (of the first process, in GiB: what the accelerator held at most so far, or on a
-    CPU what the process holds now).
+    `task_loss` names; under another loss than cross-entropy only a measurement),
+    `distillation_loss` (nats, reduced as the mixture's `reduction` says), `distillation_share` (the
+    weighted term beside the whole loss that is minimised, 0 to 1; where the rest of it may be
+    negative, its magnitude counts), `distillation_weight_per_token` (what a nat of divergence at a
+    token weighs against a nat of its cross-entropy), `routing_entropy` (nats) and, over the label
+    tokens, `routing_weight/layer_<i>` (mean), `routing_variance/layer_<i>`,
+    `routing_sparsity/layer_<i>` (share of tokens whose weight is below 1e-5) and, with
+    `log_layer_losses`, `layer_loss/layer_<i>` (the layer's own cross-entropy in nats, mean).
+    `SFTTrainer`'s own entropy and token accuracy are made by the pass that the objective replaces;
+    they appear in evaluation only. With or without a mixture: `tokens_per_second` (input tokens of
+    all processes, per second of training steps, where the batches have them) and `memory_gib` (of
+    the first process, in GiB: what the accelerator held at most so far, or on a CPU what the
+    process holds now).
+
+    An evaluation loss that is a cross-entropy of labels is the mean over all label tokens, and so
+    are `SFTTrainer`'s entropy and token accuracy: they do not depend on the evaluation's batches.
 
     Raises:
+        TypeError: If a class names the mixin after the trainer.
+        ValueError: If TRL would take something else than the base for the reference of an attached
+            mixture.
         RuntimeError: If one process is to drive several GPUs.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(MoDETrainerMixin):
+            host = next(base for base in cls.__bases__ if issubclass(base, Trainer)).__name__
+            raise TypeError(
+                f"`MoDETrainerMixin` must come before the trainer, which would never call it; "
+                f"write `class {cls.__name__}(MoDETrainerMixin, {host})`."
+            )
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        check_reference_options(given)
         super().__init__(*args, **kwargs)
         hide_secrets(self.args)
+        if given.get("ref_model") is None:
+            check_reference(self.model, getattr(self, "ref_model", None), self._host)
         self._steps: list[Step] = []
+        self._parts: list[Part] = []
+        self._asked = False
         self._pace = Pace()
         self.add_callback(self._pace)
         self.add_callback(FiniteGradients())
@@ -92,40 +114,57 @@ class MoDETrainerMixin(MixinBase):
         norm = find_mixture_norm(self.model)
         mixture = norm.active_mixture if norm is not None else None
         training = self.model.training
+        self._asked = True
         if training:
             self._pace.count(inputs)
+        host = super().compute_loss
         if norm is None or mixture is None or not training:
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            result = host(model, inputs, return_outputs, num_items_in_batch)
             loss, outputs = result if isinstance(result, tuple) else (result, None)
         else:
-            if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
+            counted = num_items_in_batch is not None and self.model_accepts_loss_kwargs
+            if counted and self._has_plain_loss:
                 inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-            if self._is_cross_entropy(super().compute_loss):
-                loss, outputs = self._mixture_loss(model, inputs)
-            else:
-                result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-                loss, outputs = result if isinstance(result, tuple) else (result, None)
-            scale = self._num_ranks() if num_items_in_batch is not None else 1
-            loss = loss + scale * self._missing_distillation(norm.objective.take(), mixture)
+            with norm.objective.collecting() as steps:
+                if self._is_cross_entropy():
+                    loss, outputs = self._mixture_loss(model, inputs)
+                else:
+                    result = host(model, inputs, return_outputs, num_items_in_batch)
+                    loss, outputs = result if isinstance(result, tuple) else (result, None)
+            loss = self._with_distillation(loss, steps, mixture, num_items_in_batch)
         if training and not torch.isfinite(loss):
-            raise FloatingPointError(_diverged(f"loss became {float(loss)}", self.args))
+            raise FloatingPointError(say_diverged(f"loss became {float(loss.detach())}", self.args))
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the host trainer's step, and refuse one that has no place for the distillation."""
+        self._asked = False
+        loss = super().training_step(*args, **kwargs)
+        norm = find_mixture_norm(self.model) if self.model is not None else None
+        mixture = norm.active_mixture if norm is not None else None
+        if mixture is not None and mixture.config.distils and not self._asked:
+            host = self._find_host("training_step").__name__
+            raise RuntimeError(
+                f"`distillation_weight` must be 0 in {host}, which makes its loss without "
+                "`compute_loss`, where the distillation loss joins; set it to 0."
+            )
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mixture's measurements beside the host trainer's."""
         if "loss" in logs:
             logs = {**logs, **self._pace.take(self.accelerator)}
             if self._steps:
-                logs |= self._measurements()
+                logs |= log_entries(self._steps, self._parts, self._sum_up)
+                self._steps, self._parts = [], []
         super().log(logs, start_time)
 
-    def _is_cross_entropy(self, compute_loss: Callable[..., Any]) -> bool:
+    def _is_cross_entropy(self) -> bool:
         """Tell whether the host trainer's loss is the cross-entropy of the labels and no more."""
         model: Any = self.model
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         return (
-            getattr(compute_loss, "__func__", None)
-            in (Trainer.compute_loss, SFTTrainer.compute_loss)
+            self._has_plain_loss
             and not getattr(parallelism, "sp_enabled", False)
             and self.label_smoother is None
             and self.compute_loss_func is None
@@ -144,136 +183,67 @@ class MoDETrainerMixin(MixinBase):
         outputs = model(**{**inputs, "mixture_loss": True, "use_cache": False})
         return outputs["loss"] * (self._num_ranks() if accumulated else 1), outputs
 
-    def _num_ranks(self) -> int:
-        """Ranks whose tokens the loss counts, whose averaging of gradients must be undone."""
-        if not self.args.average_tokens_across_devices:
-            return 1
-        return self.accelerator.num_processes // self.get_tp_size()
+    def _with_distillation(
+        self,
+        loss: Tensor,
+        steps: list[Step | None],
+        mixture: Mixture,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        """Add the weighted distillation term where the host trainer's loss lacks it, and keep it.
 
-    def _missing_distillation(self, step: Step | None, mixture: Mixture) -> Tensor | float:
-        """Give the weighted distillation term where the host trainer's loss lacks it."""
-        if step is None:
-            if mixture.config.distillation_weight == 0:
-                return 0.0
-            raise RuntimeError(
-                "The distillation loss needs `labels` in the model's forward pass, and this "
-                "trainer keeps them back; drop `label_smoothing_factor` and `compute_loss_func`, "
-                "or set `distillation_weight=0`."
-            )
-        self._steps.append(replace(step, missing=None))  # its graph must not outlive the step
-        return 0.0 if step.missing is None else step.missing
-
-    def _measurements(self) -> dict[str, float]:
-        """Average over the label tokens since the last log, of all processes, and forget them.
-
-        A process without any takes part with zeros, for the others wait for it.
+        The term is scaled as the host trainer scales its loss: to a share of the accumulated batch,
+        or to a micro-batch's mean that `Trainer` divides by the number of them afterwards.
         """
-        steps, self._steps = self._steps, []
-        last = steps[-1]
-        totals = self._sum_up(
-            step.num_tokens
-            * torch.cat(
-                [
-                    torch.stack(
-                        [
-                            torch.ones_like(step.task_loss),
-                            step.task_loss,
-                            step.distillation_loss,
-                            step.weight_per_token,
-                            step.routing_entropy,
-                        ]
-                    ),
-                    step.routing_weights,
-                    step.routing_sparsity,
-                    step.layer_losses,
-                ]
+        labelled = [step for step in steps if step is not None]
+        missing = [step.missing for step in labelled if step.missing is not None]
+        if mixture.config.distils and (not labelled or len(labelled) < len(steps)):
+            raise RuntimeError(self._why_no_term(steps))
+        if mixture.config.distils and len(missing) > 1:
+            raise RuntimeError(
+                f"`distillation_weight` must be 0 where one loss takes {len(missing)} passes with "
+                f"labels, as {self._host}'s does, for each has its own mean; set it to 0."
             )
-            for step in steps
-        )
-        num_tokens, num_routes = totals[0].clamp(min=1), len(last.late_layers)
-        losses, weights, sparsity, layer_losses = (totals[1:] / num_tokens).split(
-            [4, num_routes, num_routes, len(last.layer_losses)]
-        )
-        # Within steps and between them: float32 loses E[G²] - E[G]² where the weights hardly vary.
-        spread = self._sum_up(
-            step.num_tokens * (step.routing_variance + (step.routing_weights - weights).square())
-            for step in steps
-        )
-        task, distillation, per_token, entropy = losses.tolist()
-        weighted = last.distillation_weight * distillation
-        by_layer = {
-            "routing_weight": weights,
-            "routing_variance": spread / num_tokens,
-            "routing_sparsity": sparsity,
-            "layer_loss": layer_losses,  # may be empty
-        }
-        return {
-            "task_loss": task,
-            "distillation_loss": distillation,
-            "distillation_share": weighted / (task + weighted) if weighted else 0.0,
-            "distillation_weight_per_token": per_token,
-            "routing_entropy": entropy,
-            **{
-                f"{name}/layer_{layer}": value
-                for name, values in by_layer.items()
-                for layer, value in zip(last.late_layers, values.tolist(), strict=False)
-            },
-        }
+        if not labelled:
+            return loss
+        is_share, scale = labelled[0].is_share, 1.0
+        if is_share:
+            scale *= self._num_ranks()
+        if is_share != self._is_scaled(num_items_in_batch):
+            scale *= self.current_gradient_accumulation_steps ** (1 if is_share else -1)
+        if missing and mixture.config.distils:
+            loss = loss + scale * missing[0].to(loss.device)
+        weighted = scale * labelled[0].weighted
+        self._steps += [replace(step, missing=None) for step in labelled]  # nor may graphs outlive
+        self._parts.append(Part(weighted, loss.detach().to(weighted.device) - weighted))
+        return loss
 
-    def _sum_up(self, rows: Iterable[Tensor]) -> Tensor:
-        """Add up over steps and processes."""
-        return self.accelerator.reduce(torch.stack(list(rows)).sum(0), reduction="sum")
+    def _is_scaled(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Tell whether `Trainer` takes the loss as a share of the accumulated batch already."""
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return counted or self.compute_loss_func is not None
 
+    @property
+    def _host(self) -> str:
+        """The name of the class whose loss it is."""
+        return self._find_host("compute_loss").__name__
 
-class Pace(TrainerCallback):
-    """Counts the input tokens of training steps, and the seconds that the steps take."""
-
-    def __init__(self) -> None:
-        self._num_tokens: Tensor | int = 0
-        self._seconds = 0.0
-        self._began = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop it; checking the loss has waited for the device."""
-        self._seconds += time.perf_counter() - self._began
-
-    def count(self, inputs: Mapping[str, Any]) -> None:
-        """Count the tokens of one batch, without its padding."""
-        mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-        if mask is not None:
-            self._num_tokens = self._num_tokens + mask.sum()
-        elif ids is not None:
-            self._num_tokens = self._num_tokens + ids.numel()
-
-    def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Give what was measured since the last time, and start anew."""
-        counted = torch.as_tensor(self._num_tokens, dtype=torch.float32, device=accelerator.device)
-        num_tokens = accelerator.reduce(counted, reduction="sum").item()
-        seconds, self._seconds, self._num_tokens = self._seconds, 0.0, 0
-        rate = {"tokens_per_second": num_tokens / seconds} if num_tokens and seconds else {}
-        if accelerator.device.type in ("cpu", "mps"):
-            memory = psutil.Process().memory_info().rss
+    def _why_no_term(self, steps: list[Step | None]) -> str:
+        """Say why there is no distillation term to add."""
+        if self.label_smoother is not None:
+            cause, remedy = "`label_smoothing_factor` keeps them back", "leave that out"
+        elif self.compute_loss_func is not None:
+            cause, remedy = "`compute_loss_func` keeps them back", "leave that out"
+        elif steps:
+            cause, remedy = f"{self._host} calls the model without them", "pass them"
         else:
-            device_module = torch.get_device_module(accelerator.device)
-            memory = device_module.max_memory_allocated(accelerator.device)
-        return {**rate, "memory_gib": memory / 2**30}
-
-
-class FiniteGradients(TrainerCallback):
-    """Stops a run whose gradients are not finite before the optimiser takes them."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check every gradient; loss scaling for float16 handles infinities by itself."""
-        if args.fp16:
-            return
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        # Clipping has spread an infinite norm over all of them: which one was first is lost.
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            raise FloatingPointError(_diverged("gradients are not finite", args))
+            cause, remedy = f"{self._host} never calls the whole model in training", "let it"
+        return (
+            f"The distillation loss needs `labels` in the model's forward pass, and {cause}; "
+            f"{remedy}, or set `distillation_weight=0`."
+        )
 
 
 class MoDETrainer(MoDETrainerMixin, Trainer):
@@ -282,10 +252,3 @@ class MoDETrainer(MoDETrainerMixin, Trainer):
 
 class MoDESFTTrainer(MoDETrainerMixin, SFTTrainer):
     """`trl.SFTTrainer` with MoDE's whole objective, which the plain one would leave out."""
-
-
-def _diverged(what: str, args: TrainingArguments) -> str:
-    """Say what diverged, where the last good weights are, and what to try."""
-    last = get_last_checkpoint(args.output_dir)
-    kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
-    return f"The {what}; {kept}. Lower `learning_rate`, or raise `warmup_steps`."
