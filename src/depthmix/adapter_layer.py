@@ -70,7 +70,7 @@ class MoDELayer(MixtureNorm, BaseTunerLayer):
         if adapter_names is not None:
             self.set_adapter(adapter_names)
         mixture = self.active_mixture
-        self.capture.remove()
+        self.unwatch()
         self.objective.remove()
         if not merge or mixture is None:
             return self.base_layer

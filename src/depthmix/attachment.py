@@ -123,7 +123,7 @@ def detach(model: PreTrainedModel) -> Mixture:
         raise RuntimeError(
             "`model` has no attached mixture to take away; a PEFT adapter is removed by `unload()`."
         )
-    norm.capture.remove()
+    norm.unwatch()
     norm.objective.remove()
     bare: Any = norm.backbone.model
     bare.set_submodule(norm.backbone.final_norm_name, norm.base_layer)

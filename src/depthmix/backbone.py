@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from jaxtyping import Float
@@ -53,6 +54,13 @@ class Backbone:
     def decoder(self) -> nn.Module:
         """The module that runs the layers and then the final norm."""
         return self.model.get_submodule(self.layers_name.rpartition(".")[0])
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The innermost module that holds both the layers and the final norm."""
+        names = zip(self.layers_name.split("."), self.final_norm_name.split("."), strict=False)
+        shared = takewhile(lambda pair: pair[0] == pair[1], names)
+        return self.model.get_submodule(".".join(name for name, _ in shared))
 
     @property
     def head(self) -> nn.Module:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class PassState:
@@ -46,42 +49,113 @@ class HiddenStateCapture:
     """Keep the residual stream `h_j` at chosen depths until the final norm takes it.
 
     `h_j` is read as the input of layer j + 1, so that depth 0 is the embeddings and every model
-    hands it over in the same form.
+    hands it over in the same form. A pass begins and ends with nothing kept, whatever became of the
+    one before. A depth that is seen twice, or after a deeper one, is not handed over.
     """
 
     def __init__(self) -> None:
         self._depths: tuple[int, ...] = ()
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._ids: dict[int | str, int] = {}
+        self._handles: list[RemovableHandle] = []
         self._states = PassState()
 
-    def watch(self, layers: nn.ModuleList, depths: set[int]) -> None:
+    def watch(
+        self,
+        layers: nn.ModuleList,
+        depths: set[int],
+        *,
+        within: nn.Module | None = None,
+        begin: Callable[[], None] | None = None,
+    ) -> None:
         """Watch these depths of `layers`, and no others from now on.
 
         Args:
             layers: The decoder layers, `L_1 … L_n`.
             depths: Numbers from 0 (the embeddings) to n - 1.
+            within: A module that runs the layers and what takes their states; a pass begins when
+                it is called, and else at the lowest depth.
+            begin: Called when a pass begins there.
         """
         self.remove()
         self._depths = tuple(sorted(depths))
-        self._handles = [
-            layers[depth].register_forward_pre_hook(partial(self._keep, depth), with_kwargs=True)
+        handles: dict[int | str, RemovableHandle] = {
+            depth: layers[depth].register_forward_pre_hook(
+                partial(self._keep, depth), with_kwargs=True
+            )
             for depth in self._depths
-        ]
+        }
+        if within is not None and self._depths:
+            handles["begin"] = within.register_forward_pre_hook(partial(self._begin, begin))
+            # Also after an exception, whose states would keep their memory.
+            handles["end"] = within.register_forward_hook(self._end, always_call=True)
+        self._ids = {place: handle.id for place, handle in handles.items()}
+        self._handles = list(handles.values())
+
+    def still_watches(self, layers: nn.ModuleList) -> bool:
+        """Tell whether the layers above the watched depths are the ones that were there.
+
+        One that has been wrapped is; a copy of one, or another one in its place, is not.
+
+        Args:
+            layers: The decoder layers, as they are now.
+        """
+        return all(
+            depth < len(layers) and any(self._is_above(depth, m) for m in layers[depth].modules())
+            for depth in self._depths
+        )
 
     def take(self) -> dict[int, Float[Tensor, "batch seq hidden"]]:
         """Hand over the states of this thread's forward pass, by depth, and forget them."""
-        return self._states.take()
+        states = self._states.take()
+        return {depth: state for depth, state in states.items() if state is not None}
 
-    def remove(self) -> None:
-        """Stop watching."""
+    def remove(
+        self, layers: Sequence[nn.Module] | nn.ModuleList = (), *, within: nn.Module | None = None
+    ) -> None:
+        """Stop watching.
+
+        Args:
+            layers: What a copied model has in the place of the layers; copies hold no handles.
+            within: What it has in the place of the module that runs them.
+        """
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self._depths = ()
+        for place, hook_id in self._ids.items():
+            below = place if isinstance(place, int) else None
+            module = within if below is None else next(iter(layers[below : below + 1]), None)
+            if module is None:
+                continue
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                if self._is_ours(hooks.get(hook_id)):
+                    del hooks[hook_id]
+                    module._forward_pre_hooks_with_kwargs.pop(hook_id, None)
+                    module._forward_hooks_always_called.pop(hook_id, None)
+        self._ids, self._handles, self._depths = {}, [], ()
+
+    def _begin(self, begin: Callable[[], None] | None, *_: Any) -> None:
+        """Forget what a pass that did not come to its end has left."""
+        self._states.take()
+        if begin is not None:
+            begin()
+
+    def _end(self, *_: Any) -> None:
+        self._states.take()
 
     def _keep(self, depth: int, _layer: nn.Module, args: tuple, kwargs: dict) -> None:
         """Keep the input of the layer above `depth`; the lowest depth begins a new pass."""
         states = self._states.here
         if depth == self._depths[0]:
             states.clear()
-        states[depth] = args[0] if args else kwargs["hidden_states"]
+        in_order = all(below < depth for below in states)
+        states[depth] = (args[0] if args else kwargs["hidden_states"]) if in_order else None
+
+    def _is_above(self, depth: int, module: nn.Module) -> bool:
+        """Tell whether our hook stands in front of this very module; copies have copies of it."""
+        return depth in self._ids and self._is_ours(module._forward_pre_hooks.get(self._ids[depth]))
+
+    def _is_ours(self, hook: Any) -> bool:
+        return getattr(getattr(hook, "func", hook), "__self__", None) is self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out handles: with them the copy of a layer would copy what hooks into the model."""
+        return {**vars(self), "_handles": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.generation.candidate_generator import EarlyExitCandidateGenerator
 
 from depthmix.backbone import Backbone
 from depthmix.capture import HiddenStateCapture
 from depthmix.mixture import Mixture, Routes, mix
+
+DRAFT_CODE = EarlyExitCandidateGenerator.get_candidates.__code__
+"""What truncates the layer loop while transformers drafts."""
 
 
 class MixtureNorm(nn.Module, ABC):
@@ -37,6 +42,8 @@ class MixtureNorm(nn.Module, ABC):
         self.capture = HiddenStateCapture()
         self.listener: Callable[[Routes], None] | None = None
         self.readout: int | None = None  # a late layer that predicts alone (`reading_out`)
+        self.reader: int | None = None  # the thread that has chosen it
+        self._draft_exit: int | None = None  # where transformers' own drafts stop
         self.objective: Any = None
         self.witness: Any = None  # sees other PEFT methods, where the mixture is attached
 
@@ -88,7 +95,16 @@ class MixtureNorm(nn.Module, ABC):
     def watch(self, mixtures: Iterable[Mixture]) -> None:
         """Capture the hidden states that these mixtures read, and no others from now on."""
         depths = {depth for mixture in mixtures for depth in mixture.depths}
-        self.capture.watch(self.backbone.layers, depths)
+        if depths:  # the last layer's input tells that it ran
+            depths.add(self.backbone.num_hidden_layers - 1)
+        self.unwatch()
+        self.capture.watch(
+            self.backbone.layers, depths, within=self.backbone.trunk, begin=self._check_drafts
+        )
+
+    def unwatch(self) -> None:
+        """Capture nothing from now on."""
+        self.capture.remove(self.backbone.layers, within=self.backbone.trunk)
 
     @property
     def forward(self) -> Callable[..., Tensor]:
@@ -101,8 +117,11 @@ class MixtureNorm(nn.Module, ABC):
 
     @forward.setter
     def forward(self, function: Callable[..., Tensor]) -> None:
-        """Let accelerate wrap the forward pass, which it does by assignment."""
-        self.__dict__["_replaced_forward"] = function
+        """Let accelerate wrap the forward pass, which it does by assignment, and put it back."""
+        if function == self._mix:
+            self.__dict__.pop("_replaced_forward", None)
+        else:
+            self.__dict__["_replaced_forward"] = function
 
     @forward.deleter
     def forward(self) -> None:
@@ -115,15 +134,15 @@ class MixtureNorm(nn.Module, ABC):
         mixture = self.active_mixture
         if mixture is None:
             return self.base_layer(hidden_states)
+        self._check_layers()
         # Layers may sit on several devices; the mixture lives on one.
         device = mixture.router.weight.device
         hidden_states = hidden_states.to(device)
-        captured = {
-            depth: captured[depth].to(device) for depth in mixture.depths if depth in captured
-        }
-        if len(captured) < len(mixture.depths):
-            return self._exit_early(mixture, hidden_states, num_captured=len(captured))
-        late_states = {**captured, mixture.late_layers[-1]: hidden_states}
+        needed = {*mixture.depths, self.backbone.num_hidden_layers - 1}
+        if not needed <= captured.keys():
+            return self._exit_early(mixture, hidden_states, seen=needed & captured.keys())
+        late_states = {depth: captured[depth].to(device) for depth in mixture.depths}
+        late_states[mixture.late_layers[-1]] = hidden_states
         if self.readout is not None:
             normed = mixture.norm(self.readout, late_states[self.readout], self.base_layer)
             return normed.to(self._dtype(hidden_states))
@@ -134,26 +153,75 @@ class MixtureNorm(nn.Module, ABC):
         dtype = routes.states[-1].dtype if final_is_pretrained else self._dtype(hidden_states)
         return mix(routes.states, routes.weights).to(dtype)
 
+    def _check_layers(self) -> None:
+        """Refuse layers that are not those which the mixture reads."""
+        if "_is_replica" in self.__dict__:
+            raise RuntimeError(
+                "`DataParallel` cannot run a mixture, whose replicas would share one model's "
+                "state; use `DistributedDataParallel`, or show this process one device "
+                "(`CUDA_VISIBLE_DEVICES`)."
+            )
+        if torch.compiler.is_compiling():
+            return
+        layers, num_layers = self.backbone.layers, self.backbone.num_hidden_layers
+        if len(layers) != num_layers or not self.capture.still_watches(layers):
+            raise RuntimeError(
+                f"`{self.backbone.layers_name}` must hold the {num_layers} layers that it held "
+                "when the model got its mixture, in their order, and some were replaced, copied, "
+                f"moved, added or taken away ({len(layers)} now); change layers before `attach` or "
+                "`get_peft_model`."
+            )
+
     def _exit_early(
         self,
         mixture: Mixture,
         hidden_states: Float[Tensor, "batch seq hidden"],
         *,
-        num_captured: int,
+        seen: set[int],
     ) -> Float[Tensor, "batch seq hidden"]:
         """Answer for a pass that stopped early with the norm of the layer it stopped at.
 
-        `generate(assistant_early_exit=…)` drafts by truncating the layer loop. The depths seen
-        tell where it stopped: the residual stream that arrives is the next late layer's.
+        `generate(assistant_early_exit=…)` drafts by truncating the layer loop, through the
+        configuration. The depths seen must be those below, or some got lost in another way.
         """
-        if self.training:
+        stop = self._num_running_layers()
+        needed = {*mixture.depths, self.backbone.num_hidden_layers - 1}
+        if self.training or seen != {d for d in needed if d < stop}:
             raise RuntimeError(
-                f"Only {num_captured} of the {len(mixture.depths)} hidden states of the mixture "
-                "were seen; all layers must run in training, in one process and thread."
+                f"Only {len(seen)} of {len(needed)} hidden states of the mixture were seen; all "
+                "layers must run before the final norm, in one process and thread and without "
+                "another pass in between (for one layer's prediction see `depthmix.reading_out`; "
+                "`base_layer` is the pretrained norm)."
             )
-        if num_captured == 0:
-            return self.base_layer(hidden_states)
-        return self.answer_alone(mixture.late_layers[num_captured - 1], hidden_states)
+        self._check_drafts()
+        if stop in mixture.late_layers:
+            return self.answer_alone(stop, hidden_states)
+        return self.base_layer(hidden_states)
+
+    def _num_running_layers(self) -> int:
+        """Read where the layer loop stops."""
+        config = getattr(self.backbone.decoder, "config", self.backbone.model.config)
+        return config.get_text_config().num_hidden_layers
+
+    def _check_drafts(self) -> None:
+        """Refuse a pass whose layer loop is truncated because another call drafts, or did.
+
+        `assistant_early_exit` changes the configuration while it drafts, for all who use the model,
+        and leaves it so if it is interrupted.
+        """
+        if torch.compiler.is_compiling():
+            return
+        stop = self._num_running_layers()
+        if stop >= self.backbone.num_hidden_layers:
+            self._draft_exit = None
+        elif _is_drafting():
+            self._draft_exit = stop
+        elif self._draft_exit == stop:
+            raise RuntimeError(
+                f"`config.num_hidden_layers` must be {self.backbone.num_hidden_layers} and is "
+                f"{stop}: a `generate(assistant_early_exit={stop})` was interrupted and has left "
+                "it so, or one runs in another thread; wait for that one, or set it back."
+            )
 
     def answer_alone(
         self, layer: int, hidden_states: Float[Tensor, "batch seq hidden"]
@@ -213,6 +281,14 @@ class MoDENorm(MixtureNorm):
 
     def merge(self, *_args: Any, **_options: Any) -> None:
         """Have nothing to merge; PEFT asks whatever has a `base_layer`."""
+
+
+def _is_drafting() -> bool:
+    """Tell whether transformers' own `assistant_early_exit` drafts further up in this thread."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not DRAFT_CODE:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _insert_base_layer(norm: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:

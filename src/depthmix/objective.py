@@ -110,7 +110,8 @@ class Objective:
 
     def _enter(self, _model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         """Take the labels of a pass whose loss is the mixture's, and spare it the logits."""
-        self._requests.take()
+        self._requests.take()  # a pass that was interrupted has left its own, and its graph
+        self._routes.take()
         asked = kwargs.get("mixture_loss")
         given = {name: value for name, value in kwargs.items() if name != "mixture_loss"}
         named = {**dict(zip(self._parameters, args, strict=False)), **given}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -14,6 +15,8 @@ from depthmix.attachment import attach, detach, find_mixture_norm
 
 Readout = int | Literal["ensemble", "final"]
 """A layer's number, `final` for the last one, or `ensemble` for the model as it predicts."""
+
+_TURN = threading.Lock()
 
 
 @contextmanager
@@ -39,6 +42,7 @@ def reading_out(
         decoder_layers: Name of its `ModuleList` of layers, likewise.
 
     Raises:
+        RuntimeError: If another thread reads the model out meanwhile.
         ValueError: If the mixture does not hold that layer, or the model has no such layer.
     """
     if readout == "ensemble":
@@ -54,11 +58,17 @@ def reading_out(
                 f"`layer` must be one of the mixture's late layers {choices} (or `final` or "
                 f"`ensemble`), got {readout}."
             )
-        norm.readout = layer
+        before = None
         try:
+            with _TURN:
+                if norm.readout is not None and norm.reader != threading.get_ident():
+                    raise RuntimeError(_read_elsewhere(norm.readout))
+                before = norm.readout, norm.reader
+                norm.readout, norm.reader = layer, threading.get_ident()
             yield
         finally:
-            norm.readout = None
+            if before is not None:
+                norm.readout, norm.reader = before
         return
     if norm is not None and readout not in ("final", norm.backbone.num_hidden_layers):
         raise ValueError(
@@ -77,15 +87,29 @@ def reading_out(
             f"got {readout}."
         )
     assert isinstance(readout, int)
-    lens = attach(
-        decoder,
-        late_layers=[readout, num_layers],
-        train_late_norms=False,
-        final_norm=final_norm,
-        decoder_layers=decoder_layers,
-    )
-    lens.readout = readout
+    attached = False
     try:
+        with _TURN:
+            if find_mixture_norm(decoder) is not None:
+                raise RuntimeError(_read_elsewhere(None))
+            attached = True  # an interrupt may come before `attach` returns
+            lens = attach(
+                decoder,
+                late_layers=[readout, num_layers],
+                train_late_norms=False,
+                final_norm=final_norm,
+                decoder_layers=decoder_layers,
+            )
+            lens.readout, lens.reader = readout, threading.get_ident()
         yield
     finally:
-        detach(decoder)
+        if attached and find_mixture_norm(decoder) is not None:
+            detach(decoder)
+
+
+def _read_elsewhere(layer: int | None) -> str:
+    where = "" if layer is None else f" at layer {layer}"
+    return (
+        f"`model` is read out{where} by another thread, for all who use it; wait until that has "
+        "ended, or use a copy of the model."
+    )
