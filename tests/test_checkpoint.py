@@ -162,7 +162,7 @@ def test_a_configuration_that_tells_of_a_mixture_is_not_one(tmp_path):
     assert not hasattr(first.config, "mixture_of_depths")
 
 
-def test_damage_is_one_sentence(tmp_path, recwarn):
+def test_damage_is_one_sentence(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     for folder in (tmp_path, tmp_path / "none"):
@@ -178,20 +178,88 @@ def test_damage_is_one_sentence(tmp_path, recwarn):
 
     lost = "model.norm.mixture.norms.3.weight"
     store({name: value for name, value in complete.items() if name != lost})
-    with pytest.raises(ValueError, match=f"lack {lost}, or have"):
+    with pytest.raises(ValueError, match=f"lack {lost}; the folder"):
         depthmix.load(tmp_path)
     store({name: value for name, value in complete.items() if name != "model.norm.weight"})
-    with pytest.raises(ValueError, match=r"lack model\.norm\.weight, or have"):
+    with pytest.raises(ValueError, match=r"lack model\.norm\.weight; the folder"):
         depthmix.load(tmp_path)
-    store(complete | {lost: torch.zeros(3)})
-    with pytest.raises(ValueError, match="does not fit its model"):
+    for name in (lost, "model.layers.1.mlp.up_proj.weight"):
+        store(complete | {name: torch.zeros(3)})
+        with pytest.raises(ValueError, match=rf"hold {name} of the shape \(3,\), which is not the"):
+            depthmix.load(tmp_path)
+    for name in ("model.other", "model.norm.mixture.norms.2.weight"):
+        store(complete | {name: torch.zeros(2)})
+        with pytest.raises(ValueError, match=f"hold {name}, which the model and its mixture do"):
+            depthmix.load(tmp_path)
+    for value in (torch.nan, torch.inf):
+        store(complete | {lost: torch.full((16,), value)})
+        with pytest.raises(ValueError, match=f"NaN or infinite values in {lost}"):
+            depthmix.load(tmp_path)
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
         depthmix.load(tmp_path)
-    assert not [one for one in recwarn if "holds weights" in str(one.message)]
-    store(complete | {"model.other": torch.zeros(2)})
-    with pytest.warns(UserWarning, match=r"does not have: model\.other"):
+    weights.unlink()
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index.json is damaged"):
         depthmix.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is damaged"):
         depthmix.load(tmp_path)
     with pytest.raises(RuntimeError, match="has a mixture already"):
         attach(model, late_layers=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "auto", "float16", torch.float32])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "10KB"])
+def test_the_mixture_is_read_in_float32(dtype, max_shard_size, tmp_path):
+    model = tiny_model().to(torch.bfloat16)
+    norm = attach(model, late_layers=2)
+    randomise(norm.mixture, only_trainable=True)
+    saved = {name: value.clone() for name, value in norm.mixture.state_dict().items()}
+    assert not torch.equal(saved["norms.3.weight"].bfloat16().float(), saved["norms.3.weight"])
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    loaded = depthmix.load(tmp_path, dtype=dtype)
+    mixture = find_mixture_norm(loaded).mixture
+    for name, value in mixture.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, saved[name])
+    widened = {"auto": torch.bfloat16, "float16": torch.float16}.get(dtype, dtype)
+    assert loaded.dtype == widened
+
+
+def test_each_variant_has_its_own_mixture(tmp_path):
+    model = tiny_model()
+    norm = attach(model, late_layers=2)
+    model.save_pretrained(tmp_path)
+    randomise(norm.mixture, only_trainable=True)
+    model.save_pretrained(tmp_path, variant="other", max_shard_size="10KB")
+    for variant in (None, "other"):
+        loaded = depthmix.load(tmp_path, variant=variant)
+        router = find_mixture_norm(loaded).mixture.router.bias
+        assert torch.equal(router, norm.mixture.router.bias) == (variant == "other")
+    with pytest.raises(FileNotFoundError, match="holds none"):
+        depthmix.load(tmp_path, variant="missing")
+
+
+CPU = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu"}
+CPU |= {"lm_head": "cpu", **{f"model.layers.{i}": "cpu" for i in range(4)}}
+
+
+@pytest.mark.parametrize("part", ["model.norm", "lm_head", "model.layers.3"])
+def test_parts_on_disk(part, tmp_path):
+    options = {"device_map": {**CPU, part: "disk"}, "offload_folder": tmp_path / "offloaded"}
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    norm = attach(model, late_layers=2)
+    expected = logits(model)
+    offloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **options)
+    attach(offloaded, late_layers=2)
+    assert torch.equal(logits(offloaded), expected)
+    randomise(norm.mixture, only_trainable=True)
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "tuned")
+    loaded = depthmix.load(tmp_path / "tuned", **options)
+    assert torch.equal(logits(loaded), expected)
+    with pytest.warns(UserWarning, match="save a model with offloaded modules"):
+        loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(depthmix.load(tmp_path / "again")), expected)

@@ -20,13 +20,15 @@ from peft.utils.transformers_weight_conversion import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthmix.adapter_config import MODE_LORA, MoDEConfig
+from depthmix.adapter_config import MODE_LORA, MoDEConfig, check_type
 from depthmix.adapter_layer import MoDELayer, check_one_adapter
 from depthmix.adapter_targets import check_targets
+from depthmix.adapter_weights import check_weights, load_weights
 from depthmix.architecture import find_backbone
 from depthmix.attachment import find_mixture_norm
 from depthmix.backbone import Backbone
 from depthmix.mixture_norm import MoDENorm
+from depthmix.placement import check_adapted, check_base_files
 
 
 class MoDEModel(LoraModel):
@@ -48,6 +50,8 @@ class MoDEModel(LoraModel):
         self._complete(config)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            adapted = [*self.targeted_module_names, *self.targeted_parameter_names]
+            check_adapted(self.model, [name for name in adapted if name != config.final_norm])
         except Exception:
             self._take_back(adapter_name)
             raise
@@ -59,6 +63,7 @@ class MoDEModel(LoraModel):
                 "The model has an attached or merged mixture already; call `detach(model)` before "
                 "it gets a MoDE adapter."
             )
+        check_base_files(self.model)
         config.check_base(self.model)
         is_new = config.base_num_hidden_layers is None
         backbone = self._find_backbone(config)
@@ -87,6 +92,12 @@ class MoDEModel(LoraModel):
     ) -> None:
         """Refuse the targets that PEFT refuses for LoRA, which it knows by the method's name."""
         super()._check_target_module_compatiblity(as_lora(peft_config), model, target_name)
+
+    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        """Have transformers' `load_adapter`, which calls this, read the adapter as PEFT does."""
+        super()._post_injection_hook(model, config, adapter_name)
+        if isinstance(model, PreTrainedModel):
+            vars(model)["_load_pretrained_model"] = load_weights
 
     def _find_backbone(self, peft_config: MoDEConfig) -> Backbone:
         """Find the model's parts; what a saved adapter names was verified when it was made."""
@@ -145,25 +156,32 @@ class MoDEModel(LoraModel):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: MoDEConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """Select what is saved; the vocabulary may have grown since the adapter was made."""
+        config.base_vocab_size = model.config.get_text_config().vocab_size
+        return super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: MoDEConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Map a checkpoint to the model, and refuse one that lacks weights."""
+        """Map a checkpoint to the model, and refuse one that is not the adapter's."""
         remapped = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        missing = [
-            name
-            for name, _ in model.named_parameters()
-            if _belongs_to(name, adapter_name)
-            and name not in remapped
-            and f"base_model.model.{name}" not in remapped
-        ]
-        if missing:
-            raise ValueError(
-                f"The adapter file lacks {len(missing)} of the adapter's tensors (the first is "
-                f"{missing[0]}); it is damaged or was made with other options: save it again."
-            )
+        check_weights(model, adapter_name, remapped)
+        norm = find_mixture_norm(model)
+        assert isinstance(norm, MoDELayer)  # the adapter is in place
+        norm.make_ready(adapter_name)
         return remapped
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -210,13 +228,6 @@ class MoDEModel(LoraModel):
             "`add_weighted_adapter` cannot combine mixtures; combine plain LoRA adapters before "
             "a mixture is trained on top."
         )
-
-
-def _belongs_to(parameter_name: str, adapter_name: str) -> bool:
-    """Tell whether a parameter of the model is part of an adapter."""
-    if ".lora_mode." in parameter_name:
-        return f".lora_mode.{adapter_name}." in parameter_name
-    return ".lora_" in parameter_name and adapter_name in parameter_name.split(".")[-2:]
 
 
 def as_lora(config: PeftConfig) -> Any:
@@ -266,3 +277,12 @@ def register() -> None:
         name="mode_lora", config_cls=MoDEConfig, model_cls=MoDEModel, prefix=MoDEModel.prefix
     )
     assert PEFT_TYPE_TO_PREFIX_MAPPING[MODE_LORA] == MoDEModel.prefix
+    reader: Any = PeftConfig
+    read = reader.from_peft_type
+
+    def from_peft_type(cls: type[PeftConfig], **settings: Any) -> PeftConfig:
+        """Read an adapter's settings, and refuse a mixture's under the name of another method."""
+        check_type(settings)
+        return read.__func__(cls, **settings)
+
+    reader.from_peft_type = classmethod(from_peft_type)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
@@ -63,6 +65,28 @@ def _peft_type(name: str) -> PeftType:
 
 MODE_LORA = _peft_type("MODE_LORA")
 """PEFT's name of the method."""
+
+
+def check_type(settings: Mapping[str, Any]) -> None:
+    """Refuse the settings of an adapter with a mixture under another method's name.
+
+    PEFT would take the file for that method's, and drop the mixture.
+
+    Args:
+        settings: What an `adapter_config.json` holds.
+
+    Raises:
+        ValueError: If they are a mixture's, and `peft_type` is not `MODE_LORA`.
+    """
+    given: Any = settings.get("peft_type")
+    reader = PEFT_TYPE_TO_CONFIG_MAPPING.get(given, PeftConfig)
+    is_mixture = {"late_layers", "router_init"} <= settings.keys()
+    if is_mixture and not issubclass(reader, MixtureConfig):
+        raise ValueError(
+            f"`peft_type` must be {MODE_LORA.value} in the adapter_config.json of an adapter with "
+            f"a mixture, got {given}, under which the mixture would be dropped; set it back, or "
+            "make a plain LoRA adapter with `depthmix.to_lora`."
+        )
 
 
 @checked_options

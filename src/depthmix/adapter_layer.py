@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -11,6 +12,7 @@ from depthmix.backbone import Backbone
 from depthmix.mixture import Mixture
 from depthmix.mixture_norm import MixtureNorm
 from depthmix.objective import Objective
+from depthmix.placement import META, find_device
 
 
 class MoDELayer(MixtureNorm, BaseTunerLayer):
@@ -52,6 +54,35 @@ class MoDELayer(MixtureNorm, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._watch()
 
+    def make_ready(self, adapter_name: str) -> None:
+        """Give an adapter's mixture values and float32 before a file is read into it.
+
+        It may have neither: on a base on the meta device its norms have no values yet, and whoever
+        cast the model to a narrower dtype cast the mixture, too. Parameters stay the objects that
+        an optimiser holds, unless they had no values.
+        """
+        mixture = self.lora_mode[adapter_name]
+        for module in mixture.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.is_meta:
+                    empty = torch.empty_like(parameter, dtype=torch.float32, device="cpu")
+                    setattr(module, name, nn.Parameter(empty, parameter.requires_grad))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move an adapter's mixture to where the final norm computes, in float32.
+
+        PEFT calls it whenever it makes or reads an adapter. Its own version takes the base's dtype
+        over, in which what norms have learnt is lost to rounding.
+        """
+        mixture = self.lora_mode[adapter_name]
+        device = device or find_device(self.get_base_layer())
+        if device == META or any(parameter.is_meta for parameter in mixture.parameters()):
+            device = None  # nothing to move yet, or nowhere to
+        mixture.to(device=device, dtype=torch.float32)
+
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapter; mixtures of several adapters do not add up."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
@@ -72,6 +103,7 @@ class MoDELayer(MixtureNorm, BaseTunerLayer):
         mixture = self.active_mixture
         self.unwatch()
         self.objective.remove()
+        vars(self.backbone.model).pop("_load_pretrained_model", None)  # of `load_weights`
         if not merge or mixture is None:
             return self.base_layer
         self.backbone.model.set_submodule(self.backbone.final_norm_name, self.base_layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,9 +21,13 @@ from depthmix.mixture import Mixture
 from depthmix.mixture_norm import MixtureNorm, MoDENorm
 from depthmix.objective import Objective
 from depthmix.peft_witness import PeftWitness
+from depthmix.placement import find_device
 
 CONFIG_FIELD = "mixture_of_depths"
 """Field of a model's configuration that holds the options of an attached mixture."""
+
+HIDDEN = "::"
+"""What stands before a name that is written as digits; no name of a weight has it."""
 
 
 def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **options: Any) -> MoDENorm:
@@ -73,7 +78,7 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
         late_layers=late_layers,
         hidden_size=backbone.hidden_size,
     )
-    mixture.to(next(backbone.final_norm.parameters(), backbone.head_weight).device, torch.float32)
+    mixture.to(find_device(backbone.final_norm) or find_device(backbone.head), torch.float32)
     norm = install(backbone, mixture)
     norm.witness.is_new()
     return norm
@@ -94,11 +99,13 @@ def install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
     options["late_layers"] = list(mixture.late_layers)
     setattr(model.config, CONFIG_FIELD, options)
     model._weight_conversions = [
+        MixtureName(f"{name}.mixture.", last=True),
         *_list_conversions(model),
         *(
             BaseLayerName(f"{name}.{key}", f"{name}.base_layer.{key}")
             for key in norm.base_layer.state_dict()
         ),
+        MixtureName(f"{name}.mixture."),
     ]
     backbone.model.set_submodule(backbone.final_norm_name, norm)
     norm.objective = Objective(norm)
@@ -129,7 +136,7 @@ def detach(model: PreTrainedModel) -> Mixture:
     bare.set_submodule(norm.backbone.final_norm_name, norm.base_layer)
     bare.config.__dict__.pop(CONFIG_FIELD, None)
     bare._weight_conversions = [
-        one for one in _list_conversions(bare) if not isinstance(one, BaseLayerName)
+        one for one in _list_conversions(bare) if not isinstance(one, (BaseLayerName, MixtureName))
     ]
     return norm.mixture
 
@@ -138,6 +145,37 @@ class BaseLayerName(WeightRenaming):
     """The name of a pretrained norm's weight: in files, and behind a mixture."""
 
     __slots__ = ()
+
+
+class MixtureName(WeightRenaming):
+    """Keeps a mixture's names from what else is renamed: a model's `router` may be a `gate` there.
+
+    transformers applies its conversions one after the other, in the reverse order to save. The last
+    of the list writes a mixture's name as digits, in which no other finds its own, and the first
+    reads it from them.
+
+    Args:
+        prefix: What the names of the mixture's weights begin with in the model.
+        last: Whether the names are read again, as is done last in saving.
+    """
+
+    __slots__ = ("last", "prefix")
+
+    def __init__(self, prefix: str, *, last: bool = False) -> None:
+        super().__init__(re.escape(prefix), prefix)
+        self.prefix, self.last = prefix, last
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """Hide a name of the mixture's, or show it again; leave any other."""
+        if self.last and HIDDEN in source_key:  # other parts may have been put in front of it
+            return bytes.fromhex(source_key.partition(HIDDEN)[2]).decode(), self.prefix
+        if not self.last and source_key.startswith(self.prefix):
+            return HIDDEN + source_key.encode().hex(), self.prefix
+        return source_key, None
+
+    def reverse_transform(self) -> MixtureName:
+        """Give what is used to save: the same, since names are only kept."""
+        return MixtureName(self.prefix, last=self.last)
 
 
 def _list_conversions(model: PreTrainedModel) -> list[WeightTransform]:

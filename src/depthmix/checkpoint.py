@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,11 @@ from transformers.utils import logging
 from depthmix.attachment import CONFIG_FIELD, attach
 from depthmix.config import MixtureConfig
 
-ROUTER = ".mixture.router.weight"
-"""End of the name of a weight that every mixture has."""
+MIXTURE = ".mixture."
+"""What the names of an attached mixture's weights have before its own names for them."""
+
+ROUTER = "router.weight"
+"""A weight that every mixture has."""
 
 
 def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
@@ -40,8 +42,8 @@ def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
         FileNotFoundError: If the folder holds no mixture.
         ValueError: If a file is damaged, or weights are missing or do not fit.
     """
-    directory = Path(directory)
-    options = read_mixture_options(directory)
+    directory, variant = Path(directory), model_options.get("variant")
+    options = read_mixture_options(directory, variant=variant)
     if options is None:
         raise FileNotFoundError(
             f"`directory` must hold a model that was saved with a mixture, and {directory} holds "
@@ -49,41 +51,46 @@ def load(directory: Path | str, **model_options: Any) -> PreTrainedModel:
         )
     with _without_report():
         model, info = AutoModelForCausalLM.from_pretrained(
-            directory, output_loading_info=True, **model_options
+            directory,
+            output_loading_info=True,
+            **{**model_options, "ignore_mismatched_sizes": True},
         )
     norm = attach(model, MixtureConfig(**options))
+    weights = _read_mixture(_list_weights(directory, variant))
+    expected = norm.mixture.state_dict()
     prefix = f"{norm.backbone.final_norm_name}.mixture."
-    unknown = [name for name in info["unexpected_keys"] if not name.startswith(prefix)]
-    if unknown:
-        warnings.warn(
-            f"{directory} holds weights that the model does not have: {', '.join(unknown)}.",
-            stacklevel=2,
-        )
-    places = {n: p for n, p in _list_weights(directory).items() if n.startswith(prefix)}
-    weights = {name.removeprefix(prefix): _read_weight(p, name) for name, p in places.items()}
-    lost = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
-    lost += [prefix + name for name in norm.mixture.state_dict() if name not in weights]
-    if lost:
-        raise ValueError(
-            f"The weights in {directory} lack {', '.join(lost)}, or have another shape; save the "
-            "model again."
-        )
-    try:
-        norm.mixture.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"The mixture in {directory} does not fit its model ({' '.join(str(error).split())}); "
-            "save both together again."
-        ) from error
+    lost = [*info["missing_keys"], *(prefix + name for name in expected if name not in weights)]
+    surplus = [name for name in info["unexpected_keys"] if MIXTURE not in name]
+    surplus += [prefix + name for name in weights if name not in expected]
+    shapes = [f"{name} of the shape {tuple(given)}" for name, given, _ in info["mismatched_keys"]]
+    shapes += [
+        f"{prefix}{name} of the shape {tuple(tensor.shape)}"
+        for name, tensor in weights.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    not_finite = [prefix + name for name, tensor in weights.items() if not is_finite(tensor)]
+    for fault, names in (
+        ("lack {}", lost),
+        ("hold {}, which the model and its mixture do not have", surplus),
+        ("hold {}, which is not the model's", shapes),
+        ("hold NaN or infinite values in {}", not_finite),
+    ):
+        if names:
+            raise ValueError(
+                f"The weights in {directory} {fault.format(', '.join(sorted(names)))}; the folder "
+                "is damaged or its files are of several models: save the model again."
+            )
+    norm.mixture.load_state_dict(weights)
     norm.witness.is_saved(weights)
     return model
 
 
-def read_mixture_options(directory: Path) -> dict[str, Any] | None:
+def read_mixture_options(directory: Path, *, variant: str | None = None) -> dict[str, Any] | None:
     """Read the options of the mixture that a model was saved with.
 
     Args:
         directory: Folder of a model.
+        variant: As in `save_pretrained`, if it was given there.
 
     Returns:
         Fields of `MixtureConfig`; `None` where the folder holds no model, or one without a mixture:
@@ -100,26 +107,61 @@ def read_mixture_options(directory: Path) -> dict[str, Any] | None:
         options = json.loads(path.read_text("utf-8")).get(CONFIG_FIELD)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
-    if options is None or not any(ROUTER in name for name in _list_weights(directory)):
+    if options is None or not _read_prefix(_list_weights(directory, variant)):
         return None
     return options
 
 
-def _list_weights(directory: Path) -> dict[str, Path]:
-    """Name all weights of a model, with the file that each is in."""
+def _list_weights(directory: Path, variant: str | None) -> dict[str, Path]:
+    """Name all weights of a model, with the file that each is in, as transformers would read it."""
+    suffix = "" if variant is None else f".{variant}"
+    whole = directory / f"model{suffix}.safetensors"
+    index = directory / f"model.safetensors.index{suffix}.json"
+    files = [whole]
+    if not whole.is_file():
+        try:
+            places = json.loads(index.read_text("utf-8"))["weight_map"].values()
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is damaged ({error}); save the model again.") from error
+        files = [directory / name for name in sorted(set(places))]
     found = {}
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 found |= dict.fromkeys(file.keys(), path)
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} is damaged ({error}); save the model again.") from error
     return found
 
 
-def _read_weight(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+def _read_prefix(places: dict[str, Path]) -> str | None:
+    """Find what the names of a mixture's weights begin with in a model's files.
+
+    That is not their name in the model where transformers renames the parts of a model that it
+    saves.
+    """
+    found = [name.removesuffix(ROUTER) for name in places if name.endswith(MIXTURE + ROUTER)]
+    return found[0] if found else None
+
+
+def _read_mixture(places: dict[str, Path]) -> dict[str, Tensor]:
+    """Read a mixture's weights, by the names that they have in it."""
+    weights, prefix = {}, _read_prefix(places)
+    assert prefix is not None  # or there was no mixture to load
+    for name, path in places.items():
+        if MIXTURE in name:
+            with safe_open(path, framework="pt") as file:
+                weights[name.removeprefix(prefix)] = file.get_tensor(name)
+    return weights
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds no NaN and nothing infinite; one without values holds neither."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    return bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from transformers.generation.candidate_generator import EarlyExitCandidateGenera
 from depthmix.backbone import Backbone
 from depthmix.capture import HiddenStateCapture
 from depthmix.mixture import Mixture, Routes, mix
+from depthmix.placement import find_device
 
 DRAFT_CODE = EarlyExitCandidateGenerator.get_candidates.__code__
 """What truncates the layer loop while transformers drafts."""
@@ -136,7 +137,7 @@ class MixtureNorm(nn.Module, ABC):
             return self.base_layer(hidden_states)
         self._check_layers()
         # Layers may sit on several devices; the mixture lives on one.
-        device = mixture.router.weight.device
+        device = find_device(mixture.router)
         hidden_states = hidden_states.to(device)
         needed = {*mixture.depths, self.backbone.num_hidden_layers - 1}
         if not needed <= captured.keys():

@@ -1,0 +1,82 @@
+"""Where the parts of a model lie, and where they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+META = torch.device("meta")
+"""Where a tensor has a shape and no values."""
+
+
+def find_device(module: nn.Module) -> torch.device | None:
+    """Find where a module computes; its weights may lie elsewhere until then.
+
+    Weights that accelerate offloads (to the CPU, to disk) are on the meta device between passes,
+    and a hook brings them.
+
+    Args:
+        module: Any module without parts on several devices, such as a norm.
+
+    Returns:
+        The device; `None` for a module without parameters and hooks.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", [hook]):
+        device = getattr(one, "execution_device", None)
+        if device is not None:
+            return torch.empty(0, device=device).device
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else parameter.device
+
+
+def check_base_files(model: PreTrainedModel) -> None:
+    """Refuse an adapter where PEFT would write to its base's files.
+
+    As PEFT loads an adapter onto a base that lies partly on disk, it takes accelerate's hooks away
+    and writes the base's weights anew under names of its own: into the file that they came from, if
+    that was named by a relative path, else into a copy below the working directory.
+
+    Args:
+        model: The base, before it gets an adapter.
+
+    Raises:
+        ValueError: If parts of it lie on disk, and no hook brings them any more.
+    """
+    parts = _list_on_disk(model)
+    if parts and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ValueError(
+            f"`device_map` must put nothing on disk where PEFT loads an adapter, which would write "
+            f"over the base's weight file, and {', '.join(parts)} lies there; load the base anew "
+            "with another `device_map`."
+        )
+
+
+def check_adapted(model: PreTrainedModel, adapted: Iterable[str]) -> None:
+    """Refuse adapter weights beside weights on disk, where they are lost or have no values.
+
+    Args:
+        model: A model with an adapter.
+        adapted: Full names of the modules and parameters that have its LoRA weights. Where the
+            final norm lies does not matter: its mixture lies where it computes.
+
+    Raises:
+        ValueError: If one of them lies on disk, or gets a trained copy (`modules_to_save`) there.
+    """
+    parts = _list_on_disk(model)
+    copied = [n for n, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+    for name in (*adapted, *copied):
+        if any(part in ("", name) or name.startswith(f"{part}.") for part in parts):
+            raise ValueError(
+                f"`device_map` must put nothing on disk that an adapter changes, and {name} lies "
+                "there; leave it on a device or on the CPU."
+            )
+
+
+def _list_on_disk(model: PreTrainedModel) -> list[str]:
+    places = getattr(model, "hf_device_map", None) or {}
+    return [name for name, place in places.items() if place == "disk"]
