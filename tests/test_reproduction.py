@@ -506,7 +506,7 @@ class TestRuns:
         for began, ended in ((100, 160), (200, 160), (300, 340)):  # the second came to none
             for path, when in ((folder / "run_config.json", began), (checkpoint, ended)):
                 path = path / "trainer_state.json" if path == checkpoint else path
-                path.write_text("{}")
+                path.write_text('{"global_step": 1}')
                 os.utime(path, (when, when))
             workspace.note_earlier_start(run)
         assert read_seconds(folder) == 5 + 60 + 0 + 40
@@ -522,18 +522,18 @@ class TestRuns:
         finished.workspace.clear(trials[0].run)
         assert finished.workspace.is_trained(trials[0].run)
 
-    def test_half_a_checkpoint_is_cleared(self, finished, tmp_path):
+    def test_half_a_checkpoint_is_none(self, finished, tmp_path):
         _, trials = finished.trials["fig6"]
         run, workspace = trials[0].run, Workspace(tmp_path)
         whole, half = (workspace.run_folder(run) / f"checkpoint-{step}" for step in (1, 2))
         whole.mkdir(parents=True)
         half.mkdir()
-        (whole / "trainer_state.json").write_text("{}")
+        (whole / "trainer_state.json").write_text('{"global_step": 1}')
         (half / "adapter_model.safetensors").write_text("")
         workspace.clear(run)
         assert whole.is_dir()
-        assert not half.exists()
-        (whole / "trainer_state.json").unlink()
+        assert workspace.has_checkpoint(run)
+        (whole / "trainer_state.json").write_text('{"global_step"')
         workspace.clear(run)
         assert not workspace.run_folder(run).exists()
 

@@ -10,7 +10,8 @@ from depthmix import TrainResult
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.ledger import Ledger
 from depthmix.run_config import load_run_config, save_run_config
-from depthmix.run_folder import check_resumed, load_result, save_result
+from depthmix.run_folder import load_result, save_result
+from depthmix.run_start import check_resumed
 
 
 @pytest.fixture

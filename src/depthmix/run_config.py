@@ -13,6 +13,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from depthmix.adapter_config import PRESETS, MoDEConfig
+from depthmix.drafts import write_whole
 from depthmix.json_files import parse, read_object
 from depthmix.option_types import check_number, checked_options, suggest
 from depthmix.options import build_section, read_options, underscored
@@ -244,9 +245,8 @@ def save_run_config(config: RunConfig, directory: Path) -> Path:
         The written file, `run_config.json` in the folder.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / RUN_CONFIG_NAME
-    path.write_text(json.dumps(to_settings(config), indent=2) + "\n", "utf-8")
-    return path
+    content = json.dumps(to_settings(config), indent=2) + "\n"
+    return write_whole(directory / RUN_CONFIG_NAME, content)
 
 
 def read_run_settings(path: Path) -> dict[str, Any]:

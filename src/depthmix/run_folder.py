@@ -1,38 +1,20 @@
-"""The folder of a run: what it may replace, and the measurements that it keeps."""
+"""The measurements of a finished run, in its folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from transformers.trainer_utils import get_last_checkpoint
 
+from depthmix.drafts import write_whole
 from depthmix.evaluation.scoring import Evaluation
 from depthmix.layer_choice import LayerChoice
 from depthmix.ledger import Ledger
-from depthmix.run_config import (
-    RESULTS_NAME,
-    RUN_CONFIG_NAME,
-    RunConfig,
-    read_run_settings,
-    to_settings,
-)
-
-FREE_PREFIXES = (
-    *("data.eval", "training.eval", "training.metric_for_", "training.greater_is_better"),
-    *("training.output_dir", "training.run_name", "training.save_", "training.load_best_"),
-    *("training.push_to_hub", "training.hub_", "training.report_to", "training.log"),
-    *("training.disable_tqdm", "training.resume_from_checkpoint", "training.dataloader_"),
-    # How a batch is divided, among devices too, and what that costs.
-    *("training.per_device_", "training.gradient_accumulation_", "training.gradient_checkpointing"),
-    *("training.torch_compile", "training.fsdp", "training.deepspeed", "training.ddp_"),
-)
-"""How the names of settings begin that do not change what is trained."""
+from depthmix.run_config import RESULTS_NAME
 
 
 @dataclass(frozen=True)
@@ -71,95 +53,6 @@ class TrainResult:
     """Versions of the packages that trained, and the commit of a checkout, as the run began."""
 
 
-def find_checkpoint(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:
-    """Decide what becomes of a run that the output folder holds already.
-
-    Args:
-        output_dir: The folder.
-        overwrite: Whether an earlier run may be replaced.
-        resume: Whether it is to go on.
-
-    Returns:
-        The checkpoint to go on from; `None` to begin.
-
-    Raises:
-        ValueError: If both flags are set, or there is no checkpoint to go on from.
-        FileExistsError: If the folder holds files that may not be replaced.
-    """
-    if overwrite and resume:
-        raise ValueError("`overwrite` and `resume` exclude each other; choose one.")
-    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if resume:
-        if checkpoint is None:
-            raise ValueError(
-                f"`resume` needs a checkpoint, and {output_dir} holds none; start the run without "
-                "it, and set `training.save_steps` to have some."
-            )
-        return checkpoint
-    holds_files = output_dir.exists() and any(output_dir.iterdir())
-    if overwrite and holds_files and not (output_dir / RUN_CONFIG_NAME).is_file():
-        raise FileExistsError(
-            f"`overwrite` only replaces an earlier run, and {output_dir} holds other files; choose "
-            "another `training.output_dir`, or empty it yourself."
-        )
-    if not overwrite and holds_files:
-        raise FileExistsError(
-            f"`training.output_dir` must be a new folder, and {output_dir} already holds files; "
-            "pass `--resume` to go on, `--overwrite` to start again, or choose another folder."
-        )
-    return None
-
-
-def check_resumed(config: RunConfig, output_dir: Path) -> None:
-    """Refuse to go on with a run under other settings than those it began with.
-
-    What is only logged, saved or evaluated may change, and how a batch is divided.
-
-    Args:
-        config: The settings it is to go on with.
-        output_dir: Folder of the run.
-
-    Raises:
-        ValueError: If a setting differs that the first part of the training had otherwise.
-    """
-    path = output_dir / RUN_CONFIG_NAME
-    if not path.is_file():
-        return
-    began, now = (
-        dict(_list_settings(settings))
-        for settings in (read_run_settings(path), to_settings(config))
-    )
-    for name in {**began, **now}:
-        if began.get(name) != now.get(name):
-            raise ValueError(
-                f"`{name}` must be {began.get(name)!r} to go on with the run in {output_dir}, "
-                f"which began with it, got {now.get(name)!r}; leave it so, or start the other run "
-                "in a folder of its own."
-            )
-
-
-def _list_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Name the settings that determine a training."""
-    yield "method", settings.get("method")
-    for section in ("model", "data", "mode", "training"):
-        for option, value in settings.get(section, {}).items():
-            name = f"{section}.{option}"
-            if not name.startswith(FREE_PREFIXES):
-                yield name, sorted(value) if option == "without" else value
-
-
-@contextmanager
-def removed_if_refused(directory: Path) -> Iterator[None]:
-    """Leave no empty folder behind when the run is refused before it begins."""
-    existed = directory.exists()
-    try:
-        yield
-    except Exception:
-        if not existed and directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
-        raise
-
-
 def save_result(result: TrainResult) -> Path:
     """Write the measurements beside the adapter.
 
@@ -191,11 +84,8 @@ def save_result(result: TrainResult) -> Path:
         "log_history": result.log_history,
         "versions": dict(result.versions),
     }
-    path = result.output_dir / RESULTS_NAME
-    draft = path.with_suffix(".tmp")  # the file says that the run is finished, so it must be whole
-    draft.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    draft.replace(path)
-    return path
+    # The file says that the run is finished.
+    return write_whole(result.output_dir / RESULTS_NAME, json.dumps(content, indent=2) + "\n")
 
 
 def load_result(folder: Path) -> TrainResult:

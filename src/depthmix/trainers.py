@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from depthmix.measurements import Part, Step, log_entries
 from depthmix.mixture import Mixture
 from depthmix.redaction import hide_secrets
 from depthmix.reference_model import check_reference, check_reference_options
+from depthmix.resumption import Resumption
+from depthmix.run_checkpoints import find_last_checkpoint
 from depthmix.training_watch import FiniteGradients, Pace, say_diverged
 
 
@@ -30,7 +33,9 @@ class MoDETrainerMixin(TokenMeanEvaluation):
     log-probabilities the trainer asks for, if it passes them to the model as `labels`. One that
     does not (ORPO, CPO, GKD) trains a mixture with `distillation_weight=0`. A model without a
     mixture trains as it would without the mixin. A loss or gradient that is not finite stops the
-    run before it can reach the weights, so the last checkpoint is a good one.
+    run before it can reach the weights, so the last checkpoint is a good one. A run that goes on
+    from a checkpoint logs what it would have logged without the interruption, and trains no step
+    beyond its last.
 
     Logged, per logging interval: `task_loss` (nats per label token, of what the mixture's
     `task_loss` names; under another loss than cross-entropy only a measurement),
@@ -80,6 +85,8 @@ class MoDETrainerMixin(TokenMeanEvaluation):
         self._pace = Pace()
         self.add_callback(self._pace)
         self.add_callback(FiniteGradients())
+        self._resumption = Resumption(self)
+        self.add_callback(self._resumption)
         norm = find_mixture_norm(self.model) if self.model is not None else None
         mixture = norm.active_mixture if norm is not None else None
         if mixture is None:
@@ -96,6 +103,31 @@ class MoDETrainerMixin(TokenMeanEvaluation):
                 "more routes and set `top_k=1` afterwards, unless a fixed random router is meant.",
                 stacklevel=2,
             )
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train, from a checkpoint where one is given: a folder, or True for the newest one."""
+        if resume_from_checkpoint is True:
+            found = find_last_checkpoint(Path(str(self.args.output_dir)))
+            resume_from_checkpoint = str(found) if found is not None else True
+        if isinstance(resume_from_checkpoint, str):
+            self._resumption.checkpoint = Path(resume_from_checkpoint)
+        else:
+            self._resumption.checkpoint = None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Leave out an epoch that begins after the last step, of which one would be trained."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Also save what else a process needs to go on."""
+        super()._save_rng_state(output_dir)
+        self._resumption.save(Path(output_dir))
 
     def compute_loss(
         self,
@@ -152,6 +184,9 @@ class MoDETrainerMixin(TokenMeanEvaluation):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mixture's measurements beside the host trainer's."""
+        if "train_loss" in logs and self._resumption.is_whole:
+            # In place: `Trainer` returns the same metrics, and means only what this call has seen.
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "loss" in logs:
             logs = {**logs, **self._pace.take(self.accelerator)}
             if self._steps:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
@@ -23,17 +26,22 @@ from depthmix.data.audit import warn_of_leaks
 from depthmix.data.records import load_published, to_instructions
 from depthmix.data.selection import select_records
 from depthmix.data.templates import check_label_tokens, load_evaluation_records, to_training_dataset
+from depthmix.drafts import DRAFT_SUFFIX, move_into, taking_room
 from depthmix.evaluation.scoring import Evaluation, choice_likelihood, exact_match
-from depthmix.layer_choice import choose_on_records
+from depthmix.layer_choice import LayerChoice, choose_on_records
 from depthmix.ledger import parameter_ledger
 from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import DataSection, EvaluationSection, RunConfig, save_run_config
-from depthmix.run_folder import (
-    TrainResult,
+from depthmix.run_checkpoints import ADAPTER_NAMES, CheckpointLimit, keep_best
+from depthmix.run_config import DataSection, EvaluationSection, RunConfig
+from depthmix.run_folder import TrainResult, save_result
+from depthmix.run_start import (
+    OnBegin,
+    Start,
+    begin,
     check_resumed,
-    find_checkpoint,
+    find_start,
+    read_beginning,
     removed_if_refused,
-    save_result,
 )
 from depthmix.trainers import MoDESFTTrainer
 from depthmix.versions import list_versions
@@ -54,7 +62,9 @@ def train(
     Args:
         config: The run's settings.
         overwrite: Delete the run that the output folder holds.
-        resume: Go on from the last checkpoint in the output folder.
+        resume: Go on with the run in the output folder: from its newest whole checkpoint, or from
+            the first step where it was interrupted before there was one. It ends at the weights
+            and the log of a run without the interruption; after the last step it only finishes.
         test_sets: What to leave out instead of `data.without`, as for `select_records`.
 
     Returns:
@@ -62,8 +72,10 @@ def train(
 
     Raises:
         ValueError: If a setting, a record or the model does not fit, or a run that is resumed began
-            with other settings; nothing is written then.
+            with other settings or records, or its checkpoint lacks what it needs; nothing is
+            written then.
         FileExistsError: If the output folder holds a run and neither flag says what to do.
+        OSError: If the output folder cannot be written, or is full; `resume` goes on then.
         FloatingPointError: If the loss or a gradient is not finite; the last checkpoint is kept.
         RuntimeError: If the template needs lm-eval, which is not installed.
     """
@@ -82,10 +94,32 @@ def train(
             f"`mode.revision` must be left out, got {config.mode['revision']!r}: it is that of the "
             "model under the adapter, which `model.revision` names."
         )
+    if config.training.get("resume_from_checkpoint") is not None:
+        raise ValueError(
+            "`training.resume_from_checkpoint` must be left out, got "
+            f"{config.training['resume_from_checkpoint']!r}; `resume` goes on from the newest "
+            "checkpoint in `training.output_dir`."
+        )
     output_dir = Path(config.training["output_dir"])
-    checkpoint = find_checkpoint(output_dir, overwrite=overwrite, resume=resume)
-    if resume:
+    start = find_start(output_dir, overwrite=overwrite, resume=resume, training=config.training)
+    if resume and not start.clears:
         check_resumed(config, output_dir)
+    with (
+        taking_room(output_dir, "training.output_dir", then="go on by `resume`"),
+        removed_if_refused(output_dir),
+    ):
+        return _train(config, output_dir, start, test_sets, started, versions)
+
+
+def _train(
+    config: RunConfig,
+    output_dir: Path,
+    start: Start,
+    test_sets: Sequence[str] | None,
+    started: float,
+    versions: dict[str, str],
+) -> TrainResult:
+    """Do what `train` says, from where it starts."""
     tokenizer = load_tokenizer(config.model)
     data = config.data
     write = choose_form(data)
@@ -114,7 +148,17 @@ def train(
     arguments = _training_arguments(config, output_dir)
     mode, choice = MoDEConfig(**config.mode), None
     mode.revision = config.model.revision  # says beside the adapter which weights are under it
-    if mode.late_layers == "auto":
+    kept = {} if start.checkpoint is None else read_beginning(output_dir)
+    digest = _digest(records)
+    if kept.get("records", digest) != digest:
+        raise ValueError(
+            f"`data.train` must hold the records with which the run in {output_dir} began, and "
+            f"{data.train} gives others now; put them back, or start the run again by `overwrite`."
+        )
+    if mode.late_layers == "auto" and kept.get("layer_choice") is not None:
+        choice = TypeAdapter(LayerChoice).validate_python(kept["layer_choice"])
+        mode = replace(mode, late_layers=list(choice.late_layers))
+    elif mode.late_layers == "auto":
         choice = choose_on_records(
             model.to(arguments.device),  # pyrefly: ignore[bad-argument-type]
             tokenizer,
@@ -129,17 +173,19 @@ def train(
         if arguments.process_index == 0:
             print(choice, file=sys.stderr)
     first_late_layer = mode.resolve_late_layers(model.config.get_text_config().num_hidden_layers)[0]
-    with removed_if_refused(output_dir):
-        trainer = MoDESFTTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            peft_config=mode if config.method == "mode" else to_lora(mode, model),
-        )
-        assert isinstance(trainer.train_dataset, Dataset)
-        check_label_tokens(trainer.train_dataset, selection.numbers)
+    trainer = MoDESFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        peft_config=mode if config.method == "mode" else to_lora(mode, model),
+    )
+    assert isinstance(trainer.train_dataset, Dataset)
+    check_label_tokens(trainer.train_dataset, selection.numbers)
+    limit = config.training.get("save_total_limit") or 0
+    if limit > 0:
+        trainer.add_callback(CheckpointLimit(limit))
     tuned = trainer.model
     assert isinstance(tuned, PeftModel)
     ledger = parameter_ledger(
@@ -164,22 +210,30 @@ def train(
                 f"{len(selection.records):,} are used.",
                 file=sys.stderr,
             )
-        if overwrite and output_dir.exists():
-            shutil.rmtree(output_dir)
-        save_run_config(config, output_dir)
-    trainer.accelerator.wait_for_everyone()
+        print(*start.notices, sep="\n", end="\n" * bool(start.notices), file=sys.stderr)
+    facts = {"records": digest, "layer_choice": None if choice is None else asdict(choice)}
+    # Only when optimiser, data and checkpoint are in place, and before a reporter opens its files.
+    trainer.callback_handler.callbacks.insert(
+        0, OnBegin(partial(begin, config, output_dir, start, facts))
+    )
 
     before = None
     if config.evaluation is not None and config.evaluation.before and items is not None:
         with tuned.disable_adapter():
             before = evaluate(tuned, tokenizer, items, config.evaluation)
+    checkpoint = None if start.checkpoint is None else str(start.checkpoint)
     metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     if eval_dataset is not None:
         metrics |= trainer.evaluate()
     after = None
     if config.evaluation is not None and items is not None:
         after = evaluate(tuned, tokenizer, items, config.evaluation)
-    trainer.save_model(str(output_dir))
+    draft = output_dir / f".adapter{DRAFT_SUFFIX}"
+    trainer.save_model(str(draft), _internal_call=True)
+    if is_main:
+        move_into(draft, output_dir, last=ADAPTER_NAMES[::-1])
+    if arguments.push_to_hub:
+        trainer.push_to_hub(commit_message="Model save", revision=arguments.hub_revision)
     metrics["total_seconds"] = time.monotonic() - started
     result = TrainResult(
         output_dir=output_dir,
@@ -197,6 +251,8 @@ def train(
     )
     if is_main:
         save_result(result)
+        if limit == 1 and trainer.state.best_model_checkpoint is not None:
+            keep_best(output_dir, Path(trainer.state.best_model_checkpoint))
     return result
 
 
@@ -226,6 +282,12 @@ def evaluate(
         max_new_tokens=section.max_new_tokens,
         batch_size=section.batch_size,
     )
+
+
+def _digest(records: Sequence[Mapping[str, Any]]) -> str:
+    """Tell training records from others."""
+    text = json.dumps(records, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def choose_form(section: DataSection) -> Callable[..., list[dict[str, Any]]]:
@@ -267,6 +329,7 @@ def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
             "dataloader_pin_memory": False,
         }
     arguments: dict[str, Any] = {**defaults, **config.training, "output_dir": str(output_dir)}
+    arguments.pop("save_total_limit", None)  # `CheckpointLimit` sees to it
     try:
         return SFTConfig(**arguments)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+
+from depthmix.run_checkpoints import find_last_checkpoint
 
 
 class Pace(TrainerCallback):
@@ -67,6 +69,6 @@ class FiniteGradients(TrainerCallback):
 
 def say_diverged(what: str, args: TrainingArguments) -> str:
     """Say what diverged, where the last good weights are, and what to try."""
-    last = get_last_checkpoint(args.output_dir)
+    last = find_last_checkpoint(Path(str(args.output_dir)))
     kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
     return f"The {what}; {kept}. Lower `learning_rate`, or raise `warmup_steps`."

@@ -51,7 +51,8 @@ def train(
         method: `lora` trains the same adapters without the mixture, as a baseline.
         preset: `paper` starts from the paper's settings.
         overwrite: Replace what the output folder holds.
-        resume: Go on from the output folder's last checkpoint.
+        resume: Go on with the run in the output folder after an interruption: from its newest whole
+            checkpoint, or from the first step where it has none. It ends as if nothing had been.
     """
     from accelerate import PartialState
 

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from depthmix.drafts import DRAFT_SUFFIX, move_into, write_whole
+
 NUM_LAYERS = 8
 """Enough for six routes, and layers below them that carry adapters."""
 
@@ -56,8 +58,11 @@ def write_toy_model(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = LlamaForCausalLM(config)
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    draft = folder.with_name(f".{folder.name}{DRAFT_SUFFIX}")
+    tokenizer.save_pretrained(draft)
+    model.save_pretrained(draft)
+    folder.mkdir(parents=True, exist_ok=True)
+    move_into(draft, folder, last=("config.json",))
     return folder
 
 
@@ -79,8 +84,7 @@ def write_toy_records(folder: Path, kind: str, split: str) -> Path:
     rng = random.Random(f"{SEED} {kind} {split}")
     first = 0 if split == "train" else 50
     records = [_sum(kind, first + number, rng.randrange(50)) for number in range(NUM_RECORDS)]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    return path
+    return write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _sum(kind: str, a: int, b: int) -> dict[str, Any]:

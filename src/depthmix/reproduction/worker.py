@@ -21,6 +21,7 @@ import torch
 from depthmix.data.selection import select_records
 from depthmix.data.source_files import DATA_VARIABLE
 from depthmix.data.templates import render_prompt
+from depthmix.drafts import write_whole
 from depthmix.evaluation.generation_speed import measure_generation
 from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.judge import JudgeSection
@@ -57,8 +58,7 @@ class Assignment:
         """Write it as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {**asdict(self), "root": str(self.root)}
-        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", "utf-8")
-        return path
+        return write_whole(path, json.dumps(content, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Assignment:

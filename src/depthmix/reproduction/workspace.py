@@ -14,13 +14,14 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic_core import to_jsonable_python
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from depthmix.drafts import write_whole
 from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.options import build_section
 from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
+from depthmix.run_checkpoints import find_last_checkpoint
 from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
 
 FINISHED_NAME = "finished.json"
@@ -83,21 +84,12 @@ class Workspace:
 
     def has_checkpoint(self, run: Run) -> bool:
         """Tell whether a run was interrupted after a checkpoint, from which it goes on."""
-        folder = self.run_folder(run)
-        return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
+        return find_last_checkpoint(self.run_folder(run)) is not None
 
     def clear(self, run: Run) -> None:
-        """Remove what an interrupted run cannot go on from: half a checkpoint, or all without one.
-
-        The trainer writes its state last into a checkpoint.
-        """
+        """Remove an interrupted run that has no whole checkpoint to go on from."""
         folder = self.run_folder(run)
-        if not folder.is_dir() or self.is_trained(run):
-            return
-        for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            if not (checkpoint / TRAINER_STATE_NAME).is_file():
-                shutil.rmtree(checkpoint)
-        if not self.has_checkpoint(run):
+        if folder.is_dir() and not self.is_trained(run) and not self.has_checkpoint(run):
             shutil.rmtree(folder)
 
     def describe(self, run: Run) -> None:
@@ -109,12 +101,14 @@ class Workspace:
     def note_earlier_start(self, run: Run) -> None:
         """Keep how long an interrupted training took, before it goes on from its checkpoint."""
         folder = self.run_folder(run)
-        checkpoint = get_last_checkpoint(str(folder))
+        checkpoint = find_last_checkpoint(folder)
         assert checkpoint is not None  # whoever calls this has asked `has_checkpoint`
         began = (folder / RUN_CONFIG_NAME).stat().st_mtime
-        seconds = (Path(checkpoint) / TRAINER_STATE_NAME).stat().st_mtime - began
         # A start that came to no checkpoint of its own took nothing that is used.
-        write_json(folder / EARLIER_NAME, [*_read_earlier(folder), max(0.0, seconds)])
+        seconds = max(0.0, (checkpoint / TRAINER_STATE_NAME).stat().st_mtime - began)
+        earlier = _read_earlier(folder)
+        if seconds not in earlier[-1:]:  # or noted by a start that was interrupted at once
+            write_json(folder / EARLIER_NAME, [*earlier, seconds])
 
     @contextmanager
     def claim(self, run: Run, role: Literal["owner", "worker"] = "owner") -> Iterator[bool]:
@@ -210,10 +204,8 @@ def _read_earlier(folder: Path) -> list[float]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a file at once, so that an interruption leaves the old one, the new one or none."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    draft.replace(path)
+    """Write JSON by `write_whole`."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @functools.cache
