@@ -1,6 +1,7 @@
 """The lens page as it is served: texts in, pages out, nothing for anyone else."""
 
 import socket
+import struct
 import threading
 from http.client import HTTPConnection
 from urllib.parse import urlencode, urlsplit
@@ -134,6 +135,19 @@ def test_a_request_must_say_its_length(server):
     connection.sock.shutdown(socket.SHUT_WR)
     assert connection.getresponse().status == 413
     connection.close()
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(ask, server, capfd):
+    for request in (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", b"POST / HTTP/1.1\r\nHo"):
+        client = socket.create_connection(("127.0.0.1", server.server_port))
+        # Closed with a reset, as by a browser that is killed.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(request % server.server_port if b"%d" in request else request)
+        client.close()
+    assert ask("again")[0].status == 200
+    server.shutdown()
+    server.server_close()  # waits for the threads that still answer
+    assert capfd.readouterr().err == ""
 
 
 def test_the_command_says_where_and_ends_quietly(server, tmp_path, capsys, monkeypatch):

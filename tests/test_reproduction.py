@@ -1083,7 +1083,7 @@ class TestLaunching:
                 )
 
     def test_what_would_be_ignored_is_refused(self):
-        with pytest.raises(ValueError, match="is for `--launcher slurm`"):
+        with pytest.raises(ValueError, match="is for `launcher=slurm`"):
             Launcher(options={"slurm-partition": "gpu"})
         with pytest.raises(ValueError, match="`jobs` is for this machine"):
             Launcher(kind="slurm", jobs=2)

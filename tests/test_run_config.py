@@ -158,7 +158,10 @@ def test_wrong_settings_are_named(overrides, message):
 
 @pytest.mark.parametrize(("section", "option"), [("model", "name"), ("data", "train")])
 def test_missing_settings_are_named(section, option):
-    with pytest.raises(ValueError, match=f"`{section}.{option}` is missing; .* `--{section}"):
+    with pytest.raises(
+        ValueError,
+        match=f"`{section}.{option}` is missing; .* section `{section}` of the file, or pass it",
+    ):
         load_run_config(None, {k: v for k, v in REQUIRED.items() if k != section})
 
 

@@ -179,7 +179,7 @@ class MixtureConfig:
         if isinstance(self.late_layers, str):
             raise ValueError(
                 "`late_layers='auto'` needs a probe: leave it to `depthmix train`, give "
-                "`depthmix info` a `--probe`, or pass "
+                "`depthmix info` a `probe`, or pass "
                 "`late_layers=choose_late_layers(probe_layers(model, sequences))`."
             )
         return self.late_layers

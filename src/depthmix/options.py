@@ -67,7 +67,7 @@ def build_section(section: str, given: Mapping[str, Any], owner: type) -> Any:
         if required and option.name not in values:
             raise ValueError(
                 f"`{section}.{option.name}` is missing; set it in the section `{section}` of the "
-                f"file, or pass `--{section}.{option.name.replace('_', '-')}`."
+                "file, or pass it."
             )
     return owner(**values)
 

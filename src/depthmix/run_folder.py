@@ -105,7 +105,7 @@ def load_result(folder: Path) -> TrainResult:
     if not path.is_file():
         raise FileNotFoundError(
             f"`run` must be the folder of a finished run, and {folder} holds no {RESULTS_NAME}; "
-            "finish the run with `depthmix train … --resume`, or name another folder."
+            "finish the run with `resume=True`, or name another folder."
         )
     try:
         content = json.loads(path.read_text("utf-8"))

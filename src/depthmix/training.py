@@ -83,7 +83,7 @@ def train(
     if config.model.adapter is not None:
         raise ValueError(
             "`model.adapter` must be left out in training, which makes a new adapter; go on with "
-            "an unfinished run by `--resume`, or merge the adapter into its model first."
+            "an unfinished run by `resume=True`, or merge the adapter into its model first."
         )
     if "output_dir" not in config.training:
         raise ValueError(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from cyclopts import App
 
 from depthmix_cli.answering import chat, generate
+from depthmix_cli.flags import add_flags
 from depthmix_cli.looking import lens, report
 from depthmix_cli.measuring import audit, compare, evaluate
 from depthmix_cli.reproducing import reproduce
@@ -25,7 +27,10 @@ app = App(
     version=lambda: version("depthmix"),
 )
 
-for command in (train, generate, chat, lens, report, evaluate, info, audit, compare, reproduce):
+COMMANDS = (train, generate, chat, lens, report, evaluate, info, audit, compare, reproduce)
+"""What `depthmix` can do."""
+
+for command in COMMANDS:
     app.command(command)
 
 
@@ -44,8 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("DEPTHMIX_DEBUG") == "1":
             raise
         # Messages of other libraries may span lines.
-        print("depthmix:", " ".join(str(error).split()), file=sys.stderr)
+        print("depthmix:", add_flags(" ".join(str(error).split()), _command(argv)), file=sys.stderr)
         if isinstance(error, TypeError | RuntimeError):  # may be no mistake of the user's
             print("DEPTHMIX_DEBUG=1 shows where it came from.", file=sys.stderr)
         return 1
     return 0
+
+
+def _command(argv: Sequence[str] | None) -> Callable[..., Any] | None:
+    """Find the command that was run."""
+    given = sys.argv[1:] if argv is None else argv
+    return next((one for one in COMMANDS if given and one.__name__ == given[0]), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -180,6 +181,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fault(self, error: str, status: HTTPStatus) -> _Answer:
         return self._site.reader.refuse("", error, status)
+
+    def handle(self) -> None:
+        """Answer, unless the browser has gone away meanwhile: nobody is left to be told."""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            super().handle()
+
+    def finish(self) -> None:
+        """Send what is left, if there is still somebody to send it to."""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            super().finish()
 
     def _answer(self, answer: _Answer) -> None:
         """Send a page."""

@@ -89,7 +89,7 @@ def _find_passages(report: Report) -> dict[str, str]:
     """Choose what to read where no text was given."""
     if not report.verdicts:
         raise ValueError(
-            "There is no item to read, since the run was not evaluated; name a text with `--text`."
+            "There is no item to read, since the run was not evaluated; name a text by `text`."
         )
     return choose_passages(report.examples or first_items(report.verdicts[0]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depthmix.evaluation.folder import RESULTS_NAME
+from depthmix.run_config import RUN_CONFIG_NAME
 
 
 def find_evaluation(run: str | Path) -> Path:
@@ -23,6 +24,12 @@ def find_evaluation(run: str | Path) -> Path:
     folder = Path(run).expanduser()
     inner = folder / "evaluation"
     if not inner.is_dir():
+        if (folder / RUN_CONFIG_NAME).is_file() or (folder / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"`runs` must be evaluated by `depthmix evaluate`, and {folder} is a run that was "
+                "not: what it measured in training stays in its results.json, where `depthmix "
+                f"report {folder}` shows it; run `depthmix evaluate {folder}` to compare it."
+            )
         if (folder / RESULTS_NAME).is_file():
             return folder
         raise FileNotFoundError(

@@ -212,7 +212,7 @@ def write_tables(
     if not overwrite and (existing := [str(path) for path in paths.values() if path.exists()]):
         raise FileExistsError(
             f"`output` must not hold an earlier comparison, and {', '.join(existing)} exists; "
-            "choose another folder, or replace it with `--overwrite`."
+            "choose another folder, or replace it with `overwrite=True`."
         )
     texts = {suffix: write(comparison) for suffix, write in WRITERS.items()}
     directory.mkdir(parents=True, exist_ok=True)

@@ -202,8 +202,17 @@ def _check_columns(names: Sequence[str]) -> None:
 
 def _read_hub(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
     """Read a data set of the hub, or of its cache."""
-    if Path(source).suffix in (".json", ".jsonl", ".csv", ".parquet"):
-        raise FileNotFoundError(f"`data` must be an existing file, and there is none at {source}.")
+    path = Path(source)
+    if (
+        path.suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+        or source.startswith((".", "~", "/"))
+        or source.count("/") > 1
+        or (path.parent != Path() and path.parent.is_dir())
+    ):
+        what = "a folder" if path.is_dir() else "none"
+        raise FileNotFoundError(
+            f"`data` must be an existing file, and there is {what} at {source}."
+        )
     try:
         dataset = datasets.load_dataset(source, split=split)
     except (OSError, datasets.exceptions.DatasetsError) as error:

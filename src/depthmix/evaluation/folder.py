@@ -63,13 +63,13 @@ class EvaluationFolder:
             raise FileExistsError(
                 f"`output` must be a new folder or one of the same evaluation, and {path} holds "
                 f"one with another `{differing[0]}` ({found.get(differing[0])!r}, now "
-                f"{self.settings.get(differing[0])!r}); pass `--overwrite`, or another `--output`."
+                f"{self.settings.get(differing[0])!r}); pass `overwrite=True`, or another `output`."
             )
         others = [file for file in path.glob("*") if file.suffix != DRAFT_SUFFIX]
         if found is None and others:
             raise FileExistsError(
                 f"`output` must be a new folder or one of the same evaluation, and {path} holds "
-                "other files; choose another `--output`."
+                "other files; choose another `output`."
             )
         kept = None if self._clears else self._read(RESULTS_NAME)
         self.results: dict[str, Any] = kept or {}

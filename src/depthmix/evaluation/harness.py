@@ -222,7 +222,7 @@ def evaluate_all(
         raise ValueError(
             "`models` must have different names, since each has its folder of results, got "
             f"{', '.join(section.name for section in sections)}; evaluate them one by one with "
-            "`--output`."
+            "`output`."
         )
     for section, folder in zip(sections, folders, strict=True):
         evaluate(section, plan, output_dir=folder, overwrite=overwrite)

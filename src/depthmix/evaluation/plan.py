@@ -82,7 +82,7 @@ class EvaluationPlan:
         if judged and self.judge is None:
             raise ValueError(
                 f"`tasks` names {judged[0]}, whose answers a judge must rate; pass "
-                "`--judge.model` and, for another endpoint than OpenAI's, `--judge.base-url`."
+                "`judge.model` and, for another endpoint than OpenAI's, `judge.base_url`."
             )
         self._refuse_what_would_be_ignored(judged)
 

@@ -19,8 +19,8 @@ Quantity = Literal["layer_loss", "routing_weight", "routing_variance", "routing_
 """What is logged for each late layer, and drawn over training."""
 
 DECIDED = {
-    "run.model.name": "`models` says it, or `--model`",
-    "run.training.seed": "`seeds` says it, or `--seeds`",
+    "run.model.name": "`models` says it, or `model`",
+    "run.training.seed": "`seeds` says it",
     "run.training.output_dir": "each run has its own folder in the workspace",
     "run.training.hub_token": "settings are written down; log in by `hf auth login` instead",
 }

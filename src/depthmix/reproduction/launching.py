@@ -54,9 +54,7 @@ class Launcher:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.kind == "local" and self.options:
-            raise ValueError(
-                "`slurm` is for `--launcher slurm`; pass it, or leave the options out."
-            )
+            raise ValueError("`slurm` is for `launcher=slurm`; pass it, or leave the options out.")
         if self.kind == "slurm" and self.jobs > 1:
             raise ValueError(
                 "`jobs` is for this machine, and a cluster decides for itself; leave it out."
@@ -97,7 +95,7 @@ def launch(assignments: Sequence[Assignment], launcher: Launcher) -> Iterator[As
             except FailedJobError as error:  # what sbatch has said
                 raise RuntimeError(
                     f"The cluster refuses the job, saying '{error}'; `slurm` sets its options, "
-                    "such as `--slurm.gpus-per-node 0` where there are no GPUs."
+                    "such as `slurm.gpus_per_node=0` where there are no GPUs."
                 ) from error
             running.append((job, assignment, slot))
         if launcher.kind != "local":

@@ -86,7 +86,7 @@ def check_page(folder: Path, trials: Sequence[Trial]) -> None:
             raise FileExistsError(
                 f"`results` must not hold a page that shows more than the new one, and that in "
                 f"{folder} also has {Path(model).name} on {subject} with seed {seed}{more}; ask "
-                "for these as well, choose another folder by `--results`, or remove that one."
+                "for these as well, choose another folder by `results`, or remove that one."
             )
 
 

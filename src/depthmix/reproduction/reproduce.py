@@ -154,7 +154,7 @@ def plan(
         )
         if name not in experiments and judge is None and _needs_judge(trials):
             print(
-                f"{name} is left out, since a judge rates its answers; name one by `--judge.model`",
+                f"{name} is left out, since a judge rates its answers; name one by `judge.model`",
                 file=sys.stderr,
             )
             continue
@@ -253,7 +253,7 @@ def _check_judge(planned: Reproduction) -> None:
         if planned.judge is None and _needs_judge(trials):
             raise ValueError(
                 f"`judge` must be given for {experiment.name}, whose answers a model rates; pass "
-                "`--judge.model` and, for another endpoint than OpenAI's, `--judge.base-url`, or "
+                "`judge.model` and, for another endpoint than OpenAI's, `judge.base_url`, or "
                 "leave the experiment out."
             )
 

@@ -62,7 +62,7 @@ def fetch_test_sets(without: Iterable[str], *, data_dir: str | None = None) -> l
         raise FileNotFoundError(
             "`data.without` must leave out the questions of all named test sets, since a run made "
             f"with fewer of them is another one, and {', '.join(missing)} are neither at hand nor "
-            f"to be had; put their files into a folder (docs/data.md), and name it by `--data-dir` "
+            f"to be had; put their files into a folder (docs/data.md), and name it by `data_dir` "
             f"or the environment variable {DATA_VARIABLE}."
         ) from first
     return names

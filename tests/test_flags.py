@@ -1,0 +1,85 @@
+"""Messages of the library name Python's arguments; the command line adds its flags."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import depthmix
+import depthmix_cli
+from depthmix_cli.flags import add_flags
+from depthmix_cli.measuring import compare, evaluate
+from depthmix_cli.reproducing import reproduce
+from depthmix_cli.tuning import info, train
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "shown"),
+    [
+        (evaluate, "`top_k` must be 1.", "`top_k` (`--top-k`) must be 1."),
+        (evaluate, "`top_k` and `top_k`.", "`top_k` (`--top-k`) and `top_k`."),
+        (evaluate, "pass `overwrite=True`, or another `output`.",
+         "pass `--overwrite`, or another `output` (`--output`)."),
+        (evaluate, "`judge.base_url` must", "`judge.base_url` (`--judge.base-url`) must"),
+        (evaluate, "`model.top_k` must", "`model.top_k` (`--top-k`) must"),
+        (evaluate, "`model.name` must, and `models`", "`model.name` must, and `models`"),
+        (evaluate, "`judge` is for", "`judge` is for"),
+        (evaluate, "`other` and `RUN` and `a b`", "`other` and `RUN` and `a b`"),
+        (train, "`training.output_dir` must", "`training.output_dir` (`--training.output-dir`) mu"
+         "st"),
+        (train, "`late_layers` must", "`late_layers` (`--mode.late-layers`) must"),
+        (train, "use `adapt='all'`.", "use `--mode.adapt 'all'`."),
+        (train, "`learning_rate`", "`learning_rate` (`--training.learning-rate`)"),
+        (train, "`train_late_norms=False`", "`--mode.train-late-norms false`"),
+        (info, "`late_layers` must", "`late_layers` (`--mode.late-layers`) must"),
+        (compare, "`late_layers` must", "`late_layers` must"),
+        (reproduce, "pass `launcher=slurm`", "pass `--launcher slurm`"),
+        (evaluate, "`overwrite=False`", "`--no-overwrite`"),
+        (None, "`top_k` must", "`top_k` must"),
+    ],
+)  # fmt: skip
+def test_flags_are_added(command, message, shown):
+    depthmix.load_run_config(
+        None, {"model": {"name": "m"}, "data": {"train": "t"}, "training": {"max_steps": 1}}
+    )
+    assert add_flags(message, command) == shown
+    assert add_flags(shown, command) == shown
+
+
+def test_the_library_names_no_flag():
+    """Of what is raised, that is: commands to copy are commands."""
+    folder = Path(depthmix.__file__).parent
+    for path in folder.rglob("*.py"):
+        text = path.read_text("utf-8")
+        for found in re.finditer(r"raise \w+\((?:[^()]|\([^()]*\))*\)", text):
+            flags = re.findall(r"[ `](--[a-z][\w.-]*)", found[0])
+            assert set(flags) <= {"--no-deps"}, (path, found[0])
+
+
+def test_every_command_is_known_by_its_name():
+    names = [command.__name__ for command in depthmix_cli.COMMANDS]
+    assert len(set(names)) == len(names)
+    assert all(list(inspect.signature(one).parameters) for one in depthmix_cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["generate", "m", "Hi", "--lazy", "--draft-layer", "2"],
+         "`lazy` (`--lazy`) and `draft_layer` (`--draft-layer`) are two ways"),
+        (["evaluate", "m"], "`tasks` (`--tasks`) must name at least one data set, or `records` ("),
+        (["train", "--mode.target-module", "x"],
+         "`mode.target_module` (`--mode.target-module`) is not an option of MoDEConfig; did you "
+         "mean `target_modules`"),
+        (["info", "m", "--mode.r", "0"], "`r`"),
+    ],
+)  # fmt: skip
+def test_commands_add_theirs(arguments, shown, capsys, monkeypatch):
+    monkeypatch.setattr("depthmix.inspection.load_model", lambda *_, **__: None)
+    if arguments[0] == "train":
+        arguments += ["--model.name", "m", "--data.train", "t"]
+    assert depthmix_cli.main(arguments) == 1
+    assert shown in capsys.readouterr().err
