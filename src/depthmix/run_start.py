@@ -110,7 +110,8 @@ def find_start(
     if not overwrite and entries:
         raise FileExistsError(
             f"`training.output_dir` must be a new folder, and {output_dir} already holds files; "
-            "pass `--resume` to go on, `--overwrite` to start again, or choose another folder."
+            "pass `resume=True` to go on, `overwrite=True` to start again, or choose another "
+            "folder."
         )
     return Start(clears=overwrite)
 

@@ -17,39 +17,41 @@ OWNERS = {"mode": ("depthmix.adapter_config", "MoDEConfig"), "training": ("trl",
 
 
 def add_flags(message: str, command: Callable[..., Any] | None) -> str:
-    """Say after each argument of a message by which flag a command takes it.
+    """Say behind a message by which flags a command takes the arguments in it.
 
     Args:
         message: One sentence, with Python's arguments in backticks.
         command: The command that was run, or None if it is not known.
 
     Returns:
-        The message, in which "`top_k` must be" is followed by its flag, and "`overwrite=True`"
-        became one.
+        The message, in which "`overwrite=True`" became a flag, and behind it the flags of what else
+        it names.
     """
     if command is None:
         return message
     parameters = inspect.signature(command).parameters
     known = {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
-    shown: set[str] = set(re.findall(r"`(--[\w.-]+)", message))
+    flags: dict[str, None] = {}
 
     def replace(found: re.Match[str]) -> str:
         flag = _find_flag(found["name"], known)
-        if flag is None:
-            return found[0]
-        if found["value"] is not None:
+        if flag is not None and found["value"] is not None:
             return f"`{_set_flag(flag, found['value'])}`"
-        if flag in shown:
-            return found[0]
-        shown.add(flag)
-        return f"{found[0]} (`{flag}`)"
+        if flag is not None:
+            flags[flag] = None
+        return found[0]
 
-    return TERM.sub(replace, message)
+    message = TERM.sub(replace, message)
+    shown = set(re.findall(r"`(--[\w.-]+)", message))
+    missing = ", ".join(f"`{flag}`" for flag in flags if flag not in shown)
+    return f"{message} On the command line: {missing}." if missing else message
 
 
 def _find_flag(name: str, known: set[str]) -> str | None:
     """Name the flag of an argument, if the command has one."""
     section, _, option = name.rpartition(".")
+    if section in OWNERS and option not in (_list_options(section) or {option}):
+        return None  # what there is no option for has no flag
     if section in known or (name in known and not _is_section(name)):
         found = name
     elif section == "model" and option in known:  # what other commands say of the model alone
