@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters import OPTIONS, logits, lora_targets, redrawn, tuned_model
 from depthmix import MoDEConfig
+from depthmix.attachment import find_mixture_norm
 from depthmix.mixture_norm import MoDENorm
 from models import tiny_model
 
@@ -143,6 +144,94 @@ def test_merge_of_a_chosen_adapter():
     tuned.set_adapter("default")
     merged = tuned.merge_and_unload(adapter_names=["other"])
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+
+
+def three_adapters():
+    """Adapters of two depths, and one with LoRA in other layers; the last one is active."""
+    tuned = tuned_model()
+    for name, options in (("shallow", {"late_layers": 2}), ("all", {"adapt": "all"})):
+        tuned.add_adapter(name, MoDEConfig(**{**OPTIONS, **options}))
+        tuned.set_adapter(name)
+        redrawn(tuned, seed=len(name))
+    expected = {}
+    for name in ("default", "shallow", "all"):
+        tuned.set_adapter(name)
+        expected[name] = logits(tuned)
+    return tuned, expected
+
+
+def test_adapters_switched_deleted_loaded_and_merged_in_turn(tmp_path):
+    tuned, expected = three_adapters()
+    with tuned.disable_adapter():
+        assert torch.equal(logits(tuned), logits(tiny_model()))
+    tuned.save_pretrained(tmp_path)
+    tuned.delete_adapter("shallow")
+    assert torch.equal(logits(tuned), expected["all"])
+    tuned.load_adapter(tmp_path / "shallow", "again")
+    assert torch.equal(logits(tuned), expected["all"])
+    tuned.set_adapter("again")
+    assert torch.equal(logits(tuned), expected["shallow"])
+    tuned.delete_adapter("again")
+    assert torch.equal(logits(tuned), expected[tuned.active_adapter])
+    tuned.set_adapter("default")
+    merged = tuned.merge_and_unload(adapter_names=["all"])
+    torch.testing.assert_close(logits(merged), expected["all"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_adapter_deleted_leaves_the_base():
+    tuned = tuned_model()
+    tuned.delete_adapter("default")
+    assert torch.equal(logits(tuned.base_model.model), logits(tiny_model()))
+    tuned.add_adapter("default", MoDEConfig(**OPTIONS))
+    tuned.set_adapter("default")
+    expected = logits(redrawn(tuned, seed=5))
+    assert torch.equal(expected, logits(tuned_model()))
+
+
+def test_what_is_merged_while_adapters_are_disabled_is_the_whole_adapter():
+    tuned = tuned_model()
+    expected = logits(tuned)
+    with tuned.disable_adapter():
+        merged = tuned.merge_and_unload()
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (["default", "all"], ValueError, "must name one MoDE adapter at a time"),
+        (["al"], ValueError, r"it has default, shallow, all, got 'al'"),
+        ("all", TypeError, "must be a list of one name, got 'all'"),
+    ],
+)
+def test_a_merge_that_cannot_be_leaves_the_model_as_it_was(names, error, message):
+    tuned, expected = three_adapters()
+    with pytest.raises(error, match=message):
+        tuned.merge_and_unload(adapter_names=names)
+    assert torch.equal(logits(tuned), expected["all"])
+
+
+def test_a_safe_merge_looks_at_the_mixture_too():
+    tuned = tuned_model()
+    torch.testing.assert_close(
+        logits(tuned_model().merge_and_unload(safe_merge=True)), logits(tuned), rtol=1e-4, atol=1e-4
+    )
+    with torch.no_grad():
+        find_mixture_norm(tuned).active_mixture.router.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="`safe_merge` found a weight that is not finite"):
+        tuned.merge_and_unload(safe_merge=True)
+    assert lora_targets(tuned)
+
+
+def test_layers_cannot_be_merged_one_by_one():
+    tuned = tuned_model()
+    expected = logits(tuned)
+    norm = find_mixture_norm(tuned)
+    with pytest.raises(ValueError, match="`merge_adapter` cannot merge a mixture"):
+        norm.merge()
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        tuned.unmerge_adapter()
+    assert torch.equal(logits(tuned), expected)
 
 
 def test_unload_gives_the_base_back():

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from adapters import INPUT_IDS, OPTIONS, greedy, logits, lora_targets, redrawn, tuned_model
 from depthmix import MoDEConfig
-from depthmix.adapter import to_lora
 from depthmix.adapter_config import PAPER_MODE
 from depthmix.attachment import find_mixture_norm
+from depthmix.lora_baseline import to_lora
 from models import tiny_model
 
 

@@ -12,7 +12,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from depthmix import MixtureConfig, MoDEConfig, attach, detach, parameter_ledger
-from depthmix.adapter import to_lora
+from depthmix.lora_baseline import to_lora
 from depthmix.mixture import mix, route
 from models import random_ids, randomise, tiny_model
 

@@ -1,6 +1,6 @@
 """Mixture-of-Depths Ensemble (MoDE): the last layers of a language model vote, token by token."""
 
-from depthmix.adapter import register, to_lora
+from depthmix.adapter import register
 from depthmix.adapter_config import MoDEConfig
 from depthmix.architecture import find_backbone
 from depthmix.attachment import attach, detach, set_top_k
@@ -13,6 +13,7 @@ from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.layer_choice import choose_late_layers
 from depthmix.ledger import Ledger, parameter_ledger
+from depthmix.lora_baseline import to_lora
 from depthmix.probe import Probe, probe_layers
 from depthmix.run_config import RunConfig, load_run_config
 from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, LoraModel, PeftConfig
+from peft import LoraModel, PeftConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import delete_adapter
-from peft.utils import PeftType, register_peft_method
+from peft.utils import register_peft_method
 from peft.utils.transformers_weight_conversion import (
     convert_peft_config_for_transformers,
     get_model_conversion_mapping,
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthmix.adapter_config import MODE_LORA, MoDEConfig, check_type
-from depthmix.adapter_layer import MoDELayer, check_one_adapter
+from depthmix.adapter_files import MIXTURE, as_lora, check_conversion
+from depthmix.adapter_layer import MoDELayer, check_merge, check_one_adapter
 from depthmix.adapter_targets import check_targets
 from depthmix.adapter_weights import check_weights, load_weights
 from depthmix.architecture import find_backbone
@@ -86,6 +86,14 @@ class MoDEModel(LoraModel):
             self._unload_and_optionally_merge(merge=False)
         else:
             delete_adapter(self.model, adapter_name, self.prefix, self.tuner_layer_cls)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Keep the pretrained final norm frozen where the biases of LoRA's layers are trained."""
+        super()._mark_only_adapters_as_trainable(model)
+        norm = find_mixture_norm(model)
+        configs: Any = [self.peft_config[name] for name in self.active_adapters]
+        if isinstance(norm, MoDELayer) and all(config.bias != "all" for config in configs):
+            norm.base_layer.requires_grad_(False)
 
     def _check_target_module_compatiblity(
         self, peft_config: PeftConfig, model: nn.Module, target_name: str
@@ -184,6 +192,31 @@ class MoDEModel(LoraModel):
         norm.make_ready(adapter_name)
         return remapped
 
+    @classmethod
+    def _convert_state_dict_for_initial_model(
+        cls,
+        peft_model: Any,
+        peft_config: PeftConfig,
+        path_initial_model_for_weight_conversion: str,
+        output_state_dict: dict[str, Tensor],
+        kwargs: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Make a plain LoRA of PiSSA and its like, under the same mixture.
+
+        PEFT sets what makes the initial adapter a plain one on configurations of LoRA by name, and
+        keeps its two factors alone.
+        """
+        assert isinstance(peft_config, MoDEConfig)  # a copy of PEFT's
+        path = Path(path_initial_model_for_weight_conversion)
+        check_conversion(peft_config, output_state_dict, path.name, set(peft_model.peft_config))
+        peft_config.init_lora_weights = True
+        peft_config.save_pretrained(str(path))
+        converted = super()._convert_state_dict_for_initial_model(
+            peft_model, peft_config, str(path), output_state_dict, kwargs
+        )
+        mixture = {name: v for name, v in output_state_dict.items() if MIXTURE in name}
+        return converted | mixture
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapter; refuse several before the first layer has changed."""
         check_one_adapter([adapter_name] if isinstance(adapter_name, str) else adapter_name)
@@ -208,14 +241,31 @@ class MoDEModel(LoraModel):
             yield
 
     def merge_adapter(self, *_args: Any, **_kwargs: Any) -> None:
-        """Refuse: a mixture is no change of a weight that could be merged and unmerged.
+        """Refuse, before the first layer is merged.
 
         Raises:
             ValueError: Always.
         """
-        raise ValueError(
-            "`merge_adapter` cannot merge a mixture into the final norm's weight; "
-            "`merge_and_unload()` folds the LoRA weights and keeps the mixture as a plain module."
+        for layer in self.model.modules():
+            if isinstance(layer, MoDELayer):
+                layer.merge()
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Any = None,
+    ) -> Any:
+        """Take adapters off; refuse what cannot be merged before the first layer has changed."""
+        if merge:
+            names = self.active_adapters if adapter_names is None else adapter_names
+            check_merge(find_mixture_norm(self.model), names, safe_merge=safe_merge)
+        return super()._unload_and_optionally_merge(
+            merge=merge,
+            progressbar=progressbar,
+            safe_merge=safe_merge,
+            adapter_names=adapter_names,
         )
 
     def add_weighted_adapter(self, *_args: Any, **_kwargs: Any) -> None:
@@ -228,43 +278,6 @@ class MoDEModel(LoraModel):
             "`add_weighted_adapter` cannot combine mixtures; combine plain LoRA adapters before "
             "a mixture is trained on top."
         )
-
-
-def as_lora(config: PeftConfig) -> Any:
-    """Show a configuration to code of PEFT that asks for LoRA by the method's name.
-
-    Args:
-        config: Adapters and mixture; it is not changed.
-
-    Returns:
-        A copy that shares its fields and says `LORA`.
-    """
-    plain = copy.copy(config)
-    plain.peft_type = PeftType.LORA
-    return plain
-
-
-def to_lora(config: MoDEConfig, model: PreTrainedModel) -> LoraConfig:
-    """Configure the same adapters in the same layers without the mixture, as a baseline.
-
-    Args:
-        config: Adapters and mixture.
-        model: The model to adapt; only its configuration is read.
-
-    Returns:
-        A plain LoRA configuration that names its targets in full.
-    """
-    with torch.device("meta"):
-        shape = type(model)(model.config)
-    tuner = MoDEModel(shape, config, "default")
-    resolved: Any = tuner.peft_config["default"]
-    names = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
-    fields: dict[str, Any] = {
-        name: copy.deepcopy(getattr(config, name)) for name in names - {"peft_type"}
-    }
-    targets = [name for name in tuner.targeted_module_names if name != resolved.final_norm]
-    fields |= {"target_modules": targets, "target_parameters": resolved.target_parameters}
-    return LoraConfig(**fields)
 
 
 def register() -> None:

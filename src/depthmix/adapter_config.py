@@ -102,6 +102,10 @@ class MoDEConfig(MixtureConfig, LoraConfig):
     """Layers that get LoRA adapters: all of them (LoRA_all), or those below the first late layer
     (the paper's LoRA_¬K, in which MoDE replaces the last layers' adapters)."""
 
+    lora_alpha: int | float = 8  # pyrefly: ignore[bad-override]
+    """LoRA's scale is this over `r`. PEFT gives a fraction to an adapter with rank stabilisation
+    that it has made of PiSSA's."""
+
     base_num_hidden_layers: int | None = None
     """Decoder layers of the model that the adapter was made for; filled in by PEFT."""
 
@@ -119,6 +123,12 @@ class MoDEConfig(MixtureConfig, LoraConfig):
             raise ValueError(
                 "`layer_replication` changes the number of layers after the mixture has chosen its "
                 "own; replicate the layers first, save that model, and tune it."
+            )
+        if self.arrow_config:
+            raise ValueError(
+                "`arrow_config` runs several adapters at once, and a model has one mixture at a "
+                "time; leave it out, or give the plain LoRA adapters to Arrow and fold the mixture "
+                "in before (`merge_and_unload()`)."
             )
         self.peft_type = MODE_LORA
         self.task_type = self.task_type or "CAUSAL_LM"

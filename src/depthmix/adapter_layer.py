@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -13,6 +15,17 @@ from depthmix.mixture import Mixture
 from depthmix.mixture_norm import MixtureNorm
 from depthmix.objective import Objective
 from depthmix.placement import META, find_device
+
+
+class NoScale(dict):
+    """A mixture has no scale such as LoRA's, which PEFT's LoRA-FA asks each adapted layer for."""
+
+    def __contains__(self, adapter_name: object) -> bool:
+        raise ValueError(
+            "LoRA-FA takes all parameters of an adapter for pairs of LoRA's factors, and would "
+            "train the mixture's norms and router wrongly or not at all; use another optimizer, or "
+            "an adapter without a mixture (`LoraConfig`)."
+        )
 
 
 class MoDELayer(MixtureNorm, BaseTunerLayer):
@@ -28,19 +41,14 @@ class MoDELayer(MixtureNorm, BaseTunerLayer):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.lora_mode = nn.ModuleDict()
+        self.scaling = NoScale()
+        self.cast_input_dtype_enabled = True  # PEFT's helpers switch it on all adapted layers
         self.objective = Objective(self)
 
     @property
     def active_mixture(self) -> Mixture | None:
         """The active adapter's mixture; None while adapters are disabled."""
-        if self.disable_adapters:
-            return None
-        for name in self.active_adapters:
-            if name in self.lora_mode:
-                mixture = self.lora_mode[name]
-                assert isinstance(mixture, Mixture)
-                return mixture
-        return None
+        return None if self.disable_adapters else self._choose(self.active_adapters)
 
     def update_layer(self, adapter_name: str, config: MoDEConfig) -> None:
         """Add an adapter's mixture."""
@@ -98,9 +106,7 @@ class MoDELayer(MixtureNorm, BaseTunerLayer):
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """Leave a plain mixture where the final norm stood (merge), or the norm itself."""
-        if adapter_names is not None:
-            self.set_adapter(adapter_names)
-        mixture = self.active_mixture
+        mixture = self._choose(self.active_adapters if adapter_names is None else adapter_names)
         self.unwatch()
         self.objective.remove()
         vars(self.backbone.model).pop("_load_pretrained_model", None)  # of `load_weights`
@@ -108,6 +114,29 @@ class MoDELayer(MixtureNorm, BaseTunerLayer):
             return self.base_layer
         self.backbone.model.set_submodule(self.backbone.final_norm_name, self.base_layer)
         return install(self.backbone, mixture)
+
+    def merge(self, *_args: Any, **_kwargs: Any) -> None:
+        """Refuse: a mixture is no change of a weight that could be merged and unmerged.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "`merge_adapter` cannot merge a mixture into the final norm's weight; "
+            "`merge_and_unload()` folds the LoRA weights and keeps the mixture as a plain module."
+        )
+
+    def unmerge(self) -> None:
+        """Have nothing to unmerge, since nothing can be merged."""
+
+    def _choose(self, names: list[str]) -> Mixture | None:
+        """Give the mixture of the first of these adapters that has one."""
+        for name in names:
+            if name in self.lora_mode:
+                mixture = self.lora_mode[name]
+                assert isinstance(mixture, Mixture)
+                return mixture
+        return None
 
     def _watch(self) -> None:
         self.watch(m for m in self.lora_mode.values() if isinstance(m, Mixture))
@@ -124,3 +153,32 @@ def check_one_adapter(names: list[str]) -> None:
             f"`adapter_names` must name one MoDE adapter at a time, got {', '.join(names)}; "
             "routing weights of several adapters do not add up."
         )
+
+
+def check_merge(norm: Any, names: Any, *, safe_merge: bool) -> None:
+    """Check that an adapter can be merged, before the first layer has changed.
+
+    Args:
+        norm: The adapters' mixtures.
+        names: The adapter to merge; none leaves the base model.
+        safe_merge: Also check that all weights of its mixture are finite.
+
+    Raises:
+        TypeError: If the names are not a list.
+        ValueError: If there is more than one name, no such adapter, or a weight is not finite.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"`adapter_names` must be a list of one name, got {names!r}.")
+    check_one_adapter(names)
+    for name in names:
+        if name not in norm.lora_mode:
+            raise ValueError(
+                "`adapter_names` must name an adapter of the model, and it has "
+                f"{', '.join(norm.lora_mode)}, got {name!r}."
+            )
+        weights = norm.lora_mode[name].parameters()
+        if safe_merge and not all(weight.isfinite().all() for weight in weights):
+            raise ValueError(
+                "`safe_merge` found a weight that is not finite in the mixture of the adapter "
+                f"{name!r}, which cannot be mended; load an earlier checkpoint."
+            )

@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from depthmix.adapter_config import MODE_LORA
+from depthmix.adapter_files import MIXTURE
 from depthmix.checkpoint import is_finite
 
 PREFIX = "base_model.model."
@@ -30,7 +31,7 @@ def belongs_to(parameter_name: str, adapter_name: str) -> bool:
         parameter_name: Full name.
         adapter_name: Name of the adapter.
     """
-    if ".lora_mode." in parameter_name:
+    if MIXTURE in parameter_name:
         return f".lora_mode.{adapter_name}." in parameter_name
     return ".lora_" in parameter_name and adapter_name in parameter_name.split(".")[-2:]
 

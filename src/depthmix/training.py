@@ -20,7 +20,6 @@ from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from depthmix.adapter import to_lora
 from depthmix.adapter_config import MoDEConfig
 from depthmix.data.audit import warn_of_leaks
 from depthmix.data.records import load_published, to_instructions
@@ -30,6 +29,7 @@ from depthmix.drafts import DRAFT_SUFFIX, move_into, taking_room
 from depthmix.evaluation.scoring import Evaluation, choice_likelihood, exact_match
 from depthmix.layer_choice import LayerChoice, choose_on_records
 from depthmix.ledger import parameter_ledger
+from depthmix.lora_baseline import to_lora
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_checkpoints import ADAPTER_NAMES, CheckpointLimit, keep_best
 from depthmix.run_config import DataSection, EvaluationSection, RunConfig
