@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     GenerationConfig,
-    PreTrainedModel,
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.generation import GenerationMode
 
 from depthmix.attachment import explain_no_mixture, find_mixture_norm
-
-ATTENTION = ("sdpa", "eager")
-"""Attention implementations that take a mask over any queries and keys."""
+from depthmix.decoding.calls import read_call, sees_alike
+from depthmix.decoding.requirements import check_deferrable, check_device
+from depthmix.decoding.stand_ins import Claim, Turn
 
 
 class Deferral(ABC):
@@ -59,111 +53,170 @@ class Deferral(ABC):
         self.norm = norm
         self.mixture = mixture
         self._cache: Any = None
-        self._streamer: Any = None
+        self._turn: Turn | None = None
+        self._modules: list[nn.Module] = []
+        self._is_padded: bool | None = None
+        self._padding: Int[Tensor, "batch columns"] | None = None
 
     def generate(self, *args: Any, streamer: Any = None, **kwargs: Any) -> Any:
         """Generate as the model's own `generate` does, with the same arguments and result.
 
-        If it is interrupted, by an exception or Ctrl-C, a cache that was passed to it is of no use.
+        Meanwhile anybody may call the model as ever, in this thread or another, and gets its
+        ordinary answers. If it is interrupted, by an exception or Ctrl-C, the model is as before; a
+        cache that was passed is of no use.
 
         Raises:
-            RuntimeError: If another mixture, or none, is active by now.
-            ValueError: If the way of decoding, the cache or the attention cannot be deferred, or
-                something else calls the model meanwhile.
+            RuntimeError: If another mixture, or none, is active by now, if another call defers
+                layers of this model, or if the model's parts are changed meanwhile.
+            ValueError: If the way of decoding, the cache or the attention cannot be deferred.
         """
         if kwargs.get("assistant_model") is not None:  # transformers would keep it from us
             raise ValueError(
                 f"`assistant_model` cannot be combined with {self.name.lower()}; leave it out, or "
                 "call the model's own `generate`."
             )
-        self._streamer = streamer
-        try:
-            return self.model.generate(*args, custom_generate=self, **read_stop_strings(kwargs))
-        finally:
-            self._streamer = None
+        # Transformers keeps a streamer from what stands for its loop.
+        loop = partial(self, streamer=streamer)
+        return self.model.generate(*args, custom_generate=loop, **read_stop_strings(kwargs))
 
     def __call__(
         self,
         model: Any,
         input_ids: Int[Tensor, "batch seq"],
         generation_config: GenerationConfig,
+        streamer: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Decode in the place of transformers' own loop, which calls this.
 
         Raises:
-            RuntimeError: If another mixture, or none, is active by now.
-            ValueError: If the way of decoding, the cache or the attention cannot be deferred, or
-                something else calls the model meanwhile.
+            RuntimeError: If another mixture, or none, is active by now, if another call defers
+                layers of this model, or if the model's parts are changed meanwhile.
+            ValueError: If `model` is not the one that this was made for, or the way of decoding,
+                the cache or the attention cannot be deferred.
         """
+        own: Any = self.norm.backbone.model
+        if model is not own:
+            raise ValueError(
+                f"`custom_generate` must be a {type(self).__name__} of the model that generates, "
+                f"got one that was made for another; make it by `{type(self).__name__}(model)`."
+            )
+        self._check_mixture()
+        cache = kwargs.get("past_key_values")
+        outlives = generation_config.return_dict_in_generate or hasattr(cache, "_is_user_defined")
+        check_deferrable(model, generation_config, cache, name=self.name, door=self.door)
+        check_device(input_ids.device, outlives=outlives, name=self.name)
+        turn = Turn(self.name)
+        try:
+            try:
+                turn.take([(model, "forward", self._run_pass), *self._claim()])
+                self._turn, self._cache = turn, cache
+                self._modules = list(self.norm.backbone.layers)
+                self._begin(input_ids, generation_config)
+                if streamer is not None:
+                    streamer.put(input_ids.cpu())  # streamers expect the prompt first
+                output = model._sample(
+                    input_ids,
+                    generation_config=generation_config,
+                    streamer=streamer,
+                    **kwargs,
+                )
+                if outlives:
+                    self._complete_cache()
+            finally:
+                self._leave(turn)
+        finally:
+            self._leave(turn)  # whatever the first one was interrupted at
+        return output
+
+    def _leave(self, turn: Turn) -> None:
+        """Put the model back, and forget this call; twice does no harm."""
+        turn.end()
+        if self._turn is turn:
+            self._forget()
+            self._turn = self._cache = self._padding = self._is_padded = None
+            self._modules = []
+
+    def _run_pass(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a pass of the decoding loop, or let somebody else's pass be an ordinary one."""
+        turn = self._turn
+        assert turn is not None  # or nothing of ours stood there
+        if turn.in_pass or kwargs.get("past_key_values") is not self._cache:
+            with turn.passing(ours=False):
+                return forward(*args, **kwargs)
+        turn.check()
+        self._check_mixture()
+        layers = list(self.norm.backbone.layers)
+        if layers != self._modules or self.norm.backbone.final_norm is not self.norm:
+            raise RuntimeError(
+                f"{self.name} cannot go on, because the model's layers or its final norm were "
+                "replaced while it generates; change the model before or after."
+            )
+        self._read_padding(kwargs.get("attention_mask"), kwargs.get("input_ids"))
+        with turn.passing(ours=True):
+            return self._step(forward, *args, **kwargs)
+
+    def _read_padding(self, mask: Tensor | None, input_ids: Tensor | None) -> None:
+        """Note a pass's padding, from which masks are made; none where each token counts."""
+        if self._is_padded is None or input_ids is None or input_ids.shape[1] > 1:
+            self._is_padded = mask is not None and not bool(mask.all())
+        self._padding = mask if self._is_padded else None
+
+    def _read_call(
+        self, layer: nn.Module, names: list[str], args: tuple, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Name what a layer was called with, beside its hidden states (`calls.read_call`)."""
+        return read_call(
+            layer, names, args, kwargs, cache=self._cache, name=self.name, door=self.door
+        )
+
+    def _check_mask(
+        self,
+        layer: nn.Module,
+        index: int,
+        hidden_states: Float[Tensor, "batch new hidden"],
+        call: dict[str, Any],
+    ) -> None:
+        """Refuse a layer that looks at other positions than ours will be made for."""
+        cache, padding, given = self._cache, self._padding, call.get("attention_mask")
+        is_prompt = hidden_states.shape[1] > 1 or cache.get_seq_length(index) == 0
+        if given is None and not is_prompt:
+            return
+        if not sees_alike(given, hidden_states, cache=cache, index=index, padding=padding):
+            raise ValueError(
+                f"{self.name} needs layers that attend to all before them or to a sliding window, "
+                f"and {type(layer).__name__} is given a mask of another kind; leave out "
+                f"{self.door} for this model."
+            )
+
+    def _check_mixture(self) -> None:
+        """Refuse to go on with another mixture than this was made for."""
         if self.norm.active_mixture is not self.mixture or self.norm.readout is not None:
             raise RuntimeError(
                 f"{type(self).__name__} needs the mixture that was active when it was made to "
                 "predict, and now another one, the base model or a late layer alone does; "
                 f"activate its adapter, or make a new {type(self).__name__}."
             )
-        cache = kwargs.get("past_key_values")
-        outlives = generation_config.return_dict_in_generate or hasattr(cache, "_is_user_defined")
-        check_deferrable(model, generation_config, cache, name=self.name, door=self.door)
-        check_device(input_ids.device, outlives=outlives, name=self.name)
-        self._cache = cache
-        if self._streamer is not None:
-            self._streamer.put(input_ids.cpu())  # streamers expect the prompt first
-        try:
-            with self._deferring(model, input_ids, generation_config):
-                output = model._sample(
-                    input_ids,
-                    generation_config=generation_config,
-                    streamer=self._streamer,
-                    **kwargs,
-                )
-                if outlives:
-                    self._complete_cache()
-        finally:
-            self._cache = None
-        return output
 
     @abstractmethod
-    def _deferring(
-        self,
-        model: PreTrainedModel,
-        input_ids: Int[Tensor, "batch seq"],
-        generation_config: GenerationConfig,
-    ) -> AbstractContextManager[None]:
-        """Stand in front of the layers for a while."""
+    def _claim(self) -> Sequence[Claim]:
+        """Name the functions to stand in front of, the model's own forward pass apart."""
 
-    def _check_pass(self, kwargs: dict[str, Any]) -> None:
-        """Refuse a pass that is not the decoding loop's."""
-        cache = kwargs.get("past_key_values")
-        if cache is not self._cache:
-            raise ValueError(
-                f"`past_key_values` must be the decoding loop's in each pass during "
-                f"{self.name.lower()}, got {type(cache).__name__} of another call; let logits "
-                f"processors and stopping criteria call another model, or leave out {self.door}."
-            )
+    @abstractmethod
+    def _begin(self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig) -> None:
+        """Make ready for one call, once the model is claimed."""
+
+    @abstractmethod
+    def _step(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer the decoding loop, which asks for the logits after its newest tokens."""
 
     @abstractmethod
     def _complete_cache(self) -> None:
         """Bring the cache to where the dense model would have it."""
 
-
-@contextmanager
-def replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Let a module have another function under a name for a while.
-
-    Args:
-        module: Any module.
-        name: The function's name in what the module itself holds.
-        function: Called in its place.
-    """
-    own = vars(module).get(name)
-    try:
-        vars(module)[name] = function
-        yield
-    finally:
-        vars(module).pop(name, None)
-        if own is not None:
-            vars(module)[name] = own
+    @abstractmethod
+    def _forget(self) -> None:
+        """Let go of one call's tensors, and leave its cache as caches are."""
 
 
 def read_stop_strings(options: dict[str, Any]) -> dict[str, Any]:
@@ -194,82 +247,3 @@ def read_stop_strings(options: dict[str, Any]) -> dict[str, Any]:
         config.stop_strings = None
     criteria = [*(options.get("stopping_criteria") or ()), StopStringCriteria(tokenizer, strings)]
     return {**options, "stopping_criteria": StoppingCriteriaList(criteria)}
-
-
-def check_deferrable(
-    model: PreTrainedModel,
-    generation_config: GenerationConfig,
-    cache: Any,
-    *,
-    name: str,
-    door: str,
-) -> None:
-    """Refuse what cannot be deferred exactly.
-
-    Raises:
-        ValueError: If the way of decoding, what it returns, the cache or the attention is such.
-    """
-    mode = generation_config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ValueError(
-            f"{name} needs greedy decoding or sampling, and `generate` was asked for "
-            f"{mode.value.replace('_', ' ')}; leave out {door} for that."
-        )
-    if generation_config.guidance_scale not in (None, 1):
-        raise ValueError(
-            f"{name} cannot run the second pass of each step that `guidance_scale` asks for, got "
-            f"{generation_config.guidance_scale}; leave it out, or {door}."
-        )
-    if generation_config.output_hidden_states or generation_config.output_attentions:
-        raise ValueError(
-            f"{name} has no hidden states or attentions of skipped layers to return; leave out "
-            f"`output_hidden_states` and `output_attentions`, or {door}."
-        )
-    layers = getattr(cache, "layers", [])
-    if (
-        type(cache) is not DynamicCache
-        or cache.offloading
-        or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    ):
-        raise ValueError(
-            f"{name} needs a plain `DynamicCache` of keys and values, got "
-            f"{type(cache).__name__} of {_name_kinds(layers)}; leave out "
-            f"`cache_implementation`, or {door}."
-        )
-    config = model.config.get_text_config(decoder=True)
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ValueError(
-            f"{name} needs layers that attend to all before them or to a sliding window, and some "
-            f"of {type(model).__name__} attend by chunks; leave out {door} for this model."
-        )
-    expected = DynamicCache(config=config).layers
-    if list(map(type, layers)) != list(map(type, expected)):
-        raise ValueError(
-            f"`past_key_values` must have the model's own layers ({_name_kinds(expected)}), got "
-            f"{_name_kinds(layers)}; make it by `DynamicCache(config=model.config)`."
-        )
-    attention = config._attn_implementation
-    if attention not in ATTENTION:
-        raise ValueError(
-            f"{name} needs attention by {' or '.join(ATTENTION)}, got {attention}; load the "
-            f"model with `attn_implementation='sdpa'`, or leave out {door}."
-        )
-
-
-def check_device(device: torch.device, *, outlives: bool, name: str) -> None:
-    """Refuse to hand back a cache where transformers' loop takes its last step back by itself.
-
-    Raises:
-        ValueError: If the device is Apple's and the cache outlives the call.
-    """
-    if device.type == "mps" and outlives:
-        raise ValueError(
-            f"{name} cannot hand a cache back on the device mps, where transformers crops it "
-            "meanwhile; leave out `return_dict_in_generate` and `past_key_values`."
-        )
-
-
-def _name_kinds(layers: list[Any]) -> str:
-    """Name the kinds of a cache's layers, and how many there are of each."""
-    kinds = Counter(type(layer).__name__ for layer in layers)
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -12,10 +11,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
-from depthmix.decoding.calls import join_calls, mask_missed, read_call
-from depthmix.decoding.deferral import Deferral, replaced
+from depthmix.decoding.calls import join_calls, mask_missed
+from depthmix.decoding.deferral import Deferral
+from depthmix.decoding.stand_ins import Claim
 
 
 @dataclass
@@ -29,6 +29,9 @@ class LateLayer:
 
     above: LateLayer | None
     """The next late layer, which takes what this one puts out."""
+
+    names: list[str]
+    """Its forward pass's parameters."""
 
     forward: Callable[..., Any] = field(init=False)
     """The module's own forward pass."""
@@ -51,9 +54,9 @@ class LazyDepth(Deferral):
     routing every token needs every layer.
 
     Greedy decoding and sampling work, batched and left-padded, with logits processors, stopping
-    criteria and streamers. While it generates, the model must not be used from another thread.
-    `model.generate(…, custom_generate=LazyDepth(model))` does the same, except that transformers
-    keeps a streamer from it.
+    criteria and streamers. While it generates, another call may use the model as ever, but not
+    defer its layers. `model.generate(…, custom_generate=LazyDepth(model))` does the same, except
+    that transformers keeps a streamer from it.
 
     Args:
         model: A model with a mixture, by `attach` or as a PEFT adapter.
@@ -69,48 +72,38 @@ class LazyDepth(Deferral):
         super().__init__(model)
         self.num_passes = 0
         self.num_late_runs = 0
-        modules = self.norm.backbone.layers
         self._layers: list[LateLayer] = []
-        for index in reversed(range(self.mixture.late_layers[0] - 1, len(modules))):
-            above = self._layers[0] if self._layers else None
-            self._layers.insert(0, LateLayer(modules[index], index, above))
         self._needed = 0
-        self._weigh: Any = None
         self._weights: Float[Tensor, "batch new routes"] | None = None
         self._gives_tuple = False
-        self._padding: Int[Tensor, "batch seq"] | None = None
 
     @property
     def layers_per_pass(self) -> float:
         """Layers that ran in the mean forward pass, a prompt being one pass."""
-        return self._layers[0].index + self.num_late_runs / max(self.num_passes, 1)
+        return self.mixture.late_layers[0] - 1 + self.num_late_runs / max(self.num_passes, 1)
 
-    @contextmanager
-    def _deferring(
-        self,
-        model: PreTrainedModel,
-        input_ids: Int[Tensor, "batch seq"],
-        generation_config: GenerationConfig,
-    ) -> Iterator[None]:
-        """Stand in front of the late layers for a while."""
-        self._weigh = self.mixture.weigh
-        try:
-            with ExitStack() as stack:
-                handle = model.register_forward_pre_hook(self._begin, with_kwargs=True)
-                stack.callback(handle.remove)
-                # A second product might round to other routes than those that ran.
-                weigh = replaced(self.mixture, "weigh", lambda _router_input: self._weights)
-                stack.enter_context(weigh)
-                for layer in self._layers:
-                    layer.forward = layer.module.forward
-                    names = list(signature(layer.forward).parameters)
-                    forward = partial(self._forward, layer, names)
-                    stack.enter_context(replaced(layer.module, "forward", forward))
-                yield
-        finally:
-            self._weigh = self._weights = self._padding = None
-            for layer in self._layers:
-                layer.inputs, layer.calls = [], []
+    def _claim(self) -> Sequence[Claim]:
+        """Stand in front of the late layers, and of the router's softmax."""
+        layers = self.norm.backbone.layers
+        first = self.mixture.late_layers[0] - 1
+        fronts = [
+            (layers[index], "forward", partial(self._forward, index - first))
+            for index in range(first, len(layers))
+        ]
+        return [(self.mixture, "weigh", self._weigh_once), *fronts]
+
+    def _begin(self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig) -> None:
+        """Take the late layers as the model has them now."""
+        above = None
+        for index in reversed(range(self.mixture.late_layers[0] - 1, len(self._modules))):
+            module = self._modules[index]
+            above = LateLayer(module, index, above, list(signature(module.forward).parameters))
+            self._layers.insert(0, above)
+
+    def _forget(self) -> None:
+        """Let go of what was put off."""
+        self._layers = []
+        self._weights = None
 
     def _complete_cache(self) -> None:
         """Let each late layer process what it has missed."""
@@ -118,26 +111,40 @@ class LazyDepth(Deferral):
             if layer.calls:
                 self._run(layer)
 
-    def _begin(self, _model: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
-        """Note a pass's padding, from which masks are made."""
-        self._check_pass(kwargs)
-        self._padding = kwargs.get("attention_mask")  # None where there is no padding
+    def _step(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a pass, in which late layers see for themselves whether they are needed."""
         self.num_passes += 1
+        self._weights = None
+        return forward(*args, **kwargs)
+
+    def _weigh_once(
+        self,
+        weigh: Callable[..., Any],
+        router_input: Float[Tensor, "batch new hidden"],
+    ) -> Float[Tensor, "batch new routes"]:
+        """Route a pass once: a second product might round to other routes than those that ran."""
+        if self._weights is None:
+            self._weights = weigh(router_input)
+        return self._weights
 
     def _forward(
         self,
-        layer: LateLayer,
-        names: list[str],
+        place: int,
+        forward: Callable[..., Any],
         hidden_states: Float[Tensor, "batch new hidden"],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
         """Run a late layer if this pass needs it, and else remember what it has missed."""
-        call = read_call(layer.module, names, args, kwargs, name=self.name, door=self.door)
-        if layer is self._layers[0]:
+        layer = self._layers[place]
+        layer.forward = forward
+        call = self._read_call(layer.module, layer.names, args, kwargs)
+        if not layer.calls:  # with nothing put off, the model's mask is for the same positions
+            self._check_mask(layer.module, layer.index, hidden_states, call)
+        if place == 0:
             # Layers may sit on several devices; the mixture lives on one.
-            self._weights = self._weigh(hidden_states.to(self.mixture.router.weight.device))
-            deepest = int((self._weights[:, -1] > 0).any(0).nonzero().max())
+            weights = self.mixture.weigh(hidden_states.to(self.mixture.router.weight.device))
+            deepest = int((weights[:, -1] > 0).any(0).nonzero().max())
             self._needed = self.mixture.late_layers[deepest] - 1
             layer.inputs.append(hidden_states)
         else:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any, Literal
@@ -11,12 +10,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from depthmix.decoding.calls import last_position, mask_missed, read_call
-from depthmix.decoding.deferral import Deferral, replaced
+from depthmix.decoding.calls import last_position, mask_missed
+from depthmix.decoding.deferral import Deferral
 from depthmix.decoding.lookahead import Guess, Lookahead
+from depthmix.decoding.stand_ins import Claim
 
 LOOP_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 """What the decoding loop passes that is made anew for tokens ahead of it."""
@@ -37,7 +37,7 @@ class SelfSpeculation(Deferral):
     and streamers. Each row of a batch is ahead by its own number of tokens. Drafts do not know of
     logits processors, which therefore lower the acceptance.
 
-    While it generates, the model must not be used from another thread.
+    While it generates, another call may use the model as ever, but not defer its layers.
     `model.generate(…, custom_generate=SelfSpeculation(model))` does the same, except that
     transformers keeps a streamer from it.
 
@@ -83,8 +83,10 @@ class SelfSpeculation(Deferral):
         self._gives_tuple = False
         self._lookahead: Any = None
         self._model_forward: Any = None
-        self._padding: Int[Tensor, "batch columns"] | None = None
+        self._seen: Int[Tensor, "batch columns"] | None = None
         self._kept: dict[int, list[Float[Tensor, "batch seq hidden"]]] = {}
+        self._names: list[list[str]] = []
+        self._recorded: list[tuple[Any, bool]] = []
 
     @property
     def acceptance_rate(self) -> float:
@@ -96,55 +98,52 @@ class SelfSpeculation(Deferral):
         """Layers that ran for the mean token of a row, its prompt's among them."""
         return self.num_layer_runs / max(self.num_steps, 1)
 
-    @contextmanager
-    def _deferring(
-        self,
-        model: PreTrainedModel,
-        input_ids: Int[Tensor, "batch seq"],
-        generation_config: GenerationConfig,
-    ) -> Iterator[None]:
-        """Stand in front of the model, its layers and its norm for a while."""
+    def _claim(self) -> Sequence[Claim]:
+        """Stand in front of all layers, and of the norm."""
+        model = self.norm.backbone.model
         if "position_ids" not in signature(model.forward).parameters:
             raise ValueError(
                 "Self-speculation needs a model that takes `position_ids`, and "
                 f"{type(model).__name__} does not; leave out {self.door} for this model."
             )
-        cache = self._cache
-        self._lookahead = Lookahead(
-            cache,
-            batch_size=len(input_ids),
-            num_new_tokens=generation_config.max_length - input_ids.shape[1],
-        )
-        self._padding_token, self._endings = find_endings(generation_config, input_ids.device)
-        self._next = input_ids.new_zeros(len(input_ids))
         layers = self.norm.backbone.layers
-        recorded = [getattr(layer, "record_past", None) for layer in cache.layers]
-        self._model_forward = model.forward
-        try:
-            cache.activate_past_recording()
-            with ExitStack() as stack:
-                stack.enter_context(replaced(model, "forward", self._step))
-                for index, layer in enumerate(layers):
-                    names = list(signature(layer.forward).parameters)
-                    forward = partial(self._run_layer, index, layer, layer.forward, names)
-                    stack.enter_context(replaced(layer, "forward", forward))
-                forward = partial(self._run_norm, self.norm.forward)
-                stack.enter_context(replaced(self.norm, "_replaced_forward", forward))
-                yield
-        finally:
-            for layer, own in zip(cache.layers, recorded, strict=False):
-                if own is not None:
-                    layer.record_past = own
-            self._lookahead = self._model_forward = self._padding = None
-            self._kept = {}
+        fronts = [
+            (layer, "forward", partial(self._run_layer, index))
+            for index, layer in enumerate(layers)
+        ]
+        return [*fronts, (self.norm, "_replaced_forward", self._run_norm)]
+
+    def _begin(self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig) -> None:
+        """Make room for guesses, and let the cache's sliding layers keep what they may need."""
+        self._lookahead = Lookahead(
+            self._cache,
+            batch_size=len(input_ids),
+            num_new_tokens=config.max_length - input_ids.shape[1],
+        )
+        self._padding_token, self._endings = find_endings(config, input_ids.device)
+        self._next = input_ids.new_zeros(len(input_ids))
+        self._names = [list(signature(layer.forward).parameters) for layer in self._modules]
+        self._recorded = [
+            (layer, layer.record_past)
+            for layer in self._cache.layers
+            if hasattr(layer, "record_past")
+        ]
+        self._cache.activate_past_recording()
+
+    def _forget(self) -> None:
+        """Let go of guesses, and let the cache's layers record as before."""
+        for layer, own in self._recorded:
+            layer.record_past = own
+        self._lookahead = self._model_forward = self._seen = None
+        self._kept, self._recorded = {}, []
 
     def _complete_cache(self) -> None:
         """Take out what is ahead of the loop."""
         self._lookahead.withdraw()
 
-    def _step(self, *args: Any, **kwargs: Any) -> Any:
+    def _step(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer the decoding loop, which asks for the logits after its newest tokens."""
-        self._check_pass(kwargs)
+        self._model_forward = forward
         self.num_steps += 1
         input_ids = kwargs.get("input_ids")
         ahead = self._lookahead
@@ -186,16 +185,16 @@ class SelfSpeculation(Deferral):
         last = (room - 1).clamp(min=0)[:, None]
         steps = torch.arange(width, device=device).minimum(last)  # (B, width)
         positions = kwargs["position_ids"] + offset[:, None] + steps
-        padding = ahead.padding(kwargs.get("attention_mask"), num_new=width, device=device)
+        seen = ahead.padding(self._padding, num_new=width, device=device)
 
-        self._stage, self._padding = "draft", padding
+        self._stage, self._seen = "draft", seen
         self._kept = {depth: [] for depth in self.mixture.depths if 0 < depth <= self.draft_layer}
         proposed = torch.where(offset == 0, tokens, self._next)[:, None]
         for step in range(width - 1):
             output = self._model_forward(
                 input_ids=proposed[:, -1:],
                 position_ids=positions[..., step : step + 1],
-                attention_mask=None if padding is None else padding[:, : longest + step + 1],
+                attention_mask=None if seen is None else seen[:, : longest + step + 1],
                 **options,
             )
             drafted = self._choose(proposed[:, -1:], output.logits)
@@ -240,15 +239,16 @@ class SelfSpeculation(Deferral):
     def _run_layer(
         self,
         index: int,
-        layer: nn.Module,
         forward: Callable[..., Any],
-        names: list[str],
         hidden_states: Float[Tensor, "batch seq hidden"],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
         """Run a layer at the positions that it has missed, or not at all."""
-        call = read_call(layer, names, args, kwargs, name=self.name, door=self.door)
+        layer = self._modules[index]
+        call = self._read_call(layer, self._names[index], args, kwargs)
+        if self._stage == "prompt":
+            self._check_mask(layer, index, hidden_states, call)
         is_early = index < self.draft_layer
         if self._stage == "draft" and not is_early:
             return (hidden_states,) if self._gives_tuple else hidden_states
@@ -256,7 +256,7 @@ class SelfSpeculation(Deferral):
             if is_early:  # it has processed the others while drafting
                 hidden_states, call = hidden_states[:, -1:], last_position(call)
             call["attention_mask"] = mask_missed(
-                hidden_states, cache=self._cache, index=index, padding=self._padding
+                hidden_states, cache=self._cache, index=index, padding=self._seen
             )
         output = forward(hidden_states, **call)
         self.num_layer_runs += 1
