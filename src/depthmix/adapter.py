@@ -12,17 +12,13 @@ from peft import LoraModel, PeftConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import delete_adapter
 from peft.utils import register_peft_method
-from peft.utils.transformers_weight_conversion import (
-    convert_peft_config_for_transformers,
-    get_model_conversion_mapping,
-)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthmix.adapter_config import MODE_LORA, MoDEConfig, check_type
-from depthmix.adapter_files import MIXTURE, as_lora, check_conversion
+from depthmix.adapter_files import MIXTURE, add_new_mixture, as_lora, check_conversion
 from depthmix.adapter_layer import MoDELayer, check_merge, check_one_adapter
-from depthmix.adapter_targets import check_targets
+from depthmix.adapter_targets import check_targets, rename_targets
 from depthmix.adapter_weights import check_weights, load_weights
 from depthmix.architecture import find_backbone
 from depthmix.attachment import find_mixture_norm
@@ -67,18 +63,10 @@ class MoDEModel(LoraModel):
         config.check_base(self.model)
         is_new = config.base_num_hidden_layers is None
         backbone = self._find_backbone(config)
-        self._rename_targets(config)
+        rename_targets(config, self.model)
         self._prepare_adapter_config(config, self.get_model_config(self.model))
         config.resolve(backbone)
         check_targets(config, self.model, is_new=is_new)
-
-    def _rename_targets(self, config: MoDEConfig) -> None:
-        """Read names of targets from before transformers 5 as PEFT does, for LoRA alone."""
-        plain = as_lora(config)
-        conversions = get_model_conversion_mapping(self.model)
-        convert_peft_config_for_transformers(plain, self.model, conversions)
-        for name in ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern"):
-            setattr(config, name, getattr(plain, name))
 
     def _take_back(self, adapter_name: str) -> None:
         """Remove what there is of an adapter whose injection failed."""
@@ -186,6 +174,7 @@ class MoDEModel(LoraModel):
         remapped = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
+        remapped = add_new_mixture(model, config, adapter_name, remapped)
         check_weights(model, adapter_name, remapped)
         norm = find_mixture_norm(model)
         assert isinstance(norm, MoDELayer)  # the adapter is in place

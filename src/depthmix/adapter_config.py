@@ -130,6 +130,7 @@ class MoDEConfig(MixtureConfig, LoraConfig):
                 "time; leave it out, or give the plain LoRA adapters to Arrow and fold the mixture "
                 "in before (`merge_and_unload()`)."
             )
+        self.has_new_mixture = False  # whether the file is a plain LoRA adapter's; not saved
         self.peft_type = MODE_LORA
         self.task_type = self.task_type or "CAUSAL_LM"
 
@@ -152,6 +153,35 @@ class MoDEConfig(MixtureConfig, LoraConfig):
             if field.init and field.name != "peft_type"
         }
         return cls(**fields | options)
+
+    @classmethod
+    def from_adapter(cls, adapter: Path | str, **options: Any) -> MoDEConfig:
+        """Put a new mixture on top of a finished LoRA adapter.
+
+        `PeftModel.from_pretrained(base, adapter, config=MoDEConfig.from_adapter(adapter),
+        is_trainable=True)` then takes LoRA's weights from the adapter's file, and starts the
+        mixture as a new one.
+
+        Args:
+            adapter: Folder of the adapter, or its id on the hub; it is not changed.
+            options: Fields of `MixtureConfig`.
+
+        Returns:
+            The adapter's configuration with a mixture.
+
+        Raises:
+            ValueError: If it is no LoRA adapter.
+        """
+        lora = PeftConfig.from_pretrained(str(adapter))
+        if type(lora) is not LoraConfig:
+            raise ValueError(
+                "`adapter` must be a plain LoRA adapter, which gets a mixture on top, and "
+                f"{adapter} is of the type {lora.peft_type}; load that with "
+                "`AutoPeftModelForCausalLM`."
+            )
+        config = cls.from_lora(lora, **{"inference_mode": False, **options})
+        config.has_new_mixture = True
+        return config
 
     @classmethod
     def from_preset(cls, preset: str, **options: Any) -> MoDEConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.utils import PeftType
-from torch import Tensor
+from torch import Tensor, nn
 
 from depthmix.adapter_config import MoDEConfig
 
@@ -64,3 +64,39 @@ def check_conversion(
             f"`{argument}` converts LoRA's two factors alone, and the adapter has more ({what}), "
             "which would be lost; leave it out, and the adapter is loaded as it was made."
         )
+
+
+def add_new_mixture(
+    model: nn.Module, config: MoDEConfig, adapter_name: str, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Let the mixture that an adapter was made with stand where its file is a LoRA adapter's.
+
+    Args:
+        model: The model with the adapter in place.
+        config: Adapters and mixture.
+        adapter_name: The adapter.
+        weights: What the file gives, by the names in the model.
+
+    Returns:
+        The weights, with the mixture's as they are if `config` is from `MoDEConfig.from_adapter`.
+
+    Raises:
+        ValueError: If the file is a plain LoRA adapter's and a mixture's is expected, or the new
+            mixture has no values yet.
+    """
+    own = {n: p.detach() for n, p in model.named_parameters() if f"{MIXTURE}{adapter_name}." in n}
+    has_mixture = any(MIXTURE in name for name in weights)
+    if has_mixture or not any(".lora_" in name for name in weights):
+        return weights
+    if not config.has_new_mixture:
+        raise ValueError(
+            "The adapter file is a plain LoRA adapter's and holds no mixture; to put a new one on "
+            "top of it, load it by `PeftModel.from_pretrained(base, folder, "
+            "config=MoDEConfig.from_adapter(folder), is_trainable=True)`."
+        )
+    if any(weight.is_meta for weight in own.values()):
+        raise ValueError(
+            "`low_cpu_mem_usage` gives a new mixture on top of a LoRA adapter no values to start "
+            "from; leave it out."
+        )
+    return weights | own

@@ -9,16 +9,35 @@ from typing import Any
 
 from peft import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_config_for_transformers,
+    get_model_conversion_mapping,
+)
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthmix.adapter_config import MoDEConfig
+from depthmix.adapter_files import as_lora
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer."""
 
 MIXTURE_PARTS = ("norms", "router")
 """What an adapter's mixture is made of."""
+
+
+def rename_targets(config: MoDEConfig, model: PreTrainedModel) -> None:
+    """Read names of targets from before transformers 5 as PEFT does, for LoRA alone.
+
+    Args:
+        config: Adapters and mixture; its targets and patterns are replaced.
+        model: The model to adapt.
+    """
+    plain = as_lora(config)
+    convert_peft_config_for_transformers(plain, model, get_model_conversion_mapping(model))
+    for name in ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern"):
+        setattr(config, name, getattr(plain, name))
 
 
 def check_targets(config: MoDEConfig, model: nn.Module, *, is_new: bool) -> None:
