@@ -10,7 +10,8 @@ into force at a random moment (RLIMIT_FSIZE): the command must say in a sentence
 room, and go on later.
 
 `reproduce` trains and reads its runs in the process that is killed, without the seconds of imports
-of the processes that it would start. `--repeat train-17` repeats one trial and keeps its folder.
+of the processes that it would start. `--repeat train-17` repeats one trial and keeps its folder;
+`--only train` leaves the others.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from depthmix.reproduction.worker import work
 from depthmix.run_checkpoints import list_checkpoints
 from depthmix.run_config import ModelSection, load_run_config
 from depthmix.training import train
+from depthmix.versions import find_commit
 
 SEED = 20
 NUM_RECORDS = 22
@@ -413,7 +415,10 @@ def reproduction_subject() -> Subject:
 def main() -> None:
     """Interrupt, go on, compare, write."""
     arguments = parse_arguments(
-        __doc__ or "", "kills", repeat="a trial that was lost, such as train-17; runs nothing else"
+        __doc__ or "",
+        "kills",
+        repeat="a trial that was lost, such as train-17; runs nothing else",
+        only="train, full_disk, evaluate or reproduce: what else is in the output stays there",
     )
     arguments.threads = 1
     torch.set_num_threads(1)
@@ -436,9 +441,12 @@ def main() -> None:
         ],
     }
     repeated = str(arguments.repeat).rpartition("-") if arguments.repeat else None
+    only = repeated[0] if repeated else str(arguments.only) if arguments.only else None
     found: dict[str, Any] = {}
+    if only and not repeated and arguments.output.is_file():
+        found = json.loads(arguments.output.read_text("utf-8"))["kinds"]
     for kind, subjects in kinds.items():
-        if repeated and repeated[0] != kind:
+        if only not in (None, kind):
             continue
         for subject in subjects:
             measure(subject, folder / kind / subject.name.replace(" ", "-"))
@@ -459,6 +467,7 @@ def main() -> None:
             "seconds": {subject.name: round(subject.seconds, 2) for subject in subjects},
             "kills": {subject.name: subject.kills for subject in subjects},
             "stages": dict(sum((subject.stages for subject in subjects), Counter())),
+            "commit": find_commit(Path(__file__)),
         }
         print(f"{kind}: {found[kind]}", file=sys.stderr, flush=True)
     lost = sum(len(entry["lost"]) for entry in found.values())
