@@ -30,6 +30,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,11 @@ def spawn(action: Callable[[], None], *, full: tuple[float, int] | None = None) 
     reading, writing = os.pipe()
     child = os.fork()
     if child:
+        with suppress(ProcessLookupError, PermissionError):
+            os.setpgid(child, child)  # here and there, whichever comes first
         os.close(writing)
         return child, reading
-    os.setsid()
+    os.setpgid(0, 0)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sqlite3
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -339,7 +341,8 @@ def test_own_records_may_be_instructions_and_may_change(model, tmp_path):
     for question in ("Add 2 and 1.", "Add 2 and 2."):
         path.write_text(json.dumps({"instruction": question, "answer": "3"}) + "\n", "utf-8")
         evaluate(section(model), EvaluationPlan(records=str(path)), output_dir=tmp_path / "out")
-        (sample,) = read_samples(tmp_path / "out")["samples_records.jsonl"]
+    for name in ("records", "records_own"):
+        (sample,) = read_samples(tmp_path / "out")[f"samples_{name}.jsonl"]
         prompts.append(sample["arguments"][0][0])
     for prompt, question in zip(prompts, ("Add 2 and 1.", "Add 2 and 2."), strict=True):
         assert prompt.startswith("Below is an instruction")
@@ -403,3 +406,93 @@ def test_an_unknown_task_is_named_before_the_model_is_loaded(tmp_path):
     with pytest.raises(ValueError, match="did you mean `arc_easy`"):
         evaluate(section(tmp_path / "nothing"), plan, output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def write_records(path, num_rows):
+    """Write records to choose an answer from; give the file's name."""
+    rows = [
+        {"prompt": f"{n} + 3 =", "choices": [f" {n + 3}", " no"], "answer": 0}
+        for n in range(num_rows)
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def test_other_records_are_kept_beside_the_first(model, records, tmp_path):
+    out, second = tmp_path / "out", write_records(tmp_path / "my second.jsonl", 3)
+    third = write_records(tmp_path / "inner" / "my second.jsonl", 2)  # the same name
+    plan = EvaluationPlan(records=records, metric="choices")
+    first = evaluate(section(model), plan, output_dir=out)["results"]["records"]
+    evaluate(section(model), replace(plan, records=second), output_dir=out)
+    results = evaluate(section(model), replace(plan, records=third), output_dir=out)
+    assert results["results"]["records"] == first
+    numbers = {name: len(samples) for name, samples in read_samples(out).items()}
+    (hashed,) = {name for name in results["results"] if "my_second_" in name}
+    assert numbers == {
+        "samples_records.jsonl": 9,
+        "samples_records_my_second.jsonl": 3,
+        f"samples_{hashed}.jsonl": 2,
+    }
+    sources = {name: entry["source"] for name, entry in results["depthmix"]["data"].items()}
+    assert sources.pop("records") == "own.jsonl"
+    assert set(sources.values()) == {"my second.jsonl"}
+    stamps = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    for name in (records, second, third):  # nothing is left to do
+        evaluate(section(model), replace(plan, records=name), output_dir=out)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
+    compared = compare([out])
+    assert {one.task for one in compared.tasks} >= {"records", "records_my_second", hashed}
+
+
+def test_another_metric_of_the_same_records_is_kept_beside_the_first(model, records, tmp_path):
+    rows = [{"prompt": f"{n} =", "answer": str(n), "choices": ["a", "b"]} for n in range(2)]
+    answers = [{**row, "answer": 0} for row in rows]
+    path = tmp_path / "both.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in answers), "utf-8")
+    plan = EvaluationPlan(records=str(path), metric="choices")
+    evaluate(section(model), plan, output_dir=tmp_path / "out")
+    results = evaluate(section(model), replace(plan, template="plain"), output_dir=tmp_path / "out")
+    assert set(results["results"]) == {"records", "records_both"}
+
+
+def test_an_interrupted_overwriting_goes_on(model, records, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    plan = EvaluationPlan(records=records, metric="choices")
+    evaluate(section(model), plan, output_dir=out)
+    unlink = Path.unlink
+
+    def interrupt(self, *args, **kwargs):
+        unlink(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(section(model), replace(plan, limit=1), output_dir=out, overwrite=True)
+    assert not (out / "results.json").exists()
+    evaluate(section(model), replace(plan, limit=1), output_dir=out, overwrite=True)
+    assert len(read_samples(out)["samples_records.jsonl"]) == 1
+
+
+@pytest.mark.parametrize("moment", ["settings", "cache", "results"])
+def test_a_full_disk_is_said_in_a_sentence(moment, model, records, tmp_path, monkeypatch):
+    def fill(*_args, **_options):
+        if moment == "cache":
+            raise sqlite3.OperationalError("database or disk is full")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place = {
+        "settings": "depthmix.evaluation.folder.write_whole",
+        "cache": "sqlitedict.SqliteDict",
+        "results": "depthmix.evaluation.folder.EvaluationFolder.add",
+    }[moment]
+    plan, out = EvaluationPlan(records=records, metric="choices"), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fill)
+        with pytest.raises(
+            OSError, match=r"`output` must be a place with room, and .* \(.+full|No"
+        ):
+            evaluate(section(model), plan, output_dir=out)
+    results = evaluate(section(model), plan, output_dir=out)
+    assert results["n-samples"]["records"]["effective"] == 9

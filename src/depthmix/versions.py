@@ -38,7 +38,8 @@ def find_commit(file: Path) -> str | None:
     """
 
     def ask(*arguments: str) -> str | None:
-        command = ["git", "-C", str(file.parent), *arguments]
+        # Without locks: killed in between, `git status` would leave one in the repository.
+        command = ["git", "--no-optional-locks", "-C", str(file.parent), *arguments]
         try:
             answer = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError:

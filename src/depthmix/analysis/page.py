@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from depthmix.drafts import write_whole
+
 LARGEST_PAGE = 5_000_000
 """Bytes beyond which a page is slow to open, and refused."""
 
@@ -80,8 +82,7 @@ def write_page(page: str, path: Path, *, way_out: str) -> Path:
             f"{len(content) / 1e6:.1f}; {way_out}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    return write_whole(path, content)
 
 
 def hash_text(text: str) -> str:

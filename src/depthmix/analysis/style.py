@@ -17,6 +17,8 @@ from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from depthmix.drafts import drafting, write_whole
+
 PALETTE = ("#2f81c7", "#d9730d", "#12926a", "#c2609a", "#8a7a1f", "#7a6bd0")
 """Okabe and Ito's colours, darkened or lightened until they read on white and on black."""
 
@@ -124,10 +126,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
     if path.suffix == ".svg":
         dark = f"@media (prefers-color-scheme:dark){{svg{{color:{DARK_INK}}}}}"
         style = f"<style>svg{{color:{INK}}}{dark}</style>"
-        path.write_text(_draw_svg(figure).replace(">", f">{style}", 1), "utf-8")
-        return path
-    with rc_context(STYLE):
-        figure.savefig(path, facecolor="white", dpi=200, metadata=undated[path.suffix])
+        return write_whole(path, _draw_svg(figure).replace(">", f">{style}", 1))
+    kind, metadata = path.suffix[1:], undated[path.suffix]
+    with rc_context(STYLE), drafting(path) as draft:
+        figure.savefig(draft, format=kind, facecolor="white", dpi=200, metadata=metadata)
     return path
 
 

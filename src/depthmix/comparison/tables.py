@@ -19,6 +19,7 @@ from rich.text import Text
 from depthmix.comparison.notes import notes
 from depthmix.comparison.recovery import Gap
 from depthmix.comparison.scores import Comparison, MethodScore, TaskComparison
+from depthmix.drafts import write_whole
 from depthmix.evaluation.statistics import Interval
 
 FILE_STEM = "comparison"
@@ -217,7 +218,7 @@ def write_tables(
     texts = {suffix: write(comparison) for suffix, write in WRITERS.items()}
     directory.mkdir(parents=True, exist_ok=True)
     for suffix, path in paths.items():
-        path.write_text(texts[suffix], "utf-8")
+        write_whole(path, texts[suffix])
     return tuple(paths.values())
 
 

@@ -14,6 +14,7 @@ from depthmix.data.leaks import Leak, compare_questions, read_questions
 from depthmix.data.questions import Record, question_stems, same_words
 from depthmix.data.records import load_records
 from depthmix.data.schemas import read_rows
+from depthmix.drafts import write_whole
 
 FURTHER_SAMPLE = "hellaswag:further"
 """The one test set beside those called after their data set; its records are in no other file."""
@@ -184,13 +185,9 @@ def write_rest(result: AuditResult, path: Path, *, data_dir: str | Path | None =
     records = load_records(name, split=split or "train", data_dir=data_dir)
     leaking = set(result.leaking)
     rest = [record for number, record in enumerate(records) if number not in leaking]
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in rest)
-    except FileExistsError as error:
-        raise FileExistsError(
-            f"`drop` must be a new file, and {path} exists; choose another name."
-        ) from error
+    if path.exists():
+        raise FileExistsError(f"`drop` must be a new file, and {path} exists; choose another name.")
+    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rest))
     return len(rest)
 
 

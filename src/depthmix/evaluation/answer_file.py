@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depthmix.drafts import write_whole
 from depthmix.evaluation.answering import Generator
 
 SAMPLED_WEIGHTS = 64
@@ -60,7 +61,7 @@ class AnswerFile:
         text = path.read_text("utf-8")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            path.write_text(whole, "utf-8")
+            write_whole(path, whole)
         for number, line in enumerate(whole.split("\n")[:-1], start=1):
             try:
                 entry = json.loads(line)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from depthmix.drafts import DRAFT_SUFFIX, write_whole
 from depthmix.json_files import read_object
 
 RESULTS_NAME = "results.json"
@@ -18,11 +21,9 @@ SETTINGS_NAME = "evaluation.json"
 PLACES = ("model", "adapter", "run")
 """Settings that only say where a model lies, while its weights are known by their hashes."""
 
-OWN_FILES = ("results.json", "evaluation.json", "samples_*.jsonl", "*_answers.jsonl", "requests*")
-"""What `overwrite` removes. A judge's answers stay: they are kept by content, and paid for."""
-
-DRAFT_SUFFIX = ".tmp"
-"""Ending of a file that is not written yet; an interruption may leave one."""
+OWN_FILES = ("results.json", "samples_*.jsonl", "*_answers.jsonl", "requests*")
+"""What `overwrite` removes, and then it replaces the settings, which say whose all of it is. A
+judge's answers stay: they are kept by content, and paid for."""
 
 CACHE_NAME = "requests"
 """Beginning of the file in which lm-eval keeps every answered request."""
@@ -92,6 +93,24 @@ class EvaluationFolder:
         """Tell whether a task has been evaluated on the same data."""
         return self.results.get("depthmix", {}).get("data", {}).get(task) == data
 
+    def find_name(self, task: str, data: Mapping[str, Any]) -> str:
+        """Name a task so that it replaces none that was evaluated on other data.
+
+        Args:
+            task: Its name, which it keeps in a folder that has no other such task.
+            data: Its data, with `source` and `sha256`.
+
+        Returns:
+            The name, with that of the source where the first is taken, and with a part of the hash
+            of all of `data` where that is, too.
+        """
+        stem = re.sub(r"[^\w.-]+", "_", Path(data["source"]).stem)
+        digest = hashlib.sha256(json.dumps(dict(data), sort_keys=True).encode()).hexdigest()
+        known = self.results.get("depthmix", {}).get("data", {})
+        names = (task, f"{task}_{stem}", f"{task}_{stem}_{digest[:8]}")
+        same = [name for name in names if known.get(name) == data]
+        return (same or [name for name in names if name not in known])[0]
+
     def add(self, task: str, outcome: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Keep a finished task.
 
@@ -103,7 +122,7 @@ class EvaluationFolder:
         """
         for name, samples in outcome.get("samples", {}).items():
             lines = [json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples]
-            (self.path / f"samples_{name}.jsonl").write_text("".join(lines), "utf-8")
+            write_whole(self.path / f"samples_{name}.jsonl", "".join(lines))
         for key, value in outcome.items():
             if key in MERGED:
                 self.results[key] = {**self.results.get(key, {}), **value}
@@ -133,10 +152,5 @@ class EvaluationFolder:
         return read_object(path, way_out="remove the folder to evaluate again, or copy it again")
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Replace a file at once, so that an interruption leaves the old or the new one."""
-        path = self.path / name
-        draft = path.with_suffix(DRAFT_SUFFIX)
-        draft.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8"
-        )
-        draft.replace(path)
+        text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
+        write_whole(self.path / name, text)

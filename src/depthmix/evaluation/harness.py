@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from depthmix.evaluation.agenda import describe_data, prepare_tasks
+from depthmix.drafts import taking_room
+from depthmix.evaluation.agenda import OWN_RECORDS, describe_data, prepare_tasks
 from depthmix.evaluation.conversations import MTBenchSection
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.mt_bench import evaluate_mt_bench
@@ -63,7 +64,7 @@ def evaluate(
 
     Raises:
         ValueError: If a task, an option or the layer does not fit.
-        OSError: If the model or data cannot be found.
+        OSError: If the model or data cannot be found, or the folder is full.
         FileExistsError: If the folder holds something else.
         RuntimeError: If lm-eval is not installed.
     """
@@ -76,13 +77,21 @@ def evaluate(
     folder = EvaluationFolder(
         Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
     )
+    if OWN_RECORDS in data:
+        facts = data.pop(OWN_RECORDS)
+        own = folder.find_name(OWN_RECORDS, facts)
+        data[own] = facts
+        configs[own] = [{**config, "task": own} for config in configs.pop(OWN_RECORDS)]
     missing = [name for name in data if not folder.is_finished(name, data[name])]
     if not missing:
         return folder.results
     tokenizer, model = load_tokenizer(section), load_model(section)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     model = model.to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
-    with reading_out(model, plan.layer):
+    with (
+        reading_out(model, plan.layer),
+        taking_room(folder.path, "output", then="start it again to go on"),
+    ):
         folder.begin()
         for number, name in enumerate(missing, start=1):
             print(f"{name} ({number} of {len(missing)})", file=sys.stderr)
@@ -169,6 +178,8 @@ def score(
         ) from error
     # It warns of things that we do on purpose, once for every task.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # It shows where an error came from before the error itself comes.
+    logging.getLogger("sqlitedict").setLevel(logging.CRITICAL + 1)
     set_seed(plan.seed)
     loaded = TaskManager(include_defaults=False).load(list(tasks))
     for task in loaded["tasks"].values():

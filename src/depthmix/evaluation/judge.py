@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from depthmix.drafts import write_whole
 from depthmix.option_types import check_number, checked_options
 
 CHARACTERS_PER_TOKEN = 4
@@ -232,9 +233,7 @@ class Judge:
         while self._lacks(file, read):
             answers = [*_read_answers(file), self._complete(body)]
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            draft = file.with_suffix(".draft")
-            draft.write_text(json.dumps({"request": body, "answers": answers}, indent=1), "utf-8")
-            draft.replace(file)
+            write_whole(file, json.dumps({"request": body, "answers": answers}, indent=1))
 
     def _complete(self, body: Mapping[str, Any]) -> str:
         """Make one request, with the client's own repetitions."""

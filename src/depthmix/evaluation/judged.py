@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from depthmix.drafts import write_whole
 from depthmix.evaluation.scoring import Interval
 
 
@@ -89,8 +90,7 @@ class JudgedEvaluation:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"samples_{self.task}.jsonl"
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples]
-        path.write_text("".join(lines), "utf-8")
-        return path
+        return write_whole(path, "".join(lines))
 
 
 def mean_rating(ratings: Sequence[float | None], *, seed: int = 0) -> Mean:

@@ -17,6 +17,7 @@ from depthmix.analysis.maps import to_markdown as grid_table
 from depthmix.analysis.style import save_figure
 from depthmix.comparison.scores import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
+from depthmix.drafts import write_whole
 from depthmix.reproduction.departures import Departure
 from depthmix.reproduction.drawings import draw, make_grid
 from depthmix.reproduction.experiment_files import load_scale, load_subjects
@@ -59,9 +60,7 @@ def write_findings(findings: Sequence[Findings], folder: Path) -> Path:
         write_training(folder / f"{stem}.training.csv", one.logs)
         write_scores(folder / f"{stem}.scores.csv", one.outcomes)
         parts += [*_section(one, stem), ""]
-    page = folder / PAGE_NAME
-    page.write_text("\n".join(parts).rstrip() + "\n", "utf-8")
-    return page
+    return write_whole(folder / PAGE_NAME, "\n".join(parts).rstrip() + "\n")
 
 
 def check_page(folder: Path, trials: Sequence[Trial]) -> None:

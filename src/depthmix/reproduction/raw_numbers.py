@@ -9,6 +9,7 @@ from typing import Any
 
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.samples import Item
+from depthmix.drafts import drafting
 from depthmix.reproduction.findings import RunLog
 
 LEFT_OUT = ("epoch", "tokens_per_second", "memory_gib")
@@ -67,7 +68,7 @@ def _name(item: Item) -> dict[str, Any]:
 
 def _write(path: Path, columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
     """Write a table, floats to six digits."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with drafting(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(list(_cells(line, columns)) for line in lines)
