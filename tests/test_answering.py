@@ -11,12 +11,14 @@ from scipy import stats
 
 from adapters import tuned_model
 from checkpoints import make_model, make_tokenizer
+from depthmix.data.rendering import tokenise_prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.answer_file import AnswerFile, fingerprint
 from depthmix.evaluation.answering import SeededSampling, answer, derive_seed
 from models import randomise, tiny_model
 
 TEXTS = ["Ants", "What do plants breathe in?", "Q: 1 + 1", "A longer text than all of the others"]
+PROMPTS = [tokenise_prompt(text, make_tokenizer()) for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -67,42 +69,46 @@ def test_greedy_answers_equal_plain_generate_row_by_row(model, tokenizer):
         output = model.generate(**inputs, do_sample=False, max_new_tokens=8, pad_token_id=0)
         new_tokens = output[0, inputs["input_ids"].shape[1] :]
         expected.append(tokenizer.decode(new_tokens, skip_special_tokens=True).strip())
-    assert answer(model, tokenizer, TEXTS, max_new_tokens=8) == expected
+    assert answer(model, tokenizer, PROMPTS, max_new_tokens=8) == expected
     assert len(set(expected)) == len(TEXTS)
 
 
 def test_a_sampled_answer_is_the_same_in_any_batch(model, tokenizer):
     options = {"temperatures": [0.7, 0.0, 30.0, 30.0], "seeds": [1, 2, 3, 4]}
-    together = answer(model, tokenizer, TEXTS, max_new_tokens=8, **options)
-    for row, text in enumerate(TEXTS):
+    together = answer(model, tokenizer, PROMPTS, max_new_tokens=8, **options)
+    for row, prompt in enumerate(PROMPTS):
         alone = {name: [values[row]] for name, values in options.items()}
-        assert answer(model, tokenizer, [text], max_new_tokens=8, **alone) == [together[row]]
-    others = answer(model, tokenizer, TEXTS, max_new_tokens=8, **options | {"seeds": [5, 6, 7, 8]})
-    greedy = answer(model, tokenizer, TEXTS, max_new_tokens=8)
+        assert answer(model, tokenizer, [prompt], max_new_tokens=8, **alone) == [together[row]]
+    others = answer(
+        model, tokenizer, PROMPTS, max_new_tokens=8, **options | {"seeds": [5, 6, 7, 8]}
+    )
+    greedy = answer(model, tokenizer, PROMPTS, max_new_tokens=8)
     assert together[1] == others[1] == greedy[1]
     assert together[2] != others[2]
     assert together[3] != others[3]
 
 
 def test_an_answer_ends_before_the_first_stop_string(model, tokenizer):
-    (whole,) = answer(model, tokenizer, TEXTS[:1], max_new_tokens=12)
+    (whole,) = answer(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
     stop = whole[4:6]
-    (cut,) = answer(model, tokenizer, TEXTS[:1], max_new_tokens=12, stop_strings=[whole[7:9], stop])
+    (cut,) = answer(
+        model, tokenizer, PROMPTS[:1], max_new_tokens=12, stop_strings=[whole[7:9], stop]
+    )
     assert cut == whole[: whole.find(stop)].strip()
 
 
 def test_lazy_depth_gives_the_same_answers():
     tokenizer = make_tokenizer()
     model = tuned_model(make_model(tokenizer)).eval()
-    expected = answer(model, tokenizer, TEXTS, max_new_tokens=6)
-    assert answer(LazyDepth(model), tokenizer, TEXTS, max_new_tokens=6) == expected
+    expected = answer(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert answer(LazyDepth(model), tokenizer, PROMPTS, max_new_tokens=6) == expected
     assert fingerprint(LazyDepth(model)) == fingerprint(model)
 
 
 def test_model_and_tokenizer_are_left_as_they_were(model, tokenizer):
     model.train()
     try:
-        answer(model, tokenizer, TEXTS, max_new_tokens=2)
+        answer(model, tokenizer, PROMPTS, max_new_tokens=2)
         assert model.training
     finally:
         model.eval()

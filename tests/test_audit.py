@@ -19,10 +19,11 @@ from depthmix.data.audit import (
     write_rest,
 )
 from depthmix.data.catalog import load_split
+from depthmix.data.forms import ALPACA_PROMPT_WITH_INPUT
 from depthmix.data.leaks import compare_questions, read_questions
 from depthmix.data.questions import question_stems, same_letters, same_words
 from depthmix.data.records import load_records
-from depthmix.data.templates import ALPACA_PROMPT_WITH_INPUT, to_training_dataset
+from depthmix.data.templates import to_training_dataset
 from depthmix.run_config import load_run_config
 from depthmix.training import train
 
@@ -281,7 +282,6 @@ def test_a_run_is_warned(small_data, monkeypatch):
         {"messages": [{"role": "user", "content": IN_PARTS}, ANSWER]},
         {"messages": None, "prompt": [{"role": "user", "content": "Why?"}], "completion": [ANSWER]},
         {"prompt": [{"role": "user"}], "completion": "No."},
-        {"prompt": [], "completion": "No."},
         {"instruction": 5, "output": "No."},
     ],
 )

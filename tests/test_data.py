@@ -200,7 +200,10 @@ def test_alpaca_template(tokenizer):
         ([{"messages": MESSAGES[:1]}], "auto", r"end with the assistant's .*'user'"),
         ([{"messages": ["Hi", "Hello"]}], "auto", r"each with a role .* got \['Hi'"),
         ([{"prompt": 3, "completion": "x"}], "auto", r"Record 1 must have a prompt .* got 3"),
+        ([{"prompt": [], "completion": "x"}], "auto", r"Record 1 must have a prompt .* got \[\]"),
         ([{"prompt": "x", "completion": 3}], "auto", r"must be text, got 3"),
+        ([{"prompt": "x", "completion": MESSAGES[1:]}], "auto", r"must be text, got \["),
+        ([{"prompt": MESSAGES[:1], "completion": "x"}], "plain", r'"chat" or "auto" for messages'),
     ],
 )
 def test_records_without_what_is_needed(tokenizer, records, template, message):
@@ -251,8 +254,9 @@ def test_evaluation_records(tokenizer, tmp_path):
     records = [{"instruction": "1 + 1?", "answer": 2}, {"instruction": "2?", "answer": "2"}]
     source = write(tmp_path / "test.json", records)
     section = EvaluationSection(data=source, metric="exact_match", num_items=1)
+    ids = tokenizer("1 + 1?\n")["input_ids"]
     assert load_evaluation_records(section, "plain", tokenizer) == [
-        {"instruction": "1 + 1?", "answer": "2", "prompt": "1 + 1?\n"}
+        {"instruction": "1 + 1?", "answer": "2", "prompt": "1 + 1?\n", "prompt_ids": ids}
     ]
     prompt = load_evaluation_records(section, "chat", tokenizer)[0]["prompt"]
     assert prompt.endswith("<|assistant|>")

@@ -244,7 +244,8 @@ def test_instructions_are_not_evaluated_on_in_another_text(small_data, tmp_path,
     rows = [{"prompt": "Question: 1?\nAnswer:", "choices": [" no", " yes"], "answer": 1}]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     section = EvaluationSection(data=str(tmp_path / "own.jsonl"), metric="choices")
-    assert load_evaluation_records(section, "lm-eval", make_tokenizer()) == rows
+    (item,) = load_evaluation_records(section, "lm-eval", make_tokenizer())
+    assert {name: item[name] for name in rows[0]} == rows[0]
 
 
 def test_without_lm_eval_a_run_says_so(small_data, tmp_path, monkeypatch):

@@ -4,11 +4,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthmix import attach, set_top_k
 from depthmix.attachment import find_mixture_norm
+from depthmix.data.rendering import tokenise_prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.generation_speed import measure_generation
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model
 
 PROMPTS = ("Question: 1 + 2?", "Another one")
+
+
+def prompts(tokenizer):
+    return [tokenise_prompt(text, tokenizer) for text in PROMPTS]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,9 @@ def model(tokenizer):
 
 def test_layers_are_those_that_ran(model, tokenizer):
     set_top_k(model, 2)
-    speeds = measure_generation(model, tokenizer, PROMPTS, top_ks=[1, 3], num_new_tokens=5)
+    speeds = measure_generation(
+        model, tokenizer, prompts(tokenizer), top_ks=[1, 3], num_new_tokens=5
+    )
     assert find_mixture_norm(model).active_mixture.top_k == 2
     assert [speed.top_k for speed in speeds] == [1, 3]
     for speed in speeds:
@@ -54,7 +61,9 @@ def test_the_first_turn_only_warms_up(model, tokenizer, monkeypatch):
     monkeypatch.setattr(
         "depthmix.evaluation.generation_speed.time.perf_counter", lambda: next(clock)
     )
-    (speed,) = measure_generation(model, tokenizer, PROMPTS, top_ks=[1], num_new_tokens=4)
+    (speed,) = measure_generation(
+        model, tokenizer, prompts(tokenizer), top_ks=[1], num_new_tokens=4
+    )
     assert speed.tokens_per_second == 4 / 2
     assert speed.speedup == 3  # median of 4 / 2 and 8 / 2
 
@@ -64,4 +73,4 @@ def test_what_cannot_be_timed_is_refused(model, tokenizer):
         measure_generation(model, tokenizer, [], top_ks=[1])
     plain = AutoModelForCausalLM.from_pretrained(tokenizer.name_or_path)
     with pytest.raises(ValueError, match="`model` must have a mixture"):
-        measure_generation(plain, tokenizer, PROMPTS, top_ks=[1])
+        measure_generation(plain, tokenizer, prompts(tokenizer), top_ks=[1])

@@ -156,7 +156,7 @@ def test_the_command_says_where_and_ends_quietly(server, tmp_path, capsys, monke
 
     monkeypatch.setattr(lens_server.ThreadingHTTPServer, "serve_forever", interrupt)
     monkeypatch.setattr(
-        lens_server, "load_subjects", lambda sections, layers: Subjects(models={}, layers=None)
+        lens_server, "load_subjects", lambda sections, **_: Subjects(models={}, layers=None)
     )
     assert depthmix_cli.main(["lens", "m", "--serve", "--port", "0"]) == 0
     assert "The lens is at http://127.0.0.1:" in capsys.readouterr().out

@@ -307,12 +307,12 @@ def test_alpacas_template(model, tmp_path):
         "completes the request.\n\n### Instruction:\n"
     )
     first = render(["Hello", "And?"], [], section, tokenizer)
-    assert first == f"{intro}Hello\n\n### Response:\n"
+    assert first.text == f"{intro}Hello\n\n### Response:\n"
     second = render(["Hello", "And?"], ["Hi."], section, tokenizer)
-    assert second == f"{first}Hi.\n\n### Instruction:\nAnd?\n\n### Response:\n"
+    assert second.text == f"{first.text}Hi.\n\n### Instruction:\nAnd?\n\n### Response:\n"
     with serve() as server:
         result = evaluate(model, tokenizer, server, tmp_path, section, limit=1)
-    assert result.samples[0]["arguments"][0] == [first.replace("Hello", "Write {a}.")]
+    assert result.samples[0]["arguments"][0] == [first.text.replace("Hello", "Write {a}.")]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import depthmix_cli
+from checkpoints import make_tokenizer
 from depthmix.analysis import (
     choose_passages,
     collect_report,
@@ -197,9 +198,9 @@ def test_examples_are_the_items_on_which_two_models_part(runs):
         "loss 3 · Question: 5": " 10",
     }
     passages = choose_passages(examples)
-    for (title, text), (start, end) in zip(passages.items(), titles.items(), strict=True):
+    for (title, passage), (start, end) in zip(passages.items(), titles.items(), strict=True):
         assert title.startswith(start)
-        assert text.endswith(f"\nAnswer:{end}")
+        assert passage.render(make_tokenizer()).text.endswith(f"\nAnswer:{end}")
 
 
 CHOICE = {
@@ -323,7 +324,7 @@ def test_what_is_gone_is_told(runs, trained):
     path = runs / "mode-0" / "adapter_config.json"
     path.write_text(path.read_text().replace(str(trained.parent / "base"), str(runs / "gone")))
     page = show_report(runs / "mode-0", baselines=[]).read_text("utf-8")
-    assert "Cannot find model" in page
+    assert "Cannot find data" in page
     assert "Their texts could not be read" in page
     assert "hf_secret" not in page
     with pytest.raises(OSError, match="Cannot find model"):

@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from depthmix.data.catalog import describe
-from depthmix.data.templates import ALPACA_PROMPT
+from depthmix.data.forms import ALPACA_PROMPT
 from depthmix.evaluation import scoring as evaluation
 from depthmix.evaluation.harness_model import HarnessModel
 from depthmix.evaluation.tasks import PROTOCOLS, TASKS, main_metric, records_config, task_config

@@ -61,7 +61,9 @@ def check_weights(model: nn.Module, adapter_name: str, weights: Mapping[str, Ten
             f"The adapter file lacks {len(missing)} of the adapter's tensors (the first is "
             f"{missing[0]}); it is damaged or was made with other options: save it again."
         )
-    surplus = [name for name in weights if name not in known]
+    # Of resized embeddings PEFT writes every tensor, also once more under the wrapper's own name.
+    copies = {name.replace(f".{adapter_name}", "") for name in known if ".lora_" not in name}
+    surplus = [name for name in weights if name not in known | copies]
     if surplus:
         raise ValueError(
             f"The adapter file holds {len(surplus)} tensors that its settings do not use on this "

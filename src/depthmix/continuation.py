@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from peft import PeftModel
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
@@ -43,6 +45,29 @@ def read_generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Int[Tensor, "batch seq"]]:
+    """Put prompts into one batch, with padding in front of the shorter ones.
+
+    Args:
+        prompts: Token ids of each.
+        tokenizer: For its padding token, whose place is masked.
+
+    Returns:
+        `input_ids` and `attention_mask`, on the CPU.
+    """
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad_token_id = next(number for number in known if number is not None)
+    longest = max(map(len, prompts))
+    missing = [longest - len(ids) for ids in prompts]
+    pairs = list(zip(missing, prompts, strict=True))
+    return {
+        "input_ids": torch.tensor([[pad_token_id] * gap + list(ids) for gap, ids in pairs]),
+        "attention_mask": torch.tensor([[0] * gap + [1] * len(ids) for gap, ids in pairs]),
+    }
+
+
 def continue_inputs(
     model: PreTrainedModel | PeftModel | LazyDepth | SelfSpeculation,
     tokenizer: PreTrainedTokenizerBase,
@@ -51,6 +76,8 @@ def continue_inputs(
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
     """Generate after tokenised prompts, and decode what is new."""
+    decoder = model if isinstance(model, nn.Module) else model.model
+    inputs = {name: value.to(decoder.device) for name, value in inputs.items()}
     with torch.inference_mode():
         sequences = model.generate(  # pyrefly: ignore[not-callable]
             **inputs,

@@ -11,13 +11,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from depthmix.attachment import set_top_k
-from depthmix.continuation import continue_inputs, read_generation_options
-from depthmix.data.templates import render_prompt
+from depthmix.continuation import continue_inputs, pad_prompts, read_generation_options
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.mixture import Mixture
 from depthmix.models import load_model, load_tokenizer
 from depthmix.run_config import ModelSection, Template
+from depthmix.run_template import recall_template
 from depthmix.streamers import DepthStreamer, VisibleStreamer
 
 
@@ -25,7 +25,7 @@ def generate(
     section: ModelSection,
     prompts: Sequence[str],
     *,
-    template: Template = "plain",
+    template: Template | None = None,
     options: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     top_k: int | None = None,
@@ -39,6 +39,7 @@ def generate(
         section: The model; its `name` may be the folder of an adapter.
         prompts: Questions or beginnings of text.
         template: How a prompt becomes text: `plain` as it is, `chat` and `alpaca` as in training.
+            `None` takes a run's own, and for other models `plain`.
         options: Keyword arguments of `transformers.GenerationConfig`, such as `max_new_tokens`,
             `do_sample` or `temperature`; text is read as numbers and switches.
         batch_size: Prompts that are run together.
@@ -67,7 +68,10 @@ def generate(
     if not prompts or not all(prompts):
         raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
     settings = read_generation_options(options or {})
-    tokenizer, model = load_tokenizer(section), _load(section)
+    tokenizer = load_tokenizer(section)
+    asked = recall_template(section, template, otherwise="plain")
+    rendered = [asked.render(prompt, tokenizer) for prompt in prompts]
+    model = _load(section)
     if top_k is not None:
         set_top_k(model, top_k)
     generator: Any = model
@@ -77,16 +81,10 @@ def generate(
     elif draft_layer is not None:
         width = 4 if num_draft_tokens is None else num_draft_tokens
         generator = SelfSpeculation(model, draft_layer=draft_layer, num_draft_tokens=width)
-    texts = [render_prompt({"prompt": prompt}, template, tokenizer) for prompt in prompts]
     answers: list[str] = []
-    for start in range(0, len(texts), batch_size):
-        inputs = tokenizer(
-            texts[start : start + batch_size],
-            add_special_tokens=template != "chat",  # a rendered chat has them already
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(model.device)
+    for start in range(0, len(rendered), batch_size):
+        batch = [prompt.token_ids for prompt in rendered[start : start + batch_size]]
+        inputs = pad_prompts(batch, tokenizer)
         answers += continue_inputs(generator, tokenizer, inputs, settings)
     return answers
 
@@ -95,6 +93,7 @@ def chat(
     section: ModelSection,
     *,
     system: str | None = None,
+    template: Template | None = None,
     depth: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, str]]:
@@ -105,6 +104,9 @@ def chat(
     Args:
         section: The model; its `name` may be the folder of an adapter.
         system: Instruction that stands before the conversation.
+        template: How the conversation becomes text: `chat` by the tokenizer's chat template,
+            `alpaca` as a series of Alpaca's prompts, `plain` the last message alone. `None` takes a
+            run's own, and for other models `chat`.
         depth: Colour each token by the mean depth `Σ G_i i` of its routing weights, and say after
             each answer how much every late layer counted (`DepthStreamer`).
         options: As for `generate`.
@@ -113,15 +115,17 @@ def chat(
         The conversation as messages.
 
     Raises:
-        ValueError: If an option is unknown, the tokenizer has no chat template, or `depth` is asked
-            of a model without a mixture or of passes that predict several tokens.
+        ValueError: If an option is unknown, the tokenizer has no chat template, `system` has no
+            place in the template, or `depth` is asked of a model without a mixture or of passes
+            that predict several tokens.
         OSError: If the model cannot be found.
     """
     settings = read_generation_options(options or {})
     tokenizer = load_tokenizer(section)
     opening = [{"role": "system", "content": system}] if system else []
+    asked = recall_template(section, template, otherwise="chat")
     # Rendered once before the model loads, so that a missing chat template is told at once.
-    render_prompt({"prompt": [*opening, {"role": "user", "content": "Hello"}]}, "chat", tokenizer)
+    asked.converse([*opening, {"role": "user", "content": "Hello"}], tokenizer)
     model = _load(section)
     if depth:
         _check_single_tokens(model, settings)
@@ -129,6 +133,8 @@ def chat(
         streamer.print_legend()
     else:
         streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if not (asked.is_chat or asked.is_alpaca):
+        print("Prompts stand alone here, as in training: no message sees those before it.")
     print("Type a message; /clear starts anew, /exit or Ctrl-D ends.")
     messages = list(opening)
     while True:
@@ -140,11 +146,8 @@ def chat(
                 messages = list(opening)
             elif said:
                 turn = [*messages, {"role": "user", "content": said}]
-                text = render_prompt({"prompt": turn}, "chat", tokenizer)
-                inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-                (answer,) = continue_inputs(
-                    model, tokenizer, inputs.to(model.device), settings, streamer=streamer
-                )
+                inputs = pad_prompts([asked.converse(turn, tokenizer).token_ids], tokenizer)
+                (answer,) = continue_inputs(model, tokenizer, inputs, settings, streamer=streamer)
                 messages = [*turn, {"role": "assistant", "content": answer}]
         except (EOFError, KeyboardInterrupt):
             print()

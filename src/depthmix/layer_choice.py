@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthmix.config import IGNORE_INDEX, MixtureConfig
-from depthmix.data.templates import Record
+from depthmix.data.forms import Record
 from depthmix.data.tokens import to_token_sequences
 from depthmix.probe import Probe, probe_layers
 from depthmix.run_config import TrainingTemplate
@@ -98,6 +99,8 @@ def choose_on_records(
     *,
     template: TrainingTemplate = "auto",
     max_length: int | None = PROBED_LENGTH,
+    keeps_end: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> LayerChoice:
     """Probe a pretrained model on the first of some records, and choose its late layers.
 
@@ -109,6 +112,8 @@ def choose_on_records(
         config: The mixture's options: its `top_k` asks for as many layers at least.
         template: How records become text.
         max_length: Tokens per record that are run; `None` runs all.
+        keeps_end: Run the last of them instead of the first.
+        variables: Further variables of the chat template, where a record sets no others.
 
     Returns:
         The layers, with the probe and the reason.
@@ -117,7 +122,14 @@ def choose_on_records(
         ValueError: If a record or the model does not fit.
     """
     first = records[:NUM_PROBED_RECORDS]
-    sequences = to_token_sequences(first, template, tokenizer, max_length=max_length)
+    sequences = to_token_sequences(
+        first,
+        template,
+        tokenizer,
+        max_length=max_length,
+        keeps_end=keeps_end,
+        variables=variables,
+    )
     thinned = [{**row, "labels": _thin(row["labels"])} for row in sequences]
     probe = probe_layers(
         model, thinned, final_norm=config.final_norm, decoder_layers=config.decoder_layers

@@ -192,6 +192,20 @@ def check_adapter(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def find_run_file(folder: Path, name: str) -> Path | None:
+    """Find a file of a run, given the run's folder or that of one of its checkpoints.
+
+    Args:
+        folder: Of an adapter.
+        name: Of the file.
+
+    Returns:
+        The file, or `None` if there is none.
+    """
+    folders = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
+    return next((path for one in folders if (path := one / name).is_file()), None)
+
+
 def _list_weights(directory: Path) -> list[str]:
     """Name the tensors in an adapter's file, or say in one sentence why it cannot be read."""
     path = find_weights(directory)

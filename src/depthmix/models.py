@@ -30,6 +30,7 @@ from depthmix.model_sources import (
     resolve_model,
 )
 from depthmix.run_config import ModelSection
+from depthmix.vocabulary import fit_embeddings, read_ends, stop_at
 
 
 def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrainedModel | PeftModel:
@@ -64,7 +65,10 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
                 source.directory_or_id, gguf_file=source.gguf_file, **options
             )
     if section.adapter is not None:
+        settings = check_adapter(Path(section.adapter))
+        fit_embeddings(model, Path(section.adapter), settings)
         model = PeftModel.from_pretrained(model, section.adapter, is_trainable=is_trainable)
+        _stop_where_trained(model, section)
     if section.top_k is not None:
         set_top_k(model, section.top_k)
     return model
@@ -104,9 +108,10 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         OSError: If the model cannot be found.
     """
     section = find_base(section)
-    source = resolve_model(section.name)
     if section.adapter is not None and (Path(section.adapter) / "tokenizer_config.json").is_file():
         source = ModelSource(section.adapter)
+    else:
+        source = resolve_model(section.name)
     with _explained(section.name, source):
         tokenizer = AutoTokenizer.from_pretrained(
             source.directory_or_id,
@@ -117,6 +122,17 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _stop_where_trained(model: PreTrainedModel | PeftModel, section: ModelSection) -> None:
+    """Stop where the adapter's training said that a text ends."""
+    adapter = Path(str(section.adapter))
+    ends = read_ends(adapter)
+    if ends is not None:
+        model.generation_config.eos_token_id = ends or None
+    elif (adapter / "tokenizer_config.json").is_file():
+        end = load_tokenizer(section).eos_token_id
+        stop_at(model, [] if end is None else [end])
 
 
 @contextlib.contextmanager

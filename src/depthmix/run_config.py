@@ -55,6 +55,7 @@ PATH_KEYS = (
     ("data", "train"),
     ("data", "eval"),
     ("data", "without"),
+    ("training", "chat_template_path"),
     ("evaluation", "data"),
 )
 """Settings that may name a file or folder beside the configuration file."""
@@ -380,5 +381,5 @@ def _find_beside(path: Path, name: Any, section: str) -> Any:
         return name
     beside = path.parent / name
     # A folder may be a model; beside a named data set it only has the same name.
-    found = beside.is_file() or (section == "model" and beside.is_dir())
+    found = beside.is_file() or (section in ("model", "training") and beside.is_dir())
     return str(beside) if found else name

@@ -43,8 +43,17 @@ from depthmix.run_start import (
     read_beginning,
     removed_if_refused,
 )
+from depthmix.run_template import RunTemplate, learn_template, save_template
 from depthmix.trainers import MoDESFTTrainer
+from depthmix.training_tokenizer import (
+    adopt_options,
+    clone_template,
+    find_ends,
+    find_template_source,
+    train_tokens,
+)
 from depthmix.versions import list_versions
+from depthmix.vocabulary import save_ends, stop_at
 
 REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
 """Packages whose versions stand in the results."""
@@ -120,33 +129,38 @@ def _train(
     versions: dict[str, str],
 ) -> TrainResult:
     """Do what `train` says, from where it starts."""
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, model, new_tokens = load_tokenizer(config.model), None, []
+    if (source := find_template_source(config.training)) is not None:
+        model = _load_pretrained(config)  # which has to make room for tokens before they are read
+        new_tokens = clone_template(model, tokenizer, source, config)
+    adopt_options(tokenizer, config.training)
     data = config.data
     write = choose_form(data)
     selection = select_records(data, test_sets=test_sets)
     records = write(selection.records, data.train)
+    template = learn_template(records, data.template)
+    options: dict[str, Any] = {
+        "variables": template.variables,
+        "marks_assistant": config.training.get("assistant_only_loss", False),
+    }
     train_dataset = to_training_dataset(
-        records, data.template, tokenizer, numbers=selection.numbers
+        records, data.template, tokenizer, numbers=selection.numbers, **options
     )
     eval_dataset = None
     if data.eval is not None:
         held_out = write(
             load_published(data.eval, split=data.eval_split, limit=data.limit), data.eval
         )
-        eval_dataset = to_training_dataset(held_out, data.template, tokenizer)
-    items = (
-        load_evaluation_records(config.evaluation, data.template, tokenizer)
-        if config.evaluation is not None
-        else None
-    )
-    model = load_model(config.model)
-    if isinstance(model, PeftModel):
-        raise ValueError(
-            f"`model.name` must be a pretrained model, and {config.model.name} is an adapter; name "
-            "the model under it, or merge the adapter into it first."
-        )
+        eval_dataset = to_training_dataset(held_out, data.template, tokenizer, **options)
+    items = None
+    if (asked := config.evaluation) is not None:
+        shared = {"variables": template.variables}
+        items = load_evaluation_records(asked, data.template, tokenizer, **shared)
+    model = model or _load_pretrained(config)
+    stop_at(model, find_ends(train_dataset, tokenizer))
     arguments = _training_arguments(config, output_dir)
     mode, choice = MoDEConfig(**config.mode), None
+    train_tokens(mode, model, new_tokens)
     mode.revision = config.model.revision  # says beside the adapter which weights are under it
     kept = {} if start.checkpoint is None else read_beginning(output_dir)
     digest = _digest(records)
@@ -166,6 +180,8 @@ def _train(
             mode,
             template=data.template,
             max_length=arguments.max_length,
+            keeps_end=arguments.truncation_mode == "keep_end",
+            variables=template.variables,
         )
         model.to("cpu")  # pyrefly: ignore[bad-argument-type]
         [choice] = broadcast_object_list([choice])  # rounding must not part the processes
@@ -214,7 +230,7 @@ def _train(
     facts = {"records": digest, "layer_choice": None if choice is None else asdict(choice)}
     # Only when optimiser, data and checkpoint are in place, and before a reporter opens its files.
     trainer.callback_handler.callbacks.insert(
-        0, OnBegin(partial(begin, config, output_dir, start, facts))
+        0, OnBegin(partial(_begin, config, output_dir, start, facts, template, tuned))
     )
 
     before = None
@@ -254,6 +270,31 @@ def _train(
         if limit == 1 and trainer.state.best_model_checkpoint is not None:
             keep_best(output_dir, Path(trainer.state.best_model_checkpoint))
     return result
+
+
+def _begin(
+    config: RunConfig,
+    output_dir: Path,
+    start: Start,
+    facts: dict[str, Any],
+    template: RunTemplate,
+    tuned: PeftModel,
+) -> None:
+    """Write down how a run begins, and how its model is to be asked."""
+    begin(config, output_dir, start, facts)
+    save_template(template, output_dir)
+    save_ends(tuned, output_dir)
+
+
+def _load_pretrained(config: RunConfig) -> PreTrainedModel:
+    """Load the model to tune, which must have no adapter yet."""
+    model = load_model(config.model)
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            f"`model.name` must be a pretrained model, and {config.model.name} is an adapter; name "
+            "the model under it, or merge the adapter into it first."
+        )
+    return model
 
 
 def evaluate(

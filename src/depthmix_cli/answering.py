@@ -13,7 +13,7 @@ def generate(
     *,
     adapter: str | None = None,
     dtype: Dtype = "auto",
-    template: Literal["plain", "alpaca", "chat"] = "plain",
+    template: Literal["plain", "alpaca", "chat"] | None = None,
     top_k: int | None = None,
     lazy: bool = False,
     draft_layer: int | None = None,
@@ -27,7 +27,8 @@ def generate(
         prompts: One or more texts to answer.
         adapter: Folder of an adapter, where `model` is not one itself.
         dtype: Type of the weights in memory.
-        template: What stands around a prompt; take the one used in training.
+        template: What stands around a prompt: nothing (`plain`), Alpaca's words or the chat
+            template. By default what the run was trained with; for other models `plain`.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         lazy: Run late layers only when a token needs them: the same text, sooner.
         draft_layer: Let this late layer draft, and the ensemble verify: the same text.
@@ -59,6 +60,7 @@ def chat(
     dtype: Dtype = "auto",
     top_k: int | None = None,
     system: str | None = None,
+    template: Literal["plain", "alpaca", "chat"] | None = None,
     depth: bool = False,
     generation: Options | None = None,
 ) -> None:
@@ -70,6 +72,9 @@ def chat(
         dtype: Type of the weights in memory.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         system: Instruction that stands before the conversation.
+        template: How the conversation becomes text: by the chat template (`chat`), as Alpaca's
+            prompts (`alpaca`), or each message by itself (`plain`). By default as the run was
+            trained; for other models `chat`.
         depth: Colour each token by the mean depth that its routing weights give.
         generation: All options of transformers' `GenerationConfig`, with a dot.
     """
@@ -77,4 +82,4 @@ def chat(
     from depthmix.run_config import ModelSection
 
     section = ModelSection(name=model, adapter=adapter, dtype=dtype, top_k=top_k)
-    chat(section, system=system, depth=depth, options=generation)
+    chat(section, system=system, template=template, depth=depth, options=generation)

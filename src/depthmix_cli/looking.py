@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from depthmix_cli.options import Dtype
 
@@ -15,6 +16,7 @@ def lens(
     port: int = 8765,
     compare: str | None = None,
     layers: str = "all",
+    template: Literal["plain", "alpaca", "chat"] | None = None,
     tokens: tuple[int, int] | None = None,
     top_k: int | None = None,
     dtype: Dtype = "auto",
@@ -36,6 +38,8 @@ def lens(
         port: Where it is then; 0 takes any that is free.
         compare: A second model with the same tokenizer, shown beside the first.
         layers: `all`, `late` for those of the mixture, or numbers with commas between them.
+        template: What stands around the text: nothing (`plain`), Alpaca's words or the chat
+            template. By default what the run was trained with; for other models `plain`.
         tokens: First and last token that a figure shows, counted from 1.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         dtype: Type of the weights in memory.
@@ -54,12 +58,12 @@ def lens(
                 f"`{option}` is for what is written, and `--serve` writes nothing; drop one."
             )
     if serve:
-        serve_lens(sections, text=text, layers=layers, port=port)
+        serve_lens(sections, text=text, layers=layers, template=template, port=port)
         return
     if not text:
         raise ValueError("`text` must be what the model reads, got none; or ask for `--serve`.")
     path = output or Path("lens.html")
-    path = show_lens(sections, text, layers=layers, tokens=tokens, path=path)
+    path = show_lens(sections, text, layers=layers, template=template, tokens=tokens, path=path)
     print(f"Written: {path}")
 
 
@@ -68,6 +72,7 @@ def report(
     *,
     baselines: str | None = None,
     text: str | None = None,
+    template: Literal["plain", "alpaca", "chat"] | None = None,
     layers: str = "late",
     lens: bool = True,
     output: Path | None = None,
@@ -85,6 +90,7 @@ def report(
             that lie beside it.
         text: What the tuned and the pretrained model read token by token; by default some of the
             wins and losses.
+        template: What stands around `text`, by default what the run was trained with.
         layers: Layers to read out: `late` for those of the mixture, `all`, or numbers with commas
             between them.
         lens: Read texts token by token; `--no-lens` spares loading the model.
@@ -96,6 +102,7 @@ def report(
         run,
         baselines=None if baselines is None else [Path(name) for name in baselines.split(",")],
         texts=[] if text is None else [text],
+        template=template,
         layers=layers,
         lens=lens,
         path=output,

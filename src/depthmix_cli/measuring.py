@@ -16,7 +16,7 @@ def evaluate(
     tasks: str | None = None,
     records: str | None = None,
     metric: Literal["exact_match", "choices"] = "exact_match",
-    template: Literal["auto", "plain", "alpaca", "chat"] = "auto",
+    template: Literal["auto", "plain", "alpaca", "chat"] | None = None,
     protocol: Literal["default", "llm-adapters"] = "default",
     layer: str = "ensemble",
     top_k: int | None = None,
@@ -43,7 +43,8 @@ def evaluate(
         tasks: Data sets by name, with commas between; `all` stands for those that need no judge.
         records: File of own records, in the forms that `depthmix train` evaluates on.
         metric: How own records are judged: by a generated answer, or by the likeliest choice.
-        template: How a record of one's own becomes text; take the one used in training.
+        template: How a record of one's own becomes text; by default as in the run's training, and
+            for other models `auto`.
         protocol: `default` (lm-eval's tasks, greedy and strict) or `llm-adapters` (its prompt,
             beams and rules, for comparison with published numbers).
         layer: Which depth answers: `ensemble`, `final`, or the number of a late layer.

@@ -12,8 +12,9 @@ from depthmix.comparison.samples import Item, name_items, read_samples
 from depthmix.data.templates import load_evaluation_records
 from depthmix.evaluation.provenance import UNTUNED
 from depthmix.models import load_tokenizer
-from depthmix.run_config import RUN_CONFIG_NAME, load_run_config
+from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, load_run_config
 from depthmix.run_folder import load_result
+from depthmix.run_template import recall_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class Example:
     answers: tuple[Answer, ...]
     """This run's, and the other's if there is one."""
 
+    prompt_ids: tuple[int, ...] | None = None
+    """Tokens of the prompt where it was a rendered record; `None` for a text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
@@ -62,6 +66,9 @@ class Wording:
 
     response: str
     """What the model answered."""
+
+    prompt_ids: tuple[int, ...] | None = None
+    """Tokens of the prompt where it was a rendered record; `None` for a text."""
 
 
 def find_examples(verdict: Verdict, rival: str, *, limit: int = 3) -> tuple[Example, ...]:
@@ -98,6 +105,7 @@ def find_examples(verdict: Verdict, rival: str, *, limit: int = 3) -> tuple[Exam
                 Answer(method=verdict.run, text=words[item].response, correct=kind == "win"),
                 Answer(method=rival, text=others_words[item].response, correct=kind == "loss"),
             ),
+            prompt_ids=words[item].prompt_ids,
         )
         for item, kind in found
     )
@@ -132,6 +140,7 @@ def first_items(verdict: Verdict, *, limit: int = 2) -> tuple[Example, ...]:
                     method=verdict.run, text=words[item].response, correct=bool(scores[item] == 1)
                 ),
             ),
+            prompt_ids=words[item].prompt_ids,
         )
         for item in items
     )
@@ -187,6 +196,8 @@ def _word(sample: Mapping[str, Any], metric: str) -> Wording:
     first = target[0] if isinstance(target, list) and target else target  # of several right ones
     prompt = "\n\n".join(dict.fromkeys(str(request[0]) for request in requests))
     answers = sample["filtered_resps"]
+    rendered = sample.get("doc", {}).get("prompt_ids")
+    prompt_ids = None if rendered is None else tuple(rendered)
     if len(requests) > 1 and all(isinstance(answer, list) for answer in answers):
         choices = [str(request[1]) for request in requests]
         scores = [answer[0] for answer in answers]
@@ -194,10 +205,13 @@ def _word(sample: Mapping[str, Any], metric: str) -> Wording:
             scores = [s / (len(c.strip()) or 1) for s, c in zip(scores, choices, strict=True)]
         best = max(range(len(choices)), key=scores.__getitem__)
         reference = choices[first] if isinstance(first, int) else str(first)
-        return Wording(prompt=prompt, reference=reference, response=choices[best])
+        return Wording(
+            prompt=prompt, reference=reference, response=choices[best], prompt_ids=prompt_ids
+        )
     texts = [response[0] for response in sample["resps"]]
     reference = "" if first is None else str(first)  # a judge may need none
-    return Wording(prompt=prompt, reference=reference, response="\n\n".join(map(str, texts)))
+    response = "\n\n".join(map(str, texts))
+    return Wording(prompt=prompt, reference=reference, response=response, prompt_ids=prompt_ids)
 
 
 def _read_training(outcomes: Outcomes, items: Collection[Item]) -> dict[Item, Wording]:
@@ -207,8 +221,12 @@ def _read_training(outcomes: Outcomes, items: Collection[Item]) -> dict[Item, Wo
     evaluation = result.before if outcomes.method == UNTUNED else result.after
     assert config.evaluation is not None  # the outcomes come from it
     assert evaluation is not None
+    section = ModelSection(name=str(folder))
     records = load_evaluation_records(
-        config.evaluation, config.data.template, load_tokenizer(config.model)
+        config.evaluation,
+        config.data.template,
+        load_tokenizer(section),
+        variables=recall_template(section).variables,
     )
     if len(records) != len(evaluation.responses):
         raise ValueError(
@@ -222,6 +240,9 @@ def _read_training(outcomes: Outcomes, items: Collection[Item]) -> dict[Item, Wo
         record = records[place]
         right = record["choices"][record["answer"]] if "choices" in record else record["answer"]
         wordings[item] = Wording(
-            prompt=record["prompt"], reference=str(right), response=evaluation.responses[place]
+            prompt=record["prompt"],
+            reference=str(right),
+            response=evaluation.responses[place],
+            prompt_ids=tuple(record["prompt_ids"]),
         )
     return wordings

@@ -17,6 +17,7 @@ from depthmix.architecture import evaluating, find_backbone
 from depthmix.attachment import find_mixture_norm
 from depthmix.backbone import Backbone
 from depthmix.capture import HiddenStateCapture
+from depthmix.data.rendering import Prompt, tokenise_prompt
 from depthmix.readout import Readout
 
 BLOCK_LOGITS = 2**25
@@ -103,7 +104,7 @@ class Lens:
 def look(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    text: str,
+    text: str | Prompt,
     *,
     layers: Sequence[int] | None = None,
     top: int = 5,
@@ -119,7 +120,7 @@ def look(
             another adapter, or untuned.
         tokenizer: Its tokenizer, which adds the special tokens that it always adds, unless the text
             begins with one.
-        text: What the model reads.
+        text: What the model reads: a text, or a rendered prompt, whose tokens stand.
         layers: Layers to read out, from 1 to `num_hidden_layers`; `None` takes all.
         top: How many of the likeliest tokens to keep.
 
@@ -131,10 +132,8 @@ def look(
             or a part of the model cannot be found.
         TypeError: If the model is no decoder-only language model.
     """
-    # A chat template writes the beginning of the text itself.
-    begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    encoded = tokenizer(text, add_special_tokens=not begins)
-    ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
+    prompt = tokenise_prompt(text, tokenizer) if isinstance(text, str) else text
+    ids = torch.tensor(prompt.token_ids, dtype=torch.long)
     norm = find_mixture_norm(model)
     mixture = norm.active_mixture if norm is not None else None
     base = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -12,7 +12,7 @@ from depthmix.analysis.lens_figures import draw_layers
 from depthmix.analysis.lens_subjects import load_subjects
 from depthmix.analysis.page import render_page, write_page
 from depthmix.analysis.style import SUFFIXES, save_figure
-from depthmix.run_config import ModelSection
+from depthmix.run_config import ModelSection, Template
 
 SCRIPTS = ("lens_paint.js", "lens_measures.js", "lens_tokens.js", "lens_maps.js", "lens.js")
 """The page's script, in parts that are joined in this order."""
@@ -40,6 +40,7 @@ def show_lens(
     text: str,
     *,
     layers: str | Sequence[int] = "all",
+    template: Template | None = None,
     tokens: tuple[int, int] | None = None,
     path: Path,
 ) -> Path:
@@ -50,6 +51,8 @@ def show_lens(
         text: What they read.
         layers: Layers to read out: `all`, the `late` ones of the models' mixtures, or numbers, as
             text with commas between them.
+        template: How the text becomes what they read: `plain` as it is, `chat` and `alpaca` as a
+            question. `None` takes that of the first which is a run, and otherwise `plain`.
         tokens: First and last token that a figure shows, counted from 1; `None` takes all. A page
             always has all.
         path: The file to write, whose suffix says what it is: `.html` for the page, `.svg`, `.png`
@@ -73,7 +76,7 @@ def show_lens(
             f"`tokens` choose a part of a figure, and {path} is a page, which has them all; leave "
             "them out, or write a .svg."
         )
-    lenses = load_subjects(sections, layers=layers).look(text)
+    lenses = load_subjects(sections, layers=layers, template=template).look(text)
     if path.suffix == ".html":
         return write_lens(lenses, path)
     return save_figure(draw_layers(lenses, tokens=tokens), path)

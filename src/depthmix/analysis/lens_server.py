@@ -16,7 +16,7 @@ from depthmix.analysis.lens import Lens
 from depthmix.analysis.lens_page import Form, render_lens
 from depthmix.analysis.lens_subjects import Subjects, load_subjects
 from depthmix.analysis.page import LARGEST_PAGE
-from depthmix.run_config import ModelSection
+from depthmix.run_config import ModelSection, Template
 
 LOOPBACK = "127.0.0.1"
 """The only address that is served."""
@@ -36,6 +36,7 @@ def serve_lens(
     *,
     text: str = "",
     layers: str | Sequence[int] = "all",
+    template: Template | None = None,
     port: int = 8765,
 ) -> None:
     """Serve the lens page to browsers on this machine, until Ctrl-C.
@@ -44,6 +45,7 @@ def serve_lens(
         sections: One model or two, whose tokenizers give the same tokens; loaded once.
         text: What they read at first; empty for nothing.
         layers: Layers to read out, as `load_subjects` takes them.
+        template: How texts become what they read, as `load_subjects` takes it.
         port: Where to listen; 0 takes any that is free.
 
     Raises:
@@ -55,7 +57,7 @@ def serve_lens(
         raise ValueError(f"`port` must be between 0 and 65535, got {port}; 0 takes a free one.")
     # A taken port is said before models are loaded, which takes longer.
     with LensServer(port) as server:
-        server.take(load_subjects(sections, layers=layers), text=text)
+        server.take(load_subjects(sections, layers=layers, template=template), text=text)
         print(f"The lens is at http://{LOOPBACK}:{server.server_port}/ (Ctrl-C ends)", flush=True)
         try:
             server.serve_forever()

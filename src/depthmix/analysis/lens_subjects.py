@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from depthmix.analysis.lens import Lens, look
 from depthmix.attachment import find_mixture_norm
+from depthmix.data.rendering import retokenise
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_value
-from depthmix.run_config import ModelSection
+from depthmix.run_config import ModelSection, Template
+from depthmix.run_template import RunTemplate, recall_template
 
 Choice = Literal["all", "late"] | list[int]
 """Layers to read out."""
@@ -30,8 +32,11 @@ class Subjects:
     layers: Sequence[int] | None
     """Layers to read out; `None` stands for all."""
 
+    template: RunTemplate = field(default_factory=lambda: RunTemplate(template="plain"))
+    """How a text becomes what they read."""
+
     def look(self, text: str) -> dict[str, Lens]:
-        """Let each model read a text.
+        """Let each model read a text, as the first one's chat template writes it, if one does.
 
         Args:
             text: What they read.
@@ -42,14 +47,19 @@ class Subjects:
         Raises:
             ValueError: If a layer or the text does not fit a model.
         """
+        _, first = next(iter(self.models.values()))
+        prompt = self.template.render(text, first)
         return {
-            name: look(model, tokenizer, text, layers=self.layers)
+            name: look(model, tokenizer, retokenise(prompt, tokenizer), layers=self.layers)
             for name, (model, tokenizer) in self.models.items()
         }
 
 
 def load_subjects(
-    sections: Sequence[ModelSection], *, layers: str | Sequence[int] = "all"
+    sections: Sequence[ModelSection],
+    *,
+    layers: str | Sequence[int] = "all",
+    template: Template | None = None,
 ) -> Subjects:
     """Load models to look through.
 
@@ -57,6 +67,8 @@ def load_subjects(
         sections: One model or two, whose tokenizers give the same tokens.
         layers: Layers to read out: `all`, the `late` ones of the models' mixtures, or numbers, as
             text with commas between them.
+        template: How a text becomes what the models read; `None` takes that of the first which is a
+            run, and otherwise `plain`.
 
     Returns:
         The models, by the names that they were asked for.
@@ -81,7 +93,15 @@ def load_subjects(
             for name, model, section in zip(names, models, sections, strict=True)
         },
         layers=choose_layers(layers, models),
+        template=_choose_template(sections, template),
     )
+
+
+def _choose_template(sections: Sequence[ModelSection], template: Template | None) -> RunTemplate:
+    """Choose one template for all models, which read the same tokens."""
+    plain = RunTemplate(template="plain")
+    found = [recall_template(section, template, otherwise="plain") for section in sections]
+    return next((one for one in found if one != plain), plain)
 
 
 def choose_layers(layers: str | Sequence[int], models: Sequence[nn.Module]) -> Sequence[int] | None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from depthmix.adapter_config import MoDEConfig
 from depthmix.analysis.examples import Example
 from depthmix.analysis.lens import Lens, look
 from depthmix.analysis.lens_subjects import choose_layers
+from depthmix.data.rendering import Prompt, continue_prompt, tokenise_prompt
 from depthmix.evaluation.provenance import UNTUNED, describe_model
 from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, load_run_config
+from depthmix.run_config import RUN_CONFIG_NAME, ModelSection, Template, load_run_config
 from depthmix.run_folder import load_result
+from depthmix.run_template import recall_template
 
 LONGEST_TITLE = 60
 """Characters of a passage that the menu of texts shows."""
@@ -25,25 +29,58 @@ NUM_PASSAGES = 2
 """Wins, and losses, that are read token by token where no text is given; items without either."""
 
 
-def choose_passages(examples: Sequence[Example]) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """An item with its right answer."""
+
+    prompt: str
+    """What a model read."""
+
+    answer: str
+    """The right answer."""
+
+    prompt_ids: tuple[int, ...] | None = None
+    """Tokens of a prompt that was rendered; `None` for a text."""
+
+    def render(self, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        """Turn it into tokens, those of the prompt as they were read.
+
+        Args:
+            tokenizer: The model's.
+
+        Returns:
+            Prompt and answer.
+        """
+        prompt = tokenise_prompt(self.prompt, tokenizer)
+        if self.prompt_ids is not None and self.prompt_ids != prompt.token_ids:
+            prompt = replace(prompt, token_ids=self.prompt_ids, is_chat=True)
+        is_joined = prompt.is_chat or self.prompt[-1:].isspace() or self.answer[:1].isspace()
+        answer = self.answer if is_joined else f" {self.answer}"
+        ids = continue_prompt(prompt, answer, tokenizer)
+        return replace(prompt, text=prompt.text + answer, token_ids=prompt.token_ids + ids)
+
+
+def choose_passages(examples: Sequence[Example]) -> dict[str, Passage]:
     """Take the first wins and losses, each with its right answer, as texts to read.
 
     Args:
         examples: Items on which a run and a baseline part, or any items of the run.
 
     Returns:
-        Texts by title, two of each kind at most.
+        Passages by title, two of each kind at most.
     """
     chosen = [
         example
         for kind in ("win", "loss", "item")
         for example in [e for e in examples if e.kind == kind][:NUM_PASSAGES]
     ]
-    passages: dict[str, str] = {}
-    for example, title in zip(chosen, entitle([e.prompt for e in chosen]), strict=True):
-        gap = "" if example.prompt[-1:].isspace() or example.reference[:1].isspace() else " "
-        passages[f"{example.kind} {title}"] = f"{example.prompt}{gap}{example.reference}"
-    return passages
+    titles = entitle([example.prompt for example in chosen])
+    return {
+        f"{example.kind} {title}": Passage(
+            prompt=example.prompt, answer=example.reference, prompt_ids=example.prompt_ids
+        )
+        for example, title in zip(chosen, titles, strict=True)
+    }
 
 
 def entitle(texts: Sequence[str]) -> list[str]:
@@ -68,16 +105,21 @@ def entitle(texts: Sequence[str]) -> list[str]:
 
 
 def read_passages(
-    run: Path, passages: dict[str, str], *, layers: str | Sequence[int] = "late"
+    run: Path,
+    passages: Mapping[str, str | Passage],
+    *,
+    layers: str | Sequence[int] = "late",
+    template: Template | None = None,
 ) -> dict[str, dict[str, Lens]]:
     """Let a run's model read texts, tuned and as it was before.
 
     Args:
         run: Folder of a finished run.
-        passages: Texts by title.
+        passages: Items by title, or texts, which are rendered as the run's training was.
         layers: Layers to read out, as `show_lens` takes them. `late` are those of the mixture or,
             of a run without one, those that it would have; the pretrained model is then read out at
             its final layer alone.
+        template: How texts become what the models read; `None` takes the run's own.
 
     Returns:
         By title, the lens of the tuned model by its method's name, and the pretrained model's.
@@ -101,7 +143,13 @@ def read_passages(
     numbers = choose_layers(layers, [model])
     name = describe_model(section)["method"]
     lenses = {}
-    for title, text in passages.items():
+    asked = recall_template(section, template)
+    for title, passage in passages.items():
+        text = (
+            asked.render(passage, tokenizer)
+            if isinstance(passage, str)
+            else passage.render(tokenizer)
+        )
         tuned = look(model, tokenizer, text, layers=numbers)
         with model.disable_adapter():
             # Late layers are the mixture's; what was there before is the final layer's prediction.

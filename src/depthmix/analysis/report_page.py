@@ -11,13 +11,14 @@ from markupsafe import Markup
 from depthmix.analysis.examples import first_items
 from depthmix.analysis.lens_page import SCRIPTS, to_page_data
 from depthmix.analysis.page import render_page, write_page
-from depthmix.analysis.passages import choose_passages, entitle, read_passages
+from depthmix.analysis.passages import Passage, choose_passages, entitle, read_passages
 from depthmix.analysis.report import Report, collect_report, draw_report
 from depthmix.analysis.style import to_svg
 from depthmix.analysis.verdict import DURING_TRAINING, Verdict
 from depthmix.comparison.notes import notes
 from depthmix.evaluation.provenance import UNTUNED
 from depthmix.evaluation.statistics import Interval
+from depthmix.run_config import Template
 
 LONGEST_TEXT = 600
 """Characters of a prompt or response that the page shows."""
@@ -47,6 +48,7 @@ def show_report(
     *,
     baselines: Sequence[Path] | None = None,
     texts: Sequence[str] = (),
+    template: Template | None = None,
     layers: str | Sequence[int] = "late",
     lens: bool = True,
     path: Path | None = None,
@@ -59,6 +61,7 @@ def show_report(
         texts: What the tuned and the pretrained model read token by token; empty takes some of the
             items on which the run and its best baseline part, with their right answers, or the
             first items of the run where there are none.
+        template: How these texts become what the models read; `None` takes the run's own.
         layers: Layers to read out, as `show_lens` takes them.
         lens: Whether to load the model and read texts at all.
         path: The file to write; `None` takes `report.html` in the run's folder.
@@ -77,7 +80,8 @@ def show_report(
     if lens:
         try:
             passages = dict(zip(entitle(texts), texts, strict=True)) or _find_passages(report)
-            report = replace(report, passages=read_passages(run, passages, layers=layers))
+            lenses = read_passages(run, passages, layers=layers, template=template)
+            report = replace(report, passages=lenses)
         except (ValueError, OSError) as error:
             if texts or layers != "late":
                 raise  # what was asked for is not left out
@@ -85,7 +89,7 @@ def show_report(
     return write_report(report, path or run / "report.html")
 
 
-def _find_passages(report: Report) -> dict[str, str]:
+def _find_passages(report: Report) -> dict[str, Passage]:
     """Choose what to read where no text was given."""
     if not report.verdicts:
         raise ValueError(

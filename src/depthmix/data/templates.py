@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
+from datasets import Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.config import IGNORE_INDEX
+from depthmix.data.chat_templates import Conversation
+from depthmix.data.forms import Record, name_fields, to_prompt, to_prompt_and_completion
 from depthmix.data.items import check_choices
 from depthmix.data.records import load_records
+from depthmix.data.rendering import (
+    Prompt,
+    Rendering,
+    continue_prompt,
+    tokenise_example,
+    tokenise_prompt,
+)
 from depthmix.run_config import EvaluationSection, TrainingTemplate
-
-Record = Mapping[str, Any]
-
-ALPACA_PROMPT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes "
-    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-)
-"""Stanford Alpaca's prompt, which LLM-Adapters and the paper use."""
-
-ALPACA_PROMPT_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
-    "{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-"""The same for instructions about a given input."""
-
-FORMS = (
-    "`prompt` and `completion`, `messages` that end with the assistant's, "
-    "or `instruction`, `input` (may be left out) and `output`"
-)
-"""The forms of training records, for messages."""
 
 
 def to_training_dataset(
@@ -41,51 +30,63 @@ def to_training_dataset(
     tokenizer: PreTrainedTokenizerBase,
     *,
     numbers: Sequence[int] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    marks_assistant: bool = False,
 ) -> datasets.Dataset:
-    """Turn records into prompts and completions, on whose completions TRL trains.
+    """Turn records into the tokens of prompts and completions, on whose completions TRL trains.
+
+    TRL takes the tokens as they are. It would make the same ones, but for a token that spans the
+    end of a prompt: here the prompt's tokens are those after which the model is asked.
 
     Args:
         records: In one of three forms: `prompt` and `completion`; `messages`, whose last one is the
-            completion; `instruction`, `input` and `output`.
+            completion; `instruction`, `input` and `output`. With messages also `tools` (JSON
+            schemas of functions) and `chat_template_kwargs` (further variables of the template).
         template: How they become text. `auto`: messages by the tokenizer's chat template,
             instructions by Alpaca's, prompts as they are. `plain`: nothing around the text.
             `alpaca` and `chat` take a prompt as the instruction. `lm-eval`: prompts as they are,
             such as `evaluation.tasks.demonstrations` writes.
-        tokenizer: For its chat template.
+        tokenizer: The model's, with its chat template and end token.
         numbers: Numbers of the records in their source; `None` counts from 1.
+        variables: Further variables of the chat template, where a record sets no others.
+        marks_assistant: Add a column `assistant_masks`, for `assistant_only_loss`.
 
     Returns:
-        Columns `prompt` and `completion`, and `record` with each record's number.
+        Columns `prompt` and `completion` (text or messages), `record` with each record's number,
+        `input_ids` and `completion_mask`; `tools` and `chat_template_kwargs` where records have
+        them.
 
     Raises:
-        ValueError: If a record has not the fields of any form, or nothing to learn.
+        ValueError: If a record has not the fields of any form, nothing to learn, or something that
+            its template would leave out.
     """
     if not records:
         raise ValueError("`records` must hold at least one record to train on, got none.")
-    numbers = numbers or range(1, len(records) + 1)
-    rows = []
-    for number, record in zip(numbers, records, strict=True):
-        prompt, completion = _to_prompt_and_completion(record, number, template)
-        if not isinstance(prompt, str) and not _is_messages(prompt):
-            raise ValueError(
-                f"Record {number} must have a prompt that is text or a list of messages, "
-                f"got {prompt!r:.80}."
-            )
-        text = completion[-1].get("content") if _is_messages(completion) else completion
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"Record {number} has nothing to learn: its completion must be text, "
-                f"got {text!r}; fill it in or remove the record."
-            )
-        if rows and type(prompt) is not type(rows[0]["prompt"]):
+    rows: list[dict[str, Any]] = []
+    for number, (given, completion, rendering) in zip(
+        numbers or range(1, len(records) + 1),
+        render_records(records, template, tokenizer, numbers, variables, marks_assistant),
+        strict=True,
+    ):
+        is_chat = isinstance(given, Conversation)
+        row = {
+            "prompt": list(given.messages) if isinstance(given, Conversation) else given,
+            "completion": completion,
+            "record": number,
+            "tools": given.tools if isinstance(given, Conversation) else None,
+            "chat_template_kwargs": dict(given.variables) if is_chat else {},
+            "input_ids": list(rendering.token_ids),
+            "completion_mask": [int(label != IGNORE_INDEX) for label in rendering.labels],
+        }
+        if rendering.assistant_mask is not None:
+            row["assistant_masks"] = list(rendering.assistant_mask)
+        if rows and type(row["prompt"]) is not type(rows[0]["prompt"]):
             raise ValueError(
                 f"Records must all become text or all become messages, and record {number} differs "
                 f"from record {rows[0]['record']}; choose a `data.template`, or train on one form."
             )
-        rows.append({"prompt": prompt, "completion": completion, "record": number})
-    if isinstance(rows[0]["prompt"], list):
-        _check_chat_template(tokenizer)
-    return datasets.Dataset.from_list(rows)
+        rows.append(row)
+    return _to_columns(rows)
 
 
 def check_label_tokens(dataset: datasets.Dataset, numbers: Sequence[int]) -> None:
@@ -119,45 +120,51 @@ def check_label_tokens(dataset: datasets.Dataset, numbers: Sequence[int]) -> Non
 
 
 def render_prompt(
-    record: Record, template: TrainingTemplate, tokenizer: PreTrainedTokenizerBase
-) -> str:
-    """Write the text after which a model trained with this template answers.
+    record: Record,
+    template: TrainingTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    variables: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """Write the prompt after which a model trained with this template answers.
 
     Args:
-        record: `prompt` (text or messages), or `instruction` and perhaps `input`.
+        record: `prompt` (text or messages), or `instruction` and perhaps `input`; with messages
+            also `tools` and `chat_template_kwargs`.
         template: As for `to_training_dataset`.
-        tokenizer: For its chat template. A rendered chat brings its own special tokens.
+        tokenizer: For its chat template.
+        variables: Further variables of the chat template, where the record sets no others.
 
     Returns:
-        The prompt as text.
+        The prompt, as text and tokens.
 
     Raises:
         ValueError: If the record does not fit the template.
     """
-    prompt = _to_prompt(record, template)
-    if isinstance(prompt, str):
-        return prompt
-    _check_chat_template(tokenizer)
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    return text
+    return tokenise_prompt(to_prompt(record, template, variables=variables), tokenizer)
 
 
 def load_evaluation_records(
-    section: EvaluationSection, template: TrainingTemplate, tokenizer: PreTrainedTokenizerBase
+    section: EvaluationSection,
+    template: TrainingTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Read evaluation records and check that they fit their metric.
 
     Args:
         section: File, metric and number of items.
         template: The one used in training. Prompts are rendered by it.
-        tokenizer: For its chat template.
+        tokenizer: The model's, with its chat template.
+        variables: Further variables of the chat template, where a record sets no others.
 
     Returns:
-        Records with `prompt` as text and `answer`; for `choices` also `choices`.
+        Records with `prompt` as text, `prompt_ids` as the tokens that the model reads, and
+        `answer`; for `choices` also `choices`, and their tokens as `choice_ids`.
 
     Raises:
-        ValueError: If a record has not the fields that the metric needs.
+        ValueError: If a record has not the fields that the metric needs, or cannot be rendered.
     """
     records = load_records(section.data, split="test", limit=section.num_items)
     if section.metric == "choices":
@@ -176,82 +183,76 @@ def load_evaluation_records(
         if not fits:
             raise ValueError(
                 f"Evaluation records need {fields} for the metric {section.metric}, and record "
-                f"{number} of {section.data} has {_name_fields(record)}."
+                f"{number} of {section.data} has {name_fields(record)}."
             )
         if section.metric == "exact_match":
             answer = str(answer)
-        prompt = render_prompt(record, template, tokenizer)
-        checked.append({**record, "prompt": prompt, "answer": answer})
+        try:
+            prompt = render_prompt(record, template, tokenizer, variables=variables)
+        except ValueError as error:
+            raise ValueError(f"Record {number} of {section.data}: {error}") from error
+        tokens: dict[str, Any] = {"prompt_ids": list(prompt.token_ids)}
+        if section.metric == "choices":
+            found = [continue_prompt(prompt, text, tokenizer) for text in record["choices"]]
+            tokens["choice_ids"] = [list(ids) for ids in found]
+        checked.append({**record, "prompt": prompt.text, "answer": answer, **tokens})
     return checked
 
 
-def _to_prompt_and_completion(
-    record: Record, number: int, template: TrainingTemplate
-) -> tuple[Any, Any]:
-    """Split one record into what is given and what is learnt, both text or both messages."""
-    if messages := record.get("messages"):
-        if template in ("plain", "alpaca", "lm-eval"):
-            raise ValueError(
-                f'`data.template` must be "chat" or "auto" for messages, got {template!r} '
-                f"for record {number}."
+def render_records(
+    records: Sequence[Record],
+    template: TrainingTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    numbers: Sequence[int] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    marks_assistant: bool = False,
+) -> Iterator[tuple[str | Conversation, Any, Rendering]]:
+    """Render training records one by one.
+
+    Args:
+        records: As for `to_training_dataset`.
+        template: As there.
+        tokenizer: As there.
+        numbers: As there.
+        variables: As there.
+        marks_assistant: Also ask which tokens are the assistant's.
+
+    Yields:
+        What is given and what is learnt, as text or messages, and both as tokens.
+
+    Raises:
+        ValueError: If a record does not fit; its number is named.
+    """
+    for number, record in zip(numbers or range(1, len(records) + 1), records, strict=True):
+        given, completion = to_prompt_and_completion(record, number, template, variables=variables)
+        try:
+            rendering = tokenise_example(
+                given, completion, tokenizer, marks_assistant=marks_assistant
             )
-        answered = _is_messages(messages) and len(messages) > 1
-        if not answered or messages[-1]["role"] != "assistant":
-            raise ValueError(
-                f"Record {number} must have `messages`, each with a role and a content, that end "
-                f"with the assistant's answer to an earlier one, got {messages!r:.80}."
-            )
-        return messages[:-1], messages[-1:]
-    if {"prompt", "completion"} <= record.keys():
-        completion = record["completion"]
-    elif {"instruction", "output"} <= record.keys():
-        completion = record["output"]
-    else:
-        raise ValueError(f"Record {number} must have {FORMS}; it has {_name_fields(record)}.")
-    prompt = _to_prompt(record, template)
-    if isinstance(prompt, list) and isinstance(completion, str):
-        return prompt, [{"role": "assistant", "content": completion}]
-    return prompt, completion
+        except ValueError as error:
+            raise ValueError(f"Record {number} cannot be rendered: {error}") from error
+        yield given, completion, rendering
 
 
-def _to_prompt(record: Record, template: TrainingTemplate) -> Any:
-    """Apply a template to a record's prompt or instruction; messages stay as they are."""
-    if "prompt" in record:
-        instruction, context = record["prompt"], ""
-        if isinstance(instruction, list):
-            return instruction
-        template = "plain" if template in ("auto", "lm-eval") else template
-        if template == "plain":
-            return instruction
-    else:
-        if template == "lm-eval":
-            raise ValueError(
-                '`data.template` must not be "lm-eval" for instructions to evaluate on: it writes '
-                "training records alone; give records with a `prompt`, or measure named data sets "
-                "by `depthmix evaluate`, which asks in the same text."
-            )
-        instruction, context = record["instruction"], record.get("input") or ""
-        template = "alpaca" if template == "auto" else template
-    if template == "alpaca":
-        text = ALPACA_PROMPT_WITH_INPUT if context else ALPACA_PROMPT
-        return text.format(instruction=instruction, input=context)
-    text = f"{instruction}\n{context}" if context else instruction
-    return [{"role": "user", "content": text}] if template == "chat" else f"{text}\n"
-
-
-def _is_messages(value: Any) -> bool:
-    """Tell whether a value is a conversation."""
-    return isinstance(value, list) and all(
-        isinstance(message, Mapping) and "role" in message for message in value
+def _to_columns(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
+    """Make a data set of rows, whose messages keep the fields that each of them has."""
+    names = [
+        name
+        for name in rows[0]
+        if name not in ("tools", "chat_template_kwargs") or any(row[name] for row in rows)
+    ]
+    is_chat = isinstance(rows[0]["prompt"], list)
+    types = {
+        **dict.fromkeys(("prompt", "completion"), Json() if is_chat else Value("string")),
+        # Arrow would give each message, tool and mapping the fields of all others, as None.
+        **dict.fromkeys(("tools", "chat_template_kwargs"), Json()),
+        "record": Value("int64"),
+        **dict.fromkeys(("input_ids", "completion_mask", "assistant_masks"), List(Value("int64"))),
+    }
+    return datasets.Dataset.from_dict(
+        {name: [row[name] for row in rows] for name in names},
+        features=Features({name: types[name] for name in names}),
     )
-
-
-def _check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            '`data.template` must not be "chat" for this model, whose tokenizer has no chat '
-            'template; choose "alpaca" or "plain", or a model tuned for chat.'
-        )
 
 
 def _to_index(answer: Any) -> int | None:
@@ -259,7 +260,3 @@ def _to_index(answer: Any) -> int | None:
     if isinstance(answer, str) and answer.isdecimal():
         return int(answer)
     return answer if isinstance(answer, int) and not isinstance(answer, bool) else None
-
-
-def _name_fields(record: Record) -> str:
-    return ", ".join(f"`{name}`" for name in record) or "no fields"

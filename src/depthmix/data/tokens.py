@@ -1,15 +1,15 @@
-"""Records as token sequences, as TRL makes them of its training data."""
+"""Records as token sequences, before there is a trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.config import IGNORE_INDEX
-from depthmix.data.templates import Record, to_training_dataset
+from depthmix.data.forms import Record
+from depthmix.data.rendering import encode
+from depthmix.data.templates import render_records
 from depthmix.run_config import TrainingTemplate
 
 
@@ -19,17 +19,21 @@ def to_token_sequences(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None = None,
+    keeps_end: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Turn records into tokens, with those of the completion as labels.
 
-    `SFTTrainer` does the same when it is made, which is too late for what must be known before.
+    They are those of `to_training_dataset`, before there is a trainer.
 
     Args:
         records: In one of the forms of `to_training_dataset`; or with a `text`, all of whose tokens
             count.
         template: How they become text.
         tokenizer: The model's.
-        max_length: Tokens of a sequence that are kept, from the start; `None` keeps all.
+        max_length: Tokens of a sequence that are kept; `None` keeps all.
+        keeps_end: Keep the last tokens instead of the first.
+        variables: As for `to_training_dataset`.
 
     Returns:
         Rows with `input_ids` and `labels`, which are `IGNORE_INDEX` on a prompt's tokens.
@@ -38,33 +42,10 @@ def to_token_sequences(
         ValueError: If a record has not the fields of any form, or nothing to learn.
     """
     if records and all(isinstance(record.get("text"), str) for record in records):
-        rows = [(tokenizer(record["text"])["input_ids"], 0) for record in records]
+        texts = [list(encode(record["text"], tokenizer)) for record in records]
+        rows = [(ids, ids) for ids in texts]
     else:
-        dataset = to_training_dataset(records, template, tokenizer)
-        pairs = zip(dataset["prompt"], dataset["completion"], strict=True)
-        rows = [_tokenise(prompt, completion, tokenizer) for prompt, completion in pairs]
-    return [
-        {
-            "input_ids": ids[:max_length],
-            "labels": [*[IGNORE_INDEX] * num_given, *ids[num_given:]][:max_length],
-        }
-        for ids, num_given in rows
-    ]
-
-
-def _tokenise(
-    prompt: Any, completion: Any, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], int]:
-    """Give the tokens of a prompt with its completion, and how many of them are the prompt's."""
-    if isinstance(prompt, list):
-        options: dict[str, Any] = {"tokenize": True, "return_dict": True}
-        alone: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)
-        whole: Any = tokenizer.apply_chat_template(prompt + completion, **options)
-    else:
-        end = tokenizer.eos_token or ""
-        completion = completion if completion.endswith(end) else completion + end
-        alone, whole = tokenizer(prompt), tokenizer(prompt + completion)
-    ids = whole["input_ids"]
-    # Tokens may merge across the boundary; the completion begins where the two part.
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(alone["input_ids"], ids, strict=False))
-    return ids, sum(1 for _ in same)
+        rendered = render_records(records, template, tokenizer, variables=variables)
+        rows = [(list(one.token_ids), one.labels) for _, _, one in rendered]
+    kept = slice(-max_length, None) if keeps_end and max_length else slice(max_length)
+    return [{"input_ids": ids[kept], "labels": labels[kept]} for ids, labels in rows]

@@ -16,6 +16,7 @@ from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
 from depthmix.evaluation.tasks import records_config, task_config
 from depthmix.models import load_tokenizer
 from depthmix.run_config import EvaluationSection, ModelSection
+from depthmix.run_template import recall_template
 
 DATA_SETS = {"truthfulqa_judged": "truthfulqa"}
 """Data sets of tasks that are not called after theirs."""
@@ -44,18 +45,22 @@ def prepare_tasks(
             )
     if plan.records is not None:
         own = EvaluationSection(data=plan.records, metric=plan.metric, num_items=plan.limit)
-        records = load_evaluation_records(own, plan.template, load_tokenizer(section))
+        asked = recall_template(section, plan.template)
+        records = load_evaluation_records(
+            own, asked.template, load_tokenizer(section), variables=asked.variables
+        )
         yield OWN_RECORDS, records_config(records, metric=plan.metric)
 
 
-def describe_data(name: str, plan: EvaluationPlan) -> dict[str, Any]:
+def describe_data(name: str, plan: EvaluationPlan, section: ModelSection) -> dict[str, Any]:
     """Say what a task's results depend on beside the model and the plan's settings."""
     if name == OWN_RECORDS:
         assert plan.records is not None  # or there were no such task
         path = Path(plan.records).expanduser()
         content = path.read_bytes() if path.is_file() else plan.records.encode()
         facts = {"source": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-        return {**facts, "metric": plan.metric, "template": plan.template}
+        template = recall_template(section, plan.template).template
+        return {**facts, "metric": plan.metric, "template": template}
     data_set = DATA_SETS.get(name, name)
     facts: dict[str, Any] = {
         "source": name_source(data_set, data_dir=plan.data_dir),

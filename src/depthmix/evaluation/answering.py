@@ -18,7 +18,8 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from depthmix.continuation import continue_inputs
+from depthmix.continuation import continue_inputs, pad_prompts
+from depthmix.data.rendering import Prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.scoring import greedy, prepared
 
@@ -64,25 +65,23 @@ class SeededSampling(LogitsProcessor):
 def answer(
     model: Generator,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     temperatures: Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
-    has_special_tokens: bool = False,
 ) -> list[str]:
-    """Let a model go on after one batch of texts.
+    """Let a model go on after one batch of prompts.
 
     Args:
         model: Decoder, or `LazyDepth` around one; stays in the mode it is in.
         tokenizer: Its tokenizer; its padding stays as it is.
-        texts: Prompts.
+        prompts: What it reads.
         max_new_tokens: Longest answer, in tokens.
-        temperatures: One per text, 0 for greedy decoding; `None` for all greedy.
-        seeds: One per text, where temperatures are given.
+        temperatures: One per prompt, 0 for greedy decoding; `None` for all greedy.
+        seeds: One per prompt, where temperatures are given.
         stop_strings: Texts at the first of which an answer ends, without it.
-        has_special_tokens: Whether the texts bring their special tokens, as a rendered chat does.
 
     Returns:
         The new text after each prompt, without outer whitespace.
@@ -90,19 +89,13 @@ def answer(
     decoder = model if isinstance(model, nn.Module) else model.model
     settings: dict[str, Any] = {}
     if temperatures is not None and any(temperatures):
-        sampling = SeededSampling(temperatures, seeds or [0] * len(texts))
+        sampling = SeededSampling(temperatures, seeds or [0] * len(prompts))
         settings["logits_processor"] = LogitsProcessorList([TopKLogitsWarper(TOP_K), sampling])
     if stop_strings:
         settings["stop_strings"] = list(stop_strings)
     with prepared(decoder, tokenizer):
         settings["generation_config"] = greedy(decoder, tokenizer, max_new_tokens)
-        inputs = tokenizer(
-            list(texts),
-            padding=True,
-            return_tensors="pt",
-            return_token_type_ids=False,
-            add_special_tokens=not has_special_tokens,
-        ).to(decoder.device)
+        inputs = pad_prompts([prompt.token_ids for prompt in prompts], tokenizer)
         answers = continue_inputs(model, tokenizer, inputs, settings)
     return [_cut(text, stop_strings).strip() for text in answers]
 

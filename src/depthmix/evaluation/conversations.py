@@ -9,7 +9,9 @@ from typing import Any, Literal
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.data.templates import ALPACA_PROMPT, render_prompt
+from depthmix.data.forms import ALPACA_TURN, write_alpaca_turns
+from depthmix.data.rendering import Prompt, tokenise_prompt
+from depthmix.data.templates import render_prompt
 from depthmix.evaluation.answer_file import AnswerFile
 from depthmix.evaluation.answering import Generator, answer, derive_seed
 from depthmix.option_types import check_number, checked_options
@@ -25,9 +27,6 @@ TEMPERATURES = {
     "reasoning": 0.0,
 }
 """FastChat's, by category."""
-
-ALPACA_TURN = "\n\n### Instruction:"
-"""What begins a further turn of Alpaca's prompt."""
 
 
 @checked_options
@@ -90,7 +89,6 @@ def generate_conversations(
                     temperatures=[_temperature(question, section) for question in batch],
                     seeds=[derive_seed(seed, question["question_id"], turn) for question in batch],
                     stop_strings=[ALPACA_TURN] if section.template == "alpaca" else [],
-                    has_special_tokens=section.template == "chat",
                 )
                 turns = [[*given, text] for given, text in zip(turns, answers, strict=True)]
             ids = [question["question_id"] for question in batch]
@@ -103,8 +101,8 @@ def render(
     answers: Sequence[str],
     section: MTBenchSection,
     tokenizer: PreTrainedTokenizerBase,
-) -> str:
-    """Write the text after which the model gives its next answer.
+) -> Prompt:
+    """Write the prompt after which the model gives its next answer.
 
     Args:
         questions: The user's turns.
@@ -119,10 +117,7 @@ def render(
         ValueError: If the template is `chat` and the tokenizer has none.
     """
     if section.template == "alpaca":
-        text = ALPACA_PROMPT.format(instruction=questions[0])
-        for said, question in zip(answers, questions[1:], strict=False):
-            text += f"{said}{ALPACA_TURN}\n{question}\n\n### Response:\n"
-        return text
+        return tokenise_prompt(write_alpaca_turns(questions, answers), tokenizer)
     if tokenizer.chat_template is None:
         raise ValueError(
             "MT-Bench's `template` must not be `chat` for this model, whose tokenizer has no chat "

@@ -13,6 +13,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthmix.attachment import find_mixture_norm, set_top_k
+from depthmix.continuation import pad_prompts
+from depthmix.data.rendering import Prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 
 
@@ -36,7 +38,7 @@ class GenerationSpeed:
 def measure_generation(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     top_ks: Sequence[int],
     num_new_tokens: int = 24,
@@ -46,7 +48,7 @@ def measure_generation(
     Args:
         model: Decoder with a mixture, in evaluation mode; its Top-K is put back afterwards.
         tokenizer: Its tokenizer.
-        prompts: At least one text.
+        prompts: At least one.
         top_ks: Values of Top-K.
         num_new_tokens: Tokens to generate after each prompt.
 
@@ -61,7 +63,7 @@ def measure_generation(
     if norm is None or norm.active_mixture is None:
         raise ValueError("`model` must have a mixture, whose routes Top-K chooses from.")
     if not prompts:
-        raise ValueError("`prompts` must hold at least one text.")
+        raise ValueError("`prompts` must hold at least one.")
     before = norm.active_mixture.top_k
     seconds: dict[int, list[float]] = {top_k: [] for top_k in (0, *top_ks)}  # 0 is dense
     layers: dict[int, list[float]] = {top_k: [] for top_k in top_ks}
@@ -69,8 +71,8 @@ def measure_generation(
     options |= {"do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     try:
         for number, prompt in enumerate((prompts[0], *prompts)):
-            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-            inputs = inputs.to(model.device)
+            inputs = pad_prompts([prompt.token_ids], tokenizer)
+            inputs = {name: value.to(model.device) for name, value in inputs.items()}
             for top_k, turns in seconds.items():
                 set_top_k(model, top_k or None)
                 lazy = LazyDepth(model)

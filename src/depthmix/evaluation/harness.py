@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +73,7 @@ def evaluate(
     settings = describe_model(section)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
     settings["evaluation_seed"] = plan.seed
-    data = {name: describe_data(name, plan) for name in configs}
+    data = {name: describe_data(name, plan, section) for name in configs}
     folder = EvaluationFolder(
         Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
     )
@@ -186,8 +186,13 @@ def score(
         task.set_fewshot_seed(seed=plan.seed)
     # In a dict, since lm-eval's annotations are narrower than what it takes.
     options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer}
+    prompts, continuations = _find_rendered(loaded["tasks"].values())
     language_model: Any = HarnessModel(
-        **options, batch_size=plan.batch_size, softmax_dtype="float32"
+        **options,
+        prompts=prompts,
+        continuations=continuations,
+        batch_size=plan.batch_size,
+        softmax_dtype="float32",
     )
     if cache is not None:
         language_model = CachingLM(language_model, f"{cache}.db")
@@ -259,6 +264,19 @@ def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
     on_hub = not Path(section.name).expanduser().exists()
     model = section.name.replace("/", "--") if on_hub else Path(section.name).resolve().name
     return Path("evaluations") / model / name
+
+
+def _find_rendered(
+    tasks: Iterable[Any],
+) -> tuple[dict[str, list[int]], dict[tuple[str, str], list[int]]]:
+    """Take the tokens of own records: those of prompts, and of choices after their prompts."""
+    docs = [doc for task in tasks for doc in task.eval_docs if "prompt_ids" in doc]
+    continuations = {
+        (doc["prompt"], text): ids
+        for doc in docs
+        for text, ids in zip(doc.get("choices", []), doc.get("choice_ids", []), strict=True)
+    }
+    return {doc["prompt"]: doc["prompt_ids"] for doc in docs}, continuations
 
 
 def _judge(

@@ -82,7 +82,9 @@ def evaluate_mt_bench(
     samples = []
     for number, (question, pair) in enumerate(zip(questions, pairs, strict=True)):
         answers = file.answers[question["question_id"]]
-        prompts = [render(question["turns"], answers[:turn], section, tokenizer) for turn in (0, 1)]
+        prompts = [
+            render(question["turns"], answers[:turn], section, tokenizer).text for turn in (0, 1)
+        ]
         samples.append(
             make_sample(
                 number,

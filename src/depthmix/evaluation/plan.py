@@ -33,8 +33,9 @@ class EvaluationPlan:
     metric: Literal["exact_match", "choices"] = "exact_match"
     """How own records are judged: by a generated answer, or by the likeliest of given choices."""
 
-    template: Template = "auto"
-    """How a record of one's own becomes text, as in training."""
+    template: Template | None = None
+    """How a record of one's own becomes text, as in training; `None` takes a run's own, and for
+    other models `auto`."""
 
     protocol: Literal["default", "llm-adapters"] = "default"
     """`default`: lm-eval's tasks, greedy and strict. `llm-adapters`: LLM-Adapters' prompt, beams
@@ -95,7 +96,7 @@ class EvaluationPlan:
             )
         if self.mt_bench is not None and "mt_bench" not in self.tasks:
             raise ValueError("`mt_bench` has options, and `tasks` does not name it; add it.")
-        if self.records is None and (self.metric, self.template) != ("exact_match", "auto"):
+        if self.records is None and (self.metric, self.template) != ("exact_match", None):
             raise ValueError("`metric` and `template` are for own `records`; pass them, too.")
         other = [*judged, *(["records"] if self.records is not None else [])]
         if other and (self.num_fewshot is not None or self.protocol != "default"):

@@ -17,7 +17,9 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from depthmix.continuation import pad_prompts
 from depthmix.data.items import check_choices
+from depthmix.data.rendering import continue_prompt, encode, tokenise_prompt
 from depthmix.evaluation.answers import is_correct
 from depthmix.evaluation.statistics import Interval, wilson_interval
 
@@ -69,6 +71,7 @@ def exact_match(
         model: Decoder; stays in the training or evaluation mode it is in.
         tokenizer: Its tokenizer; its padding stays as it is.
         records: Each with `prompt` and `answer`; `answers.is_correct` says what counts as right.
+            `prompt_ids` are the prompt's tokens; without them it is tokenised as text.
         max_new_tokens: Longest response, in tokens.
         batch_size: Prompts generated together; prompts of similar length share a batch.
 
@@ -80,21 +83,17 @@ def exact_match(
     """
     _check_records(records, "prompt", "answer")
     prompts = [record["prompt"] for record in records]
+    token_ids = [
+        record.get("prompt_ids") or encode(record["prompt"], tokenizer) for record in records
+    ]
     order = sorted(range(len(prompts)), key=lambda item: len(prompts[item]), reverse=True)
     responses = [""] * len(prompts)
     with prepared(model, tokenizer):
         generation_config = greedy(model, tokenizer, max_new_tokens)
         for start in range(0, len(order), batch_size):
             items = order[start : start + batch_size]
-            texts = [prompts[item] for item in items]
-            batch = tokenizer(
-                texts,
-                padding=True,
-                return_tensors="pt",
-                return_token_type_ids=False,
-                # A rendered chat begins with its own marker.
-                add_special_tokens=not texts[0].startswith(tokenizer.bos_token or "\0"),
-            ).to(model.device)
+            batch = pad_prompts([token_ids[item] for item in items], tokenizer)
+            batch = {name: value.to(model.device) for name, value in batch.items()}
             with torch.no_grad():
                 # pyrefly: ignore[not-callable]  (every model with a head generates)
                 output = model.generate(**batch, generation_config=generation_config)
@@ -127,7 +126,8 @@ def choice_likelihood(
         model: Decoder; stays in the training or evaluation mode it is in.
         tokenizer: Its tokenizer; its padding stays as it is.
         records: Each with `prompt`, `choices` (texts that continue the prompt, with their leading
-            space) and `answer` (index of the right one).
+            space) and `answer` (index of the right one). `prompt_ids` and `choice_ids` are their
+            tokens; without them both are tokenised as text.
         batch_size: Sequences scored together.
 
     Returns:
@@ -146,35 +146,34 @@ def choice_likelihood(
                 f"counted from 0, got {record['answer']!r}."
             )
     try:
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
+        import lm_eval  # noqa: F401  (the extra that the next line needs)
+
+        from depthmix.evaluation.harness_model import HarnessModel
     except ImportError as error:
         raise RuntimeError(
             "`choice_likelihood` needs lm-eval, which is not installed: run "
             "`pip install -e '.[eval]'`."
         ) from error
-    pairs = [(record["prompt"], choice) for record in records for choice in record["choices"]]
+    tokens = [_tokenise_choices(record, tokenizer) for record in records]
+    requests = [
+        ((record["prompt"], choice), *_as_asked(prompt_ids, ids, tokenizer))
+        for record, (prompt_ids, choice_ids) in zip(records, tokens, strict=True)
+        for choice, ids in zip(record["choices"], choice_ids, strict=True)
+    ]
     with prepared(model, tokenizer):
         # In a dict, since lm-eval's annotations are narrower than what it takes.
         options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer}
-        scorer = HFLM(**options, batch_size=batch_size, softmax_dtype="float32")
-        requests = [
-            Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=idx)
-            for idx, pair in enumerate(pairs)
-        ]
-        sums = iter(scorer.loglikelihood(requests, disable_tqdm=True))
+        scorer = HarnessModel(**options, batch_size=batch_size, softmax_dtype="float32")
+        sums = iter(scorer._loglikelihood_tokens(requests, disable_tqdm=True))
     correct, correct_by_sum, responses, nll = [], [], [], []
-    for record in records:
-        prompt, choices, answer = record["prompt"], record["choices"], record["answer"]
+    for record, (_, choice_ids) in zip(records, tokens, strict=True):
+        choices, answer = record["choices"], record["answer"]
         log_probs = np.array([next(sums)[0] for _ in choices])
         preferred = int(np.argmax(log_probs / [len(choice.encode()) for choice in choices]))
         correct.append(preferred == answer)
         correct_by_sum.append(int(np.argmax(log_probs)) == answer)
         responses.append(choices[preferred])
-        # lm-eval counts spaces at the end of the prompt to the choice.
-        prompt_tokens = tokenizer(prompt.rstrip())["input_ids"]
-        num_tokens = len(tokenizer(prompt + choices[answer])["input_ids"]) - len(prompt_tokens)
-        nll.append(-log_probs[answer] / num_tokens)
+        nll.append(-log_probs[answer] / len(choice_ids[answer]))
     measures = {"acc": correct_by_sum, "acc_bytes": correct, "nll": nll}
     return Evaluation(
         metric="choices",
@@ -182,6 +181,25 @@ def choice_likelihood(
         responses=tuple(responses),
         measures={name: float(np.mean(values)) for name, values in measures.items()},
     )
+
+
+def _tokenise_choices(
+    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[list[int]]]:
+    """Give the tokens of a prompt and of each choice, or make them where there are none."""
+    if "prompt_ids" in record and "choice_ids" in record:
+        return record["prompt_ids"], record["choice_ids"]
+    prompt = tokenise_prompt(record["prompt"], tokenizer)
+    choices = [list(continue_prompt(prompt, text, tokenizer)) for text in record["choices"]]
+    return list(prompt.token_ids), choices
+
+
+def _as_asked(
+    prompt_ids: list[int], choice_ids: list[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Begin an empty prompt as lm-eval does, since something must predict the first token."""
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return prompt_ids or [begin], choice_ids
 
 
 @contextmanager

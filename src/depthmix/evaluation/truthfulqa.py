@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.catalog import load_split
+from depthmix.data.rendering import tokenise_prompt
 from depthmix.evaluation.answer_file import AnswerFile, fingerprint
 from depthmix.evaluation.answering import Generator, answer
 from depthmix.evaluation.judge import Judge, JudgeSection
@@ -148,7 +149,7 @@ def evaluate_truthfulqa(
             texts = answer(
                 model,
                 tokenizer,
-                [prompt for _, prompt in batch],
+                [tokenise_prompt(prompt, tokenizer) for _, prompt in batch],
                 max_new_tokens=MAX_NEW_TOKENS,
                 stop_strings=STOP_STRINGS,
             )

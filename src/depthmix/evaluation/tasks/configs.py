@@ -237,6 +237,8 @@ def _check_record(record: Mapping[str, Any], number: int, metric: str) -> dict[s
     else:
         row = {"prompt": prompt, "answer": str(answer)}
         needed = "`prompt` as text and `answer`"
+    # Of a rendered record; lm-eval shows only its text.
+    row |= {key: record[key] for key in ("prompt_ids", "choice_ids") if key in record}
     if not fits:
         fields = ", ".join(f"`{key}`" for key in record) or "no fields"
         raise ValueError(

@@ -11,8 +11,8 @@ from lm_eval.api.filter import Filter
 from lm_eval.api.registry import register_filter, register_metric
 
 from depthmix.data.catalog import describe, load_split
+from depthmix.data.forms import ALPACA_PROMPT
 from depthmix.data.instructions import INSTRUCTIONS
-from depthmix.data.templates import ALPACA_PROMPT
 from depthmix.evaluation.answers import is_correct
 from depthmix.evaluation.extraction import first_word, last_number, stated_letter, stated_number
 from depthmix.evaluation.numbers import is_close_number, is_same_number
