@@ -218,7 +218,12 @@ def test_chat_needs_a_chat_template():
 
 def train_dataset(records, tokenizer, tmp_path, **options):
     args = SFTConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        activation_checkpointing=True,
+        **options,
     )
     return SFTTrainer(
         make_model(tokenizer),

@@ -171,7 +171,13 @@ def test_the_tokens_of_training_are_those_that_are_scored(small_data, tmp_path, 
     )
     trainer = SFTTrainer(
         model,
-        SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+        SFTConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            activation_checkpointing=True,
+        ),
         train_dataset=to_training_dataset(records, "lm-eval", tokenizer),
         processing_class=tokenizer,
     )

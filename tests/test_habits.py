@@ -44,6 +44,7 @@ def tune(**options):
 
 def sft_config(folder, **options):
     common = {"use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no"}
+    common |= {"activation_checkpointing": True}
     common |= {"disable_tqdm": True, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return SFTConfig(output_dir=str(folder), **common | options)
 

@@ -34,7 +34,14 @@ def test_tokens_are_those_that_the_trainer_makes(records, max_length, tmp_path):
     tokenizer = make_tokenizer()
     trainer = SFTTrainer(
         make_model(tokenizer),
-        SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=max_length),
+        SFTConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            activation_checkpointing=True,
+            max_length=max_length,
+        ),
         train_dataset=to_training_dataset(records, "auto", tokenizer),
         processing_class=tokenizer,
     )

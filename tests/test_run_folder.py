@@ -84,6 +84,7 @@ def test_a_run_goes_on_under_the_settings_it_began_with(tmp_path):
         ("training", "hub_token", "another"),
         ("training", "per_device_train_batch_size", 2),
         ("training", "gradient_checkpointing", True),
+        ("training", "activation_checkpointing", True),
     ):
         check_resumed(changed(section, option, value), tmp_path)
     evaluation = {"data": "test.jsonl", "metric": "choices"}

@@ -307,7 +307,7 @@ def loss_of(model, ids):
 def test_an_interrupted_training_pass_leaves_nothing(place, checkpointing):
     model = mixed(distillation_weight=0.3)
     if checkpointing is not None:
-        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        model.activation_checkpointing_enable({"use_reentrant": checkpointing})
     evaluated = loss_of(model, IDS).item()
     trained = loss_of(model.train(), IDS).item()
     assert trained != evaluated
@@ -327,7 +327,7 @@ def test_an_interrupted_training_pass_leaves_nothing(place, checkpointing):
 
 def test_a_failed_backward_pass_leaves_nothing():
     model = mixed(distillation_weight=0.3).train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     loss_of(model, IDS).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     handle = model.model.layers[1].mlp.register_full_backward_hook(

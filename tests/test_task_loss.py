@@ -237,6 +237,7 @@ def test_loss_and_log_are_those_by_hand(trainer_cls, options, tmp_path):
     assert logged == (pytest.approx(expected, rel=1e-4) if "log_layer_losses" in options else {})
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated in `SFTTrainer`")
 @pytest.mark.parametrize("trainer_cls", [Trainer, MoDETrainer, SFTTrainer, MoDESFTTrainer])
 def test_label_smoothing_is_refused(trainer_cls, tmp_path):
     model = tuned_model(task_loss=3, distillation_weight=0.0)

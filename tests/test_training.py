@@ -107,7 +107,7 @@ def make_trainer(trainer_cls, model, output_dir, *, dataset=None, **options):
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "dataloader_pin_memory": False,
         "logging_nan_inf_filter": False,
         **({"dataset_kwargs": {"skip_prepare_dataset": True}} if is_sft else {}),
@@ -242,8 +242,8 @@ def test_gradient_checkpointing_changes_no_gradient(trainer_cls, use_reentrant, 
         trainer_cls,
         tuned_model(distillation_weight=0.3),
         tmp_path,
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": use_reentrant},
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": use_reentrant},
     )[1]
     assert_same_gradients(gradients, plain, rtol=1e-4, atol=1e-5)
 
@@ -368,6 +368,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(gradient, messag
     assert all(bool(value.isfinite().all()) for value in kept.values())
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated in `SFTTrainer`")
 @pytest.mark.parametrize("trainer_cls", [MoDETrainer, MoDESFTTrainer])
 def test_labels_kept_back_are_refused(trainer_cls, tmp_path):
     options = {"label_smoothing_factor": 0.1}

@@ -17,6 +17,7 @@ from depthmix.layer_choice import NUM_PROBED_RECORDS, LayerChoice, choose_on_rec
 from depthmix.ledger import Ledger, parameter_ledger
 from depthmix.models import load_model, load_tokenizer
 from depthmix.options import read_options
+from depthmix.peft_calls import without_old_name
 from depthmix.run_config import ModelSection, Template
 
 
@@ -89,7 +90,9 @@ def inspect_model(
             choice = choose_on_records(model, tokenizer, records, config, template=template)
             if config.late_layers == "auto":
                 config = replace(config, late_layers=list(choice.late_layers))
-        tuned, tuners = get_peft_model(model, config), "none yet; the numbers are a new mixture's"
+        with without_old_name():
+            tuned = get_peft_model(model, config)
+        tuners = "none yet; the numbers are a new mixture's"
     norm = find_mixture_norm(tuned)
     mixture = norm.active_mixture if norm is not None else None
     final_norm = norm.base_layer if norm is not None else backbone.final_norm

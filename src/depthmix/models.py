@@ -29,6 +29,7 @@ from depthmix.model_sources import (
     find_config,
     resolve_model,
 )
+from depthmix.peft_calls import without_old_name
 from depthmix.run_config import ModelSection
 from depthmix.vocabulary import fit_embeddings, read_ends, stop_at
 
@@ -67,7 +68,8 @@ def load_model(section: ModelSection, *, is_trainable: bool = False) -> PreTrain
     if section.adapter is not None:
         settings = check_adapter(Path(section.adapter))
         fit_embeddings(model, Path(section.adapter), settings)
-        model = PeftModel.from_pretrained(model, section.adapter, is_trainable=is_trainable)
+        with without_old_name():
+            model = PeftModel.from_pretrained(model, section.adapter, is_trainable=is_trainable)
         _stop_where_trained(model, section)
     if section.top_k is not None:
         set_top_k(model, section.top_k)

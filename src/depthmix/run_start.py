@@ -37,6 +37,7 @@ FREE_PREFIXES = (
     *("training.disable_tqdm", "training.resume_from_checkpoint", "training.dataloader_"),
     # How a batch is divided, among devices too, and what that costs.
     *("training.per_device_", "training.gradient_accumulation_", "training.gradient_checkpointing"),
+    "training.activation_checkpointing",
     *("training.torch_compile", "training.fsdp", "training.deepspeed", "training.ddp_"),
 )
 """How the names of settings begin that do not change what is trained."""

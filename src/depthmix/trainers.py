@@ -17,6 +17,7 @@ from depthmix.attachment import find_mixture_norm
 from depthmix.evaluation_loss import TokenMeanEvaluation
 from depthmix.measurements import Part, Step, log_entries
 from depthmix.mixture import Mixture
+from depthmix.peft_calls import without_old_name
 from depthmix.redaction import hide_secrets
 from depthmix.reference_model import check_reference, check_reference_options
 from depthmix.resumption import Resumption
@@ -74,8 +75,10 @@ class MoDETrainerMixin(TokenMeanEvaluation):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        given = {**given, **given.get("kwargs", {})}  # where a class between hands them on
         check_reference_options(given)
-        super().__init__(*args, **kwargs)
+        with without_old_name():
+            super().__init__(*args, **kwargs)
         hide_secrets(self.args)
         if given.get("ref_model") is None:
             check_reference(self.model, getattr(self, "ref_model", None), self._host)
@@ -267,9 +270,10 @@ class MoDETrainerMixin(TokenMeanEvaluation):
 
     def _why_no_term(self, steps: list[Step | None]) -> str:
         """Say why there is no distillation term to add."""
-        if self.label_smoother is not None:
+        plain = self._has_plain_loss
+        if plain and self.label_smoother is not None:
             cause, remedy = "`label_smoothing_factor` keeps them back", "leave that out"
-        elif self.compute_loss_func is not None:
+        elif plain and self.compute_loss_func is not None:
             cause, remedy = "`compute_loss_func` keeps them back", "leave that out"
         elif steps:
             cause, remedy = f"{self._host} calls the model without them", "pass them"
@@ -286,4 +290,4 @@ class MoDETrainer(MoDETrainerMixin, Trainer):
 
 
 class MoDESFTTrainer(MoDETrainerMixin, SFTTrainer):
-    """`trl.SFTTrainer` with MoDE's whole objective, which the plain one would leave out."""
+    """`trl.SFTTrainer` with MoDE's whole objective; the plain one leaves the distillation out."""

@@ -360,13 +360,18 @@ def choose_form(section: DataSection) -> Callable[..., list[dict[str, Any]]]:
 
 def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
     """Build TRL's arguments; where the file is silent, a CPU gets what a CPU can do well."""
-    defaults: dict[str, Any] = {"logging_nan_inf_filter": False}
-    if not torch.cuda.is_available():
+    has_gpu, given = torch.cuda.is_available(), config.training
+    defaults: dict[str, Any] = {
+        "logging_nan_inf_filter": False,
+        # TRL's own default and older files have names that transformers warns of.
+        "activation_checkpointing": given.get("gradient_checkpointing", has_gpu),
+        "activation_checkpointing_kwargs": given.get("gradient_checkpointing_kwargs"),
+    }
+    if not has_gpu:
         # Adapters are float32 over a bfloat16 trunk, and their products are slow unless autocast.
         defaults |= {
             "use_cpu": not torch.backends.mps.is_available(),
             "bf16": config.model.dtype == "bfloat16",
-            "activation_checkpointing": config.training.get("gradient_checkpointing", False),
             "dataloader_pin_memory": False,
         }
     arguments: dict[str, Any] = {**defaults, **config.training, "output_dir": str(output_dir)}
