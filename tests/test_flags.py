@@ -32,7 +32,7 @@ from depthmix_cli.tuning import info, train
         (train, "`training.output_dir`.",
          "`training.output_dir`. On the command line: `--training.output-dir`."),
         (train, "`late_layers`.", "`late_layers`. On the command line: `--mode.late-layers`."),
-        (train, "use `adapt='all'`.", "use `--mode.adapt 'all'`."),
+        (train, "use `adapt=all`.", "use `--mode.adapt all`."),
         (train, "`learning_rate`.",
          "`learning_rate`. On the command line: `--training.learning-rate`."),
         (train, "`train_late_norms=False`", "`--mode.train-late-norms false`"),
@@ -59,6 +59,18 @@ def test_the_library_names_no_flag():
         for found in re.finditer(r"raise \w+\((?:[^()]|\([^()]*\))*\)", text):
             flags = re.findall(r"[ `](--[a-z][\w.-]*)", found[0])
             assert set(flags) <= {"--no-deps"}, (path, found[0])
+
+
+def test_an_error_of_the_system_names_the_flag_of_its_path(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    record = '{"prompt": "1 =", "completion": " 1"}'
+    for name in ("t.jsonl", "i.jsonl"):
+        (tmp_path / name).write_text(record)
+    assert depthmix_cli.main(["audit", "t.jsonl", "i.jsonl", "--drop", "file/x.jsonl"]) == 1
+    assert "`--drop` cannot be used: file/x.jsonl (Not a directory); choose another place." in (
+        capsys.readouterr().err
+    )
 
 
 def test_every_command_is_known_by_its_name():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +221,23 @@ class MoDEConfig(MixtureConfig, LoraConfig):
                     f"`{name}` must hold names of parts of the model, and an empty text is none, "
                     f"got {value!r}; leave it out, or name a part."
                 )
+        patterns = {**(self.rank_pattern or {}), **(self.alpha_pattern or {})}
+        names = [self.target_modules, self.exclude_modules, *patterns]
+        for pattern in (name for name in names if isinstance(name, str)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    "`target_modules`, `exclude_modules` and the names in `rank_pattern` and "
+                    f"`alpha_pattern` must be regular expressions, and {pattern!r} is none "
+                    f"({error}); give a list to name parts as they are."
+                ) from error
+        for name, least in (("rank_pattern", 1), ("alpha_pattern", 0)):
+            for value in (getattr(self, name) or {}).values():
+                if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+                    raise ValueError(
+                        f"`{name}` must hold numbers of at least {least}, got {value!r}."
+                    )
         layers = self.layers_to_transform
         layers = [layers] if isinstance(layers, int) else layers or [0]
         if min(layers) < 0:
@@ -257,6 +275,16 @@ class MoDEConfig(MixtureConfig, LoraConfig):
         self.base_num_hidden_layers = backbone.num_hidden_layers
         self.base_hidden_size = backbone.hidden_size
         self.base_vocab_size = backbone.model.config.get_text_config().vocab_size
+        groups = self.trainable_token_indices or []
+        lists = groups.values() if isinstance(groups, dict) else [groups]
+        embeddings: Any = backbone.model.get_input_embeddings()
+        num_tokens = embeddings.weight.shape[0]
+        unknown = [index for some in lists for index in some if index not in range(num_tokens)]
+        if unknown:
+            raise ValueError(
+                f"`trainable_token_indices` must be between 0 and {num_tokens - 1} (the model has "
+                f"{num_tokens} tokens), got {unknown[0]}."
+            )
         self.final_norm, self.decoder_layers = backbone.final_norm_name, backbone.layers_name
         first_late_layer = self.resolve_late_layers(backbone.num_hidden_layers)[0]
         if self.adapt == "below" and first_late_layer == 1 and self.target_modules != set():

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 from cyclopts import App
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("DEPTHMIX_DEBUG") == "1":
             raise
         # Messages of other libraries may span lines.
-        print("depthmix:", add_flags(" ".join(str(error).split()), _command(argv)), file=sys.stderr)
+        message = " ".join(_explain(error, argv).split())
+        print("depthmix:", add_flags(message, _command(argv)), file=sys.stderr)
         if isinstance(error, TypeError | RuntimeError):  # may be no mistake of the user's
             print("DEPTHMIX_DEBUG=1 shows where it came from.", file=sys.stderr)
         return 1
@@ -60,3 +62,15 @@ def _command(argv: Sequence[str] | None) -> Callable[..., Any] | None:
     """Find the command that was run."""
     given = sys.argv[1:] if argv is None else argv
     return next((one for one in COMMANDS if given and one.__name__ == given[0]), None)
+
+
+def _explain(error: Exception, argv: Sequence[str] | None) -> str:
+    """Name the argument that an error of the system is about, by the path in it."""
+    given = sys.argv[1:] if argv is None else argv
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    path = str(error.filename)
+    for flag, value in pairwise(given):
+        if flag.startswith("--") and f"{path}/".startswith(f"{value}/".partition("/")[0] + "/"):
+            return f"`{flag}` cannot be used: {path} ({error.strerror}); choose another place."
+    return f"{path} cannot be used ({error.strerror})."

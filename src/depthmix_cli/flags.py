@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-TERM = re.compile(r"`(?P<name>[a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)?)(?:=(?P<value>[^`]+))?`")
+TERM = re.compile(r"`(?P<name>[a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)?)(?:=(?P<value>[\w.\[\]-]+))?`")
 """An argument in a message, or an argument with its value."""
 
 OWNERS = {"mode": ("depthmix.adapter_config", "MoDEConfig"), "training": ("trl", "SFTConfig")}
