@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from accelerate import init_empty_weights
+from accelerate import cpu_offload, init_empty_weights
 from peft import (
     AutoPeftModelForCausalLM,
     PeftConfig,
@@ -203,7 +203,7 @@ FAULTS = {
     with_an_adapter_of_another_layer: r"holds 1 tensors that .*layers.3.self_attn.q_proj.lora_A",
     with_a_wide_router: r"router.weight in the shape \(4, 16\), and its settings make that \(3, 16",
     without_a_norm: r"lacks 1 of the adapter's tensors .*norms.2.weight",
-    without_anything: r"lacks 7 of the adapter's tensors",
+    without_anything: r"lacks 7 of the adapter's tensors|holds no weights",
 }
 
 
@@ -324,7 +324,7 @@ def test_peft_writes_to_no_file_of_the_base(part, offloaded, tmp_path):
 
 
 def test_adapters_on_disk_are_refused(offloaded, adapter):
-    message = r"nothing on disk that an adapter changes, and model.layers.0.\S* lies there"
+    message = r"offload nothing that an adapter changes, and model.layers.0.\S* is offloaded"
     with pytest.raises(ValueError, match=message):
         AutoModelForCausalLM.from_pretrained("adapter", **offloaded("model.layers.0"))
     base = load_base("base", **offloaded("model.layers.0"))
@@ -334,9 +334,30 @@ def test_adapters_on_disk_are_refused(offloaded, adapter):
     with pytest.raises(ValueError, match=message):
         get_peft_model(base, PeftConfig.from_pretrained("adapter"))
     config = MoDEConfig(late_layers=2, target_modules=[], modules_to_save=["lm_head"])
-    with pytest.raises(ValueError, match="lm_head lies there"):
+    with pytest.raises(ValueError, match="lm_head is offloaded"):
         get_peft_model(load_base("base", **offloaded("lm_head")), config)
     assert torch.equal(logits(base), plain)
+
+
+@pytest.mark.parametrize("door", ["PeftModel", "low_cpu_mem_usage", "load_adapter", "inject"])
+def test_adapters_beside_weights_on_the_cpu_are_refused(door, base_dir, adapter):
+    base = load_base(base_dir)
+    plain = logits(base)
+    cpu_offload(base, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"and model.layers.0.self_attn.q_proj is offloaded"):
+        DOORS[door](base, adapter[0])
+    assert torch.equal(logits(base), plain)
+
+
+def test_a_mixture_of_an_offloaded_model(base_dir):
+    model = load_base(base_dir)
+    tuned = tuned_model(model, target_modules=[])
+    expected = logits(tuned)
+    cpu_offload(model, torch.device("cpu"))
+    assert torch.equal(logits(tuned), expected)
+    offloaded = load_base(base_dir)
+    cpu_offload(offloaded, torch.device("cpu"))
+    assert torch.equal(logits(tuned_model(offloaded, target_modules=[])), expected)
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", CPU])

@@ -46,8 +46,7 @@ class MoDEModel(LoraModel):
         self._complete(config)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            adapted = [*self.targeted_module_names, *self.targeted_parameter_names]
-            check_adapted(self.model, [name for name in adapted if name != config.final_norm])
+            check_adapted(self.model, str(config.final_norm))
         except Exception:
             self._take_back(adapter_name)
             raise

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
+from accelerate.utils import has_offloaded_params
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -47,7 +47,8 @@ def check_base_files(model: PreTrainedModel) -> None:
     Raises:
         ValueError: If parts of it lie on disk, and no hook brings them any more.
     """
-    parts = _list_on_disk(model)
+    places = getattr(model, "hf_device_map", None) or {}
+    parts = [name for name, place in places.items() if place == "disk"]
     if parts and not any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise ValueError(
             f"`device_map` must put nothing on disk where PEFT loads an adapter, which would write "
@@ -56,27 +57,22 @@ def check_base_files(model: PreTrainedModel) -> None:
         )
 
 
-def check_adapted(model: PreTrainedModel, adapted: Iterable[str]) -> None:
-    """Refuse adapter weights beside weights on disk, where they are lost or have no values.
+def check_adapted(model: PreTrainedModel, final_norm: str) -> None:
+    """Refuse adapter weights beside weights that are offloaded, where they have no values.
 
     Args:
         model: A model with an adapter.
-        adapted: Full names of the modules and parameters that have its LoRA weights. Where the
-            final norm lies does not matter: its mixture lies where it computes.
+        final_norm: Full name of the final norm, which may be offloaded: its mixture lies where it
+            computes.
 
     Raises:
-        ValueError: If one of them lies on disk, or gets a trained copy (`modules_to_save`) there.
+        ValueError: If what has LoRA weights or a trained copy is offloaded, to the CPU or to disk.
     """
-    parts = _list_on_disk(model)
-    copied = [n for n, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-    for name in (*adapted, *copied):
-        if any(part in ("", name) or name.startswith(f"{part}.") for part in parts):
+    for name, module in model.named_modules():
+        is_offloaded = any(map(has_offloaded_params, module.modules()))
+        is_adapted = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        if is_adapted and is_offloaded and name != final_norm:
             raise ValueError(
-                f"`device_map` must put nothing on disk that an adapter changes, and {name} lies "
-                "there; leave it on a device or on the CPU."
+                f"`device_map` must offload nothing that an adapter changes, and {name} is "
+                "offloaded; keep it on a device."
             )
-
-
-def _list_on_disk(model: PreTrainedModel) -> list[str]:
-    places = getattr(model, "hf_device_map", None) or {}
-    return [name for name, place in places.items() if place == "disk"]
