@@ -109,6 +109,7 @@ def test_what_interruptions_leave_is_swept(tmp_path):
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EFBIG, "File too large", "{inside}"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore"),
+        RuntimeError("basic_ios::clear: iostream error"),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
         SafetensorError(
             "Error while serializing: I/O error: No space left on device (os error 28)"

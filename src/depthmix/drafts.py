@@ -16,7 +16,8 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """Numbers of errors that say that a place cannot take a file."""
 
 NO_ROOM_WORDS = ("no space left", "disk quota", "file too large", "file write failed")
-NO_ROOM_WORDS += ("unexpected pos", "database or disk is full", "disk i/o error", "read-only file")
+NO_ROOM_WORDS += ("unexpected pos", "inline_container", "iostream error", "read-only file")
+NO_ROOM_WORDS += ("database or disk is full", "disk i/o error")
 """How torch, safetensors and SQLite say so, whose errors have no number."""
 
 
