@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from depthmix.config import IGNORE_INDEX
+from depthmix.method.config import IGNORE_INDEX
 
 States = tuple[Tensor, ...]
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from depthmix import LazyDepth, attach
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
 
 NUM_PROMPT_TOKENS = 32
 RATES = (0.0, 0.5, 0.9, 1.0)

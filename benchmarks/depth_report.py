@@ -25,10 +25,11 @@ from peft import PeftModel
 from results import parse_arguments, rounded, write_results
 from transformers.utils.logging import disable_progress_bar
 
-from depthmix.analysis import collect_report, passages, read_passages, write_report
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import ModelSection, load_run_config
-from depthmix.training import train
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec
+from depthmix.pages import collect_report, passages, read_passages, write_report
+from depthmix.training.config import load_run_config
+from depthmix.training.train import train
 
 DTYPES = ("float32", "bfloat16")
 METHODS = ("mode", "lora")
@@ -40,7 +41,7 @@ def prepare(folder: str, *, toy: bool, num_tokens: int) -> None:
     """Train the runs whose report is written, and cut the text."""
     base, text = f"{folder}/base", TEXT.read_text("utf-8")
     save(base, toy=toy)
-    tokenizer = load_tokenizer(ModelSection(name=base))
+    tokenizer = load_tokenizer(ModelSpec(name=base))
     text = tokenizer.decode(tokenizer(text)["input_ids"][:num_tokens])
     assert len(tokenizer(text)["input_ids"]) == num_tokens
     Path(folder, "text.md").write_text(text, "utf-8")
@@ -82,7 +83,7 @@ def prepare(folder: str, *, toy: bool, num_tokens: int) -> None:
 def build(folder: str, *, dtype: str, version: str) -> Callable[[], None]:
     """Load the model of a run; give its report, or what the report is measured by."""
     run = Path(folder, dtype, METHODS[0])
-    section = ModelSection(name=str(run), dtype=dtype)
+    section = ModelSpec(name=str(run), dtype=dtype)
     accelerator = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     model = load_model(section).to(accelerator).eval()  # pyrefly: ignore[bad-argument-type]
     assert isinstance(model, PeftModel)

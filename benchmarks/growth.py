@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from depthmix.analysis.style import STYLE
+from depthmix.figures.style import STYLE
 
 
 def growth_figure(results: dict[str, Any]) -> Figure:

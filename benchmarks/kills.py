@@ -44,11 +44,12 @@ from results import parse_arguments, write_results
 import depthmix.reproduction.reproduce as reproduction
 from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.plan import EvaluationPlan
+from depthmix.models.spec import ModelSpec
 from depthmix.reproduction.toy import write_toy_model
 from depthmix.reproduction.worker import work
-from depthmix.run_checkpoints import list_checkpoints
-from depthmix.run_config import ModelSection, load_run_config
-from depthmix.training import train
+from depthmix.trainers.checkpoints import list_checkpoints
+from depthmix.training.config import load_run_config
+from depthmix.training.train import train
 from depthmix.versions import find_commit
 
 SEED = 20
@@ -345,7 +346,7 @@ def evaluation_subject(inputs: Path) -> Subject:
     """Make two evaluations of a run into one folder."""
 
     def start(place: Path) -> None:
-        model = ModelSection(name=str(inputs / "tuned"), dtype="float32")
+        model = ModelSpec(name=str(inputs / "tuned"), dtype="float32")
         for name, metric in (("items", "choices"), ("questions", "exact_match")):
             plan = EvaluationPlan(
                 records=str(inputs / f"{name}.jsonl"), metric=metric, batch_size=4

@@ -17,9 +17,9 @@ from measure import Build, measure, ratio
 from results import parse_arguments, rounded, write_results
 from torch import Tensor, nn
 
-from depthmix.config import MixtureConfig
-from depthmix.fused_loss import CPU_PRODUCT_ROWS, GPU_PRODUCT_ROWS, LinearHead, fused_sums
-from depthmix.losses import LabelTokens
+from depthmix.loss.fused import CPU_PRODUCT_ROWS, GPU_PRODUCT_ROWS, LinearHead, fused_sums
+from depthmix.loss.terms import LabelTokens
+from depthmix.method.config import MixtureConfig
 
 LAMBDA = 0.1
 SEED = 0

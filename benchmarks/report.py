@@ -13,7 +13,7 @@ from typing import Any
 
 from growth import growth_figure
 
-from depthmix.analysis.style import save_figure
+from depthmix.figures.style import save_figure
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

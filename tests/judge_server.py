@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from depthmix.evaluation.judge import JudgeSection
+from depthmix.evaluation.judge import JudgeSpec
 
 
 @dataclass
@@ -45,9 +45,9 @@ class JudgeServer(ThreadingHTTPServer):
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
-    def section(self, **options) -> JudgeSection:
+    def section(self, **options) -> JudgeSpec:
         """Name this server as the judge; one request at a time, so that their order is known."""
-        return JudgeSection(
+        return JudgeSpec(
             **{"model": "judge", "base_url": self.base_url, "concurrency": 1} | options
         )
 

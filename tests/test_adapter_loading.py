@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from adapters import OPTIONS, logits, lora_targets, redrawn, tuned_model
 from depthmix import MoDEConfig
-from depthmix.attachment import find_mixture_norm
-from depthmix.mixture_norm import MoDENorm
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import MoDENorm
 from models import tiny_model
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from adapters import INPUT_IDS, OPTIONS, greedy, logits, lora_targets, redrawn, tuned_model
 from depthmix import MoDEConfig
-from depthmix.adapter_config import PAPER_MODE
-from depthmix.attachment import find_mixture_norm
-from depthmix.lora_baseline import to_lora
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.adapters.baseline import to_lora
+from depthmix.adapters.config import PAPER_MODE
 from models import tiny_model
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from adapters import OPTIONS, logits, lora_targets, redrawn, tuned_model
 from depthmix import MixtureConfig, MoDEConfig, attach, to_lora
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
 from models import MOE, tiny_model
 
 EXPERTS = {

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 
 from adapters import INPUT_IDS, greedy, logits, tuned_model
 from checkpoints import make_tokenizer, save_checkpoint
-from depthmix import block_gradients
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.loss import block_gradients
 from models import random_ids, tiny_model
 
 

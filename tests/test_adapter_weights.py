@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM
 
 from adapters import logits, tuned_model
 from depthmix import MoDEConfig
-from depthmix.attachment import find_mixture_norm
-from depthmix.models import load_model
-from depthmix.run_config import ModelSection
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.models.loading import load_model
+from depthmix.models.spec import ModelSpec
 from models import tiny_model
 
 NORM = "model.norm.lora_mode."
@@ -119,7 +119,7 @@ def test_the_dtype_of_the_base_is_not_the_mixtures(auto, options, base_dir, adap
     assert_equals_file(auto.from_pretrained(adapter[0], **options), adapter[0])
     if options:
         options = {"dtype": str(options["dtype"]).removeprefix("torch.")}
-    section = ModelSection(name=str(adapter[0]), **options)
+    section = ModelSpec(name=str(adapter[0]), **options)
     assert_equals_file(load_model(section), adapter[0])
 
 
@@ -220,7 +220,7 @@ def test_weights_that_are_not_the_adapters_are_refused(fault, base_dir, adapter,
         with pytest.raises(ValueError, match=FAULTS[fault]):
             auto.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=FAULTS[fault]):
-        load_model(ModelSection(name=str(tmp_path)))
+        load_model(ModelSpec(name=str(tmp_path)))
 
 
 def test_a_refused_file_leaves_a_plain_model_as_it_was(base_dir, adapter, tmp_path):

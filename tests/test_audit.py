@@ -24,8 +24,8 @@ from depthmix.data.leaks import compare_questions, read_questions
 from depthmix.data.questions import question_stems, same_letters, same_words
 from depthmix.data.records import load_records
 from depthmix.data.templates import to_training_dataset
-from depthmix.run_config import load_run_config
-from depthmix.training import train
+from depthmix.training.config import load_run_config
+from depthmix.training.train import train
 
 IN_PARTS = [{"type": "text", "text": "Why?"}, {"type": "image"}, {"text": "How?"}]
 ANSWER = {"role": "assistant", "content": "No."}

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 import depthmix
 from depthmix import MoDEConfig, MoDETrainer, attach, detach, set_top_k
-from depthmix.attachment import find_mixture_norm
-from depthmix.checkpoint import read_mixture_options
-from depthmix.models import load_model
-from depthmix.run_config import ModelSection
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.adapters.checkpoint import read_mixture_options
+from depthmix.models.loading import load_model
+from depthmix.models.spec import ModelSpec
 from models import random_ids, randomise, tiny_model
 
 INPUT_IDS = random_ids(2, 7)
@@ -61,7 +61,7 @@ def test_a_merged_adapter_can_be_saved(tmp_path, dtype, max_shard_size):
     assert torch.equal(logits(loaded), logits(merged))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     assert torch.equal(plain.model.norm.weight, merged.model.norm.base_layer.weight)
-    again = load_model(ModelSection(name=str(tmp_path), dtype=str(dtype).removeprefix("torch.")))
+    again = load_model(ModelSpec(name=str(tmp_path), dtype=str(dtype).removeprefix("torch.")))
     assert torch.equal(logits(again), logits(merged))
 
 
@@ -155,7 +155,7 @@ def test_a_configuration_that_tells_of_a_mixture_is_not_one(tmp_path):
     assert read_mixture_options(tmp_path / "first")["late_layers"] == [3, 4]
     for name in ("second", "third"):
         assert read_mixture_options(tmp_path / name) is None
-        assert find_mixture_norm(load_model(ModelSection(name=str(tmp_path / name)))) is None
+        assert find_mixture_norm(load_model(ModelSpec(name=str(tmp_path / name)))) is None
     attach(second, late_layers=3)
     detach(second)
     detach(first)

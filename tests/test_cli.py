@@ -135,7 +135,7 @@ def test_settings_reach_the_library(run_file, monkeypatch):
             ledger="", metrics={}, before=None, after=None, output_dir="out"
         )
 
-    monkeypatch.setattr("depthmix.training.train", train)
+    monkeypatch.setattr("depthmix.training.train.train", train)
     arguments = ["--training.learning-rate", "1e-3", "--mode.late-layers=[3,4]", "--method", "lora"]
     arguments += ["--mode.task-loss", "3"]
     assert depthmix_cli.main(["train", str(run_file), *arguments, "--resume"]) == 0

@@ -24,7 +24,7 @@ from depthmix.comparison.tables import (
     to_text,
     write_tables,
 )
-from depthmix.evaluation.statistics import (
+from depthmix.statistics.intervals import (
     Interval,
     PairedDifference,
     holm,

@@ -10,13 +10,13 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
 from depthmix.data.records import load_records
+from depthmix.data.spec import EvaluationSpec
 from depthmix.data.templates import (
     check_label_tokens,
     load_evaluation_records,
     render_prompt,
     to_training_dataset,
 )
-from depthmix.run_config import EvaluationSection
 
 RECORDS = [{"prompt": "1 + 1 =", "completion": " 2"}, {"prompt": "2 + 2 =", "completion": " 4"}]
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -144,7 +144,7 @@ def test_any_bytes_are_records_or_one_sentence(tmp_path_factory, content, suffix
 def test_choices_are_texts_with_something_in_them(tokenizer, tmp_path, choices):
     good = {"prompt": "a", "choices": [" b", " c"], "answer": 0}
     source = write(tmp_path / "c.json", [good, {**good, "choices": choices}])
-    section = EvaluationSection(data=source, metric="choices")
+    section = EvaluationSpec(data=source, metric="choices")
     with pytest.raises(
         ValueError, match=r"`choices` must be a list of texts .* record 2 of .*c.js"
     ):
@@ -258,7 +258,7 @@ def test_records_that_truncation_leaves_nothing_of(tokenizer, tmp_path):
 def test_evaluation_records(tokenizer, tmp_path):
     records = [{"instruction": "1 + 1?", "answer": 2}, {"instruction": "2?", "answer": "2"}]
     source = write(tmp_path / "test.json", records)
-    section = EvaluationSection(data=source, metric="exact_match", num_items=1)
+    section = EvaluationSpec(data=source, metric="exact_match", num_items=1)
     ids = tokenizer("1 + 1?\n")["input_ids"]
     assert load_evaluation_records(section, "plain", tokenizer) == [
         {"instruction": "1 + 1?", "answer": "2", "prompt": "1 + 1?\n", "prompt_ids": ids}
@@ -266,7 +266,7 @@ def test_evaluation_records(tokenizer, tmp_path):
     prompt = load_evaluation_records(section, "chat", tokenizer)[0]["prompt"]
     assert prompt.endswith("<|assistant|>")
     choices = [{"prompt": "1 + 1 =", "choices": [" 2", " 3"], "answer": "0"}]
-    section = EvaluationSection(data=write(tmp_path / "c.json", choices), metric="choices")
+    section = EvaluationSpec(data=write(tmp_path / "c.json", choices), metric="choices")
     assert load_evaluation_records(section, "auto", tokenizer)[0]["answer"] == 0
 
 
@@ -282,6 +282,6 @@ def test_evaluation_records(tokenizer, tmp_path):
     ],
 )
 def test_evaluation_records_that_do_not_fit(tokenizer, tmp_path, metric, record):
-    section = EvaluationSection(data=write(tmp_path / "bad.json", [record]), metric=metric)
+    section = EvaluationSpec(data=write(tmp_path / "bad.json", [record]), metric=metric)
     with pytest.raises(ValueError, match=r"record 1 of .* has `"):
         load_evaluation_records(section, "auto", tokenizer)

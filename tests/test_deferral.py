@@ -16,9 +16,9 @@ from transformers.generation.streamers import BaseStreamer
 from adapters import tuned_model
 from decoding import call_at, decode, own_functions, prompts, top_1
 from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, detach
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
 from depthmix.decoding.stand_ins import StandIn
-from depthmix.readout import reading_out
+from depthmix.depth.readout import reading_out
 from models import random_ids, tiny_model
 
 INPUTS = prompts(2, 5, padded=True)

@@ -12,9 +12,10 @@ from checkpoints import make_model, make_tokenizer, save_checkpoint
 from data_folder import REAL, needs_data
 from depthmix.data.instructions import from_aqua
 from depthmix.data.records import load_published, load_records
+from depthmix.data.spec import EvaluationSpec
 from depthmix.data.templates import load_evaluation_records, to_training_dataset
-from depthmix.run_config import EvaluationSection, load_run_config
-from depthmix.training import train
+from depthmix.training.config import load_run_config
+from depthmix.training.train import train
 
 pytest.importorskip("lm_eval")
 
@@ -219,7 +220,7 @@ def test_a_run_trains_and_validates_in_the_benchmarks_text(small_data, tmp_path,
     monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
     written = []
     monkeypatch.setattr(
-        "depthmix.training.to_training_dataset",
+        "depthmix.training.train.to_training_dataset",
         lambda records, *args, **options: (
             written.append(records) or to_training_dataset(records, *args, **options)
         ),
@@ -244,12 +245,12 @@ def test_a_run_trains_and_validates_in_the_benchmarks_text(small_data, tmp_path,
 
 def test_instructions_are_not_evaluated_on_in_another_text(small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
-    section = EvaluationSection(data="gsm8k", metric="exact_match")
+    section = EvaluationSpec(data="gsm8k", metric="exact_match")
     with pytest.raises(ValueError, match=r"`data.template` must not be .lm-eval.*`depthmix eval"):
         load_evaluation_records(section, "lm-eval", make_tokenizer())
     rows = [{"prompt": "Question: 1?\nAnswer:", "choices": [" no", " yes"], "answer": 1}]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    section = EvaluationSection(data=str(tmp_path / "own.jsonl"), metric="choices")
+    section = EvaluationSpec(data=str(tmp_path / "own.jsonl"), metric="choices")
     (item,) = load_evaluation_records(section, "lm-eval", make_tokenizer())
     assert {name: item[name] for name in rows[0]} == rows[0]
 

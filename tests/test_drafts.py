@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 from safetensors import SafetensorError
 
-from depthmix.drafts import (
+from depthmix.files.drafts import (
     drafting,
     is_draft,
     move_into,
@@ -45,9 +45,9 @@ def _umask():
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr("depthmix.drafts.os.fsync", lambda _: done.append("sync"))
+    monkeypatch.setattr("depthmix.files.drafts.os.fsync", lambda _: done.append("sync"))
     monkeypatch.setattr(
-        "depthmix.drafts.Path.replace", lambda self, path: done.append("replace") or path
+        "depthmix.files.drafts.Path.replace", lambda self, path: done.append("replace") or path
     )
     write_whole(tmp_path / "a", "")
     assert done == ["sync", "replace", "sync"]
@@ -64,7 +64,7 @@ def test_a_folder_is_moved_file_by_file_and_what_stands_for_it_last(tmp_path, mo
     moved = []
     replace = os.replace
     monkeypatch.setattr(
-        "depthmix.drafts.Path.replace",
+        "depthmix.files.drafts.Path.replace",
         lambda self, place: moved.append(self.name) or replace(self, place),
     )
     move_into(source, target, last=("weights", "settings"))
@@ -85,7 +85,7 @@ def test_a_folder_is_gone_at_once(tmp_path, monkeypatch):
     remove_whole(folder)
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:  # interrupted
-        patch.setattr("depthmix.drafts.shutil.rmtree", lambda _: None)
+        patch.setattr("depthmix.files.drafts.shutil.rmtree", lambda _: None)
         fill()
         remove_whole(folder)
     assert [path.name for path in tmp_path.iterdir()] == [".checkpoint-2.tmp"]

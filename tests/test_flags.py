@@ -92,7 +92,7 @@ def test_every_command_is_known_by_its_name():
     ],
 )  # fmt: skip
 def test_commands_add_theirs(arguments, shown, capsys, monkeypatch):
-    monkeypatch.setattr("depthmix.inspection.load_model", lambda *_, **__: None)
+    monkeypatch.setattr("depthmix.training.inspection.load_model", lambda *_, **__: None)
     if arguments[0] == "train":
         arguments += ["--model.name", "m", "--data.train", "t"]
     assert depthmix_cli.main(arguments) == 1

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from depthmix import MixtureConfig, attach, block_gradients, find_backbone
-from depthmix.block_gradients import differentiate_block
-from depthmix.fused_loss import CPU_PRODUCT_ROWS, LinearHead, fused_sums, is_fusable, top_entries
-from depthmix.losses import LabelTokens, plain_sums
-from depthmix.mixture import Routes
-from depthmix.mixture_loss import mixture_loss
+from depthmix import MixtureConfig, attach, find_backbone
+from depthmix.loss import block_gradients
+from depthmix.loss.batch import mixture_loss
+from depthmix.loss.block_gradients import differentiate_block
+from depthmix.loss.fused import CPU_PRODUCT_ROWS, LinearHead, fused_sums, is_fusable, top_entries
+from depthmix.loss.terms import LabelTokens, plain_sums
+from depthmix.method.mixture import Routes
 from models import random_ids, tiny_model
 
 KINDS = ["reverse_kl", "forward_kl", "jsd"]
@@ -306,7 +307,7 @@ def attach_exact(routes):
 
 
 def test_other_heads_take_the_plain_loss_in_chunks(products, monkeypatch):
-    monkeypatch.setattr("depthmix.mixture_loss.CHECKPOINTED_TOKENS", 4)
+    monkeypatch.setattr("depthmix.loss.batch.CHECKPOINTED_TOKENS", 4)
     routes, backbone = make_routes(distillation_weight=0.3)
     head, labels = backbone.head.requires_grad_(True), make_labels(3, 6)
     assert not is_fusable(head)

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthmix import attach, set_top_k
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
 from depthmix.data.rendering import tokenise_prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.generation_speed import measure_generation

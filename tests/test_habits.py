@@ -15,15 +15,15 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
 from depthmix import MoDEConfig, attach, parameter_ledger
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.depth.readout import reading_out
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.harness import default_output
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
-from depthmix.models import load_model
-from depthmix.readout import reading_out
-from depthmix.run_config import ModelSection
-from depthmix.trainers import MoDESFTTrainer
+from depthmix.models.loading import load_model
+from depthmix.models.spec import ModelSpec
+from depthmix.trainers.mixin import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
 
 TOKENIZER = make_tokenizer()
@@ -221,7 +221,7 @@ class TestModelsOnTheHub:
         if known:
             hub("one/model", "1" * 40)
             hub("two/model", "2" * 40)
-        one, two = (ModelSection(name=name) for name in ("one/model", "two/model"))
+        one, two = (ModelSpec(name=name) for name in ("one/model", "two/model"))
         assert describe_model(one)["weights"] == ("1" * 12 if known else None)
         plan = EvaluationPlan(tasks=("arc_easy",))
         assert default_output(one, plan) != default_output(two, plan)
@@ -231,17 +231,17 @@ class TestModelsOnTheHub:
             EvaluationFolder(tmp_path / "out", describe_model(two))
 
     def test_what_was_begun_out_of_reach_goes_on(self, tmp_path, hub):
-        section = ModelSection(name="one/model")
+        section = ModelSpec(name="one/model")
         EvaluationFolder(tmp_path / "out", describe_model(section)).begin()
         hub("one/model", "1" * 40)
         EvaluationFolder(tmp_path / "out", describe_model(section))
 
     def test_a_mixture_is_loaded_with_its_model(self, hub):
         model = tiny_model("llama").eval()
-        plain, ids = ModelSection(name="one/plain"), random_ids(1, 5)
+        plain, ids = ModelSpec(name="one/plain"), random_ids(1, 5)
         hub("one/plain", "2" * 40, model.save_pretrained)
         randomise(attach(model, late_layers=2).mixture, seed=3)
-        section = ModelSection(name="one/model")
+        section = ModelSpec(name="one/model")
         hub("one/model", "1" * 40, model.save_pretrained)
         with torch.no_grad():
             assert torch.equal(load_model(section).eval()(ids).logits, model(ids).logits)
@@ -250,7 +250,7 @@ class TestModelsOnTheHub:
         assert describe_model(plain)["method"] == "pretrained"
 
     def test_a_newer_commit_is_another_model(self, tmp_path, hub):
-        section = ModelSection(name="one/model")
+        section = ModelSpec(name="one/model")
         hub("one/model", "1" * 40)
         EvaluationFolder(tmp_path / "out", describe_model(section)).begin()
         hub("one/model", "3" * 40)
@@ -262,4 +262,4 @@ class TestModelsOnTheHub:
             "depthmix.evaluation.provenance.find_adapter_config_file", lambda *_, **__: "x.json"
         )
         with pytest.raises(ValueError, match="one/adapter is an adapter on the hub"):
-            describe_model(ModelSection(name="one/adapter"))
+            describe_model(ModelSpec(name="one/adapter"))

@@ -22,18 +22,18 @@ from data_folder import small_data  # noqa: F401  (a fixture)
 from depthmix import MoDEConfig, attach
 from depthmix.comparison.comparison import compare
 from depthmix.evaluation import mt_bench
-from depthmix.evaluation.conversations import MTBenchSection
+from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.harness import evaluate, evaluate_all
 from depthmix.evaluation.harness_model import HarnessModel
-from depthmix.evaluation.judge import JudgeSection
+from depthmix.evaluation.judge import JudgeSpec
 from depthmix.evaluation.plan import EvaluationPlan, read_plan
 from depthmix.evaluation.tasks import TASKS
-from depthmix.model_sources import find_models
-from depthmix.run_config import ModelSection
+from depthmix.models.sources import find_models
+from depthmix.models.spec import ModelSpec
 from judge_server import Reply, serve
 from models import randomise, tiny_model
 
-JUDGE = JudgeSection(model="judge")
+JUDGE = JudgeSpec(model="judge")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def records(tmp_path):
 
 
 def section(folder):
-    return ModelSection(name=str(folder), dtype="float32")
+    return ModelSpec(name=str(folder), dtype="float32")
 
 
 def read_samples(folder):
@@ -283,16 +283,16 @@ def test_top_k_may_be_set_for_an_evaluation(runs, records):
     plan = EvaluationPlan(records=records, metric="choices")
     scores = []
     for top_k in (2, 1):
-        one = ModelSection(name=str(runs / "mode-1"), dtype="float32", top_k=top_k)
+        one = ModelSpec(name=str(runs / "mode-1"), dtype="float32", top_k=top_k)
         assert evaluate(one, plan)["depthmix"]["top_k"] == top_k
         folder = runs / "mode-1" / "evaluation" / f"default-top-{top_k}"
         samples = read_samples(folder)["samples_records.jsonl"]
         scores.append([float(r[0]) for s in samples for r in s["filtered_resps"]])
     assert scores[0] != scores[1]
     with pytest.raises(ValueError, match="`top_k` must be between 1 and the 3 routes"):
-        evaluate(ModelSection(name=str(runs / "mode-1"), top_k=4), plan)
+        evaluate(ModelSpec(name=str(runs / "mode-1"), top_k=4), plan)
     with pytest.raises(ValueError, match="needs an active mixture"):
-        evaluate(ModelSection(name=str(runs / "lora"), top_k=1), plan)
+        evaluate(ModelSpec(name=str(runs / "lora"), top_k=1), plan)
 
 
 def test_own_records_by_generated_answers(model, tmp_path):
@@ -320,7 +320,7 @@ def test_judged_benchmarks_are_evaluations_like_others(
 ):
     pytest.importorskip("openai")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(mt_bench, "MTBenchSection", partial(MTBenchSection, max_new_tokens=8))
+    monkeypatch.setattr(mt_bench, "MTBenchSpec", partial(MTBenchSpec, max_new_tokens=8))
     with serve(lambda _body, _number: Reply(content=reply)) as server:
         plan = EvaluationPlan(tasks=(task,), data_dir=str(small_data), judge=server.section())
         results = evaluate(section(model), plan, output_dir=tmp_path / "out")
@@ -380,7 +380,7 @@ def test_models_of_the_same_name_are_refused(model, records, tmp_path):
         ({"tasks": ("arc_easy",), "limit": 0}, "`limit` must be at least 1"),
         ({"tasks": ("mt_bench",)}, "names mt_bench, whose answers a judge must rate"),
         ({"tasks": ("arc_easy",), "judge": JUDGE}, "`judge` is for mt_bench and"),
-        ({"tasks": ("arc_easy",), "mt_bench": MTBenchSection()}, "`tasks` does not name it"),
+        ({"tasks": ("arc_easy",), "mt_bench": MTBenchSpec()}, "`tasks` does not name it"),
         ({"tasks": ("arc_easy",), "metric": "choices"}, "are for own `records`"),
         ({"records": "own.jsonl", "num_fewshot": 2}, "have no effect on records"),
         ({"tasks": ("mt_bench",), "judge": JUDGE, "protocol": "llm-adapters"}, "on mt_bench"),

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from depthmix.evaluation.judge import Judge, JudgeError, JudgeSection
+from depthmix.evaluation.judge import Judge, JudgeError, JudgeSpec
 from judge_server import Reply, serve
 
 KEY = "sk-recognisable-0123456789"
@@ -252,7 +252,7 @@ def test_cost_lines_of_other_settings(tmp_path):
             "cost about 0.25 for the prompts, and more for the answers.",
         ),
     ]:
-        judge = Judge(JudgeSection(model="judge", **options), tmp_path)
+        judge = Judge(JudgeSpec(model="judge", **options), tmp_path)
         assert judge.describe(bodies).endswith(ending)
 
 
@@ -292,7 +292,7 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused_without_showing_it(
 ):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ValueError, match="printable ASCII") as caught:
-        Judge(JudgeSection(model="judge"), tmp_path)
+        Judge(JudgeSpec(model="judge"), tmp_path)
     assert "secret" not in str(caught.value)
 
 
@@ -301,14 +301,14 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused_without_showing_it(
 )
 def test_an_address_begins_with_its_scheme(base_url):
     with pytest.raises(ValueError, match=r"`judge.base_url` must be an address") as caught:
-        JudgeSection(model="judge", base_url=base_url)
+        JudgeSpec(model="judge", base_url=base_url)
     assert "sk-secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("base_url", ["https://u:sk-secret@host/v1", "https://host/v1?key=secret"])
 def test_an_address_holds_no_secret(base_url):
     with pytest.raises(ValueError, match="without a user or a query") as caught:
-        JudgeSection(model="judge", base_url=base_url)
+        JudgeSpec(model="judge", base_url=base_url)
     assert "secret@" not in str(caught.value)
     assert "key=" not in str(caught.value)
 
@@ -316,10 +316,10 @@ def test_an_address_holds_no_secret(base_url):
 @pytest.mark.parametrize("name", ["concurrency", "max_attempts"])
 def test_numbers_are_checked(name):
     with pytest.raises(ValueError, match=f"`judge.{name}` must be at least 1, got 0"):
-        JudgeSection(model="judge", **{name: 0})
+        JudgeSpec(model="judge", **{name: 0})
 
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(RuntimeError, match=r"pip install -e '.\[judge\]'"):
-        Judge(JudgeSection(model="judge"), tmp_path)
+        Judge(JudgeSpec(model="judge"), tmp_path)

@@ -14,10 +14,10 @@ from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MixtureConfig, MoDEConfig, attach, load_run_config, to_lora, train
 from depthmix.data.templates import to_training_dataset
 from depthmix.data.tokens import to_token_sequences
-from depthmix.layer_choice import _thin
-from depthmix.models import load_model
-from depthmix.run_config import ModelSection
-from depthmix.run_folder import load_result
+from depthmix.depth.layer_choice import _thin
+from depthmix.models.loading import load_model
+from depthmix.models.spec import ModelSpec
+from depthmix.training.folder import load_result
 from models import tiny_model
 
 SUMS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(4) for b in (1, 20)]
@@ -69,7 +69,7 @@ def test_text_counts_as_a_whole():
     ],
 )
 def test_tokens_are_spread_evenly(labels, expected, monkeypatch):
-    monkeypatch.setattr("depthmix.layer_choice.NUM_PROBED_TOKENS", 3)
+    monkeypatch.setattr("depthmix.depth.layer_choice.NUM_PROBED_TOKENS", 3)
     assert _thin(labels) == expected
 
 
@@ -101,7 +101,7 @@ def run(tmp_path):
     ("largest", "top_k", "chosen"), [(6, None, [2, 3, 4]), (2, None, [3, 4]), (2, 3, [2, 3, 4])]
 )
 def test_a_run_chooses_its_layers_and_says_why(largest, top_k, chosen, run, monkeypatch, capsys):
-    monkeypatch.setattr("depthmix.layer_choice.LARGEST_ENSEMBLE", largest)
+    monkeypatch.setattr("depthmix.depth.layer_choice.LARGEST_ENSEMBLE", largest)
     start, folder = run
     result = start(mode={} if top_k is None else {"top_k": str(top_k)})
     shown = capsys.readouterr().err
@@ -121,19 +121,19 @@ def test_a_run_chooses_its_layers_and_says_why(largest, top_k, chosen, run, monk
 
 
 def test_lora_adapts_the_same_layers(run, monkeypatch):
-    monkeypatch.setattr("depthmix.layer_choice.LARGEST_ENSEMBLE", 2)
+    monkeypatch.setattr("depthmix.depth.layer_choice.LARGEST_ENSEMBLE", 2)
     start, folder = run
     mode = start()
-    targets = lora_targets(load_model(ModelSection(name=str(folder))))
+    targets = lora_targets(load_model(ModelSpec(name=str(folder))))
     lora = start(method="lora")
     assert lora.choice == mode.choice
     assert lora.ledger.lora_below == mode.ledger.lora_below > 0
-    assert lora_targets(load_model(ModelSection(name=str(folder)))) == targets
+    assert lora_targets(load_model(ModelSpec(name=str(folder)))) == targets
     assert {name.split(".")[4] for name in targets} == {"0", "1"}
 
 
 def test_a_run_with_given_layers_probes_nothing(run, monkeypatch):
-    monkeypatch.setattr("depthmix.training.choose_on_records", None)
+    monkeypatch.setattr("depthmix.training.train.choose_on_records", None)
     start, folder = run
     assert start(mode={"late_layers": "2"}).choice is None
     assert "layer_choice" not in json.loads((folder / "results.json").read_text())
@@ -159,7 +159,7 @@ def test_top_k_is_checked_before_the_probe():
 
 
 def test_info_shows_the_probe(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("depthmix.layer_choice.LARGEST_ENSEMBLE", 2)
+    monkeypatch.setattr("depthmix.depth.layer_choice.LARGEST_ENSEMBLE", 2)
     checkpoint = str(save_checkpoint(tmp_path / "base"))
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "Some words."}))
     probed = ["info", checkpoint, "--probe", str(tmp_path / "text.jsonl")]
@@ -173,7 +173,7 @@ def test_info_shows_the_probe(tmp_path, monkeypatch, capsys):
     assert "late layers     3, 4\n" in capsys.readouterr().out
     assert depthmix_cli.main(["info", checkpoint, *auto]) == 1
     assert "give `depthmix info` a `probe`" in capsys.readouterr().err
-    get_peft_model(load_model(ModelSection(name=checkpoint)), MoDEConfig()).save_pretrained(
+    get_peft_model(load_model(ModelSpec(name=checkpoint)), MoDEConfig()).save_pretrained(
         tmp_path / "adapter"
     )
     assert depthmix_cli.main(["info", str(tmp_path / "adapter"), *probed[2:]]) == 1

@@ -32,12 +32,12 @@ from decoding import (
     top_1,
 )
 from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, set_top_k
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
 from depthmix.decoding.deferral import check_device
-from depthmix.generation import generate as answer_prompts
-from depthmix.generation import warn_of_dense_routing
-from depthmix.readout import reading_out
-from depthmix.run_config import ModelSection
+from depthmix.depth.readout import reading_out
+from depthmix.models.generation import generate as answer_prompts
+from depthmix.models.generation import warn_of_dense_routing
+from depthmix.models.spec import ModelSpec
 from models import random_ids, tiny_model
 
 ROUTINGS = ["all shallow", "all deep", "alternating", "random", "one row deep"]
@@ -403,7 +403,7 @@ def test_llama_4_is_refused(way, layer_types, message):
 
 def test_options_that_do_nothing_are_not_passed_over():
     with pytest.raises(ValueError, match="`num_draft_tokens` needs a `draft_layer`"):
-        answer_prompts(ModelSection(name="nowhere"), ["1 + 1 ="], num_draft_tokens=3)
+        answer_prompts(ModelSpec(name="nowhere"), ["1 + 1 ="], num_draft_tokens=3)
     for top_k in (None, 3):
         with pytest.warns(UserWarning, match="`lazy` skips no layer while each .* all 3 routes"):
             warn_of_dense_routing(find_mixture_norm(make_model(top_k=top_k)).active_mixture)

@@ -19,15 +19,15 @@ import depthmix_cli
 from adapters import tuned_model
 from checkpoints import make_tokenizer, save_checkpoint
 from depthmix import attach, set_top_k
-from depthmix.analysis import lens as lens_module
-from depthmix.analysis.lens import Lens, Prediction, Routing, look
-from depthmix.analysis.lens_page import to_page_data, write_lens
-from depthmix.analysis.page import hash_text
-from depthmix.analysis.token_texts import token_texts
-from depthmix.attachment import find_mixture_norm
-from depthmix.losses import divergence
-from depthmix.models import load_model
-from depthmix.run_config import ModelSection
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.depth import lens as lens_module
+from depthmix.depth.lens import Lens, Prediction, Routing, look
+from depthmix.depth.token_texts import token_texts
+from depthmix.loss.terms import divergence
+from depthmix.models.loading import load_model
+from depthmix.models.spec import ModelSpec
+from depthmix.pages.lens_page import to_page_data, write_lens
+from depthmix.pages.page import hash_text
 from models import randomise, tiny_model
 
 TOKENIZER = make_tokenizer()
@@ -304,7 +304,7 @@ def test_lenses_that_cannot_stand_on_one_page_are_refused(tmp_path, monkeypatch)
         write_lens({"a": lens, "b": replace(lens, tokens=("x",))}, tmp_path / "lens.html")
     with pytest.raises(ValueError, match="all with the same models and layers, got 2 kinds"):
         to_page_data({"first": {"a": lens}, "second": {"b": lens}})
-    monkeypatch.setattr("depthmix.analysis.page.LARGEST_PAGE", 10_000)
+    monkeypatch.setattr("depthmix.pages.page.LARGEST_PAGE", 10_000)
     with pytest.raises(ValueError, match="must hold a page of at most 0 MB"):
         write_lens({"a": lens}, tmp_path / "lens.html")
 
@@ -318,7 +318,7 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     assert depthmix_cli.main([*command, "--layers", "2,4"]) == 0
     _, read = read_data(output.read_text("utf-8"))
     assert [readout["layer"] for readout in read["passages"][0]["lenses"][0]["readouts"]] == [2, 4]
-    model = tuned_model(load_model(ModelSection(name=str(base))))
+    model = tuned_model(load_model(ModelSpec(name=str(base))))
     model.save_pretrained(tmp_path / "tuned")
     compare = ["--compare", str(tmp_path / "tuned"), "--layers", "late"]
     capsys.readouterr()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from browser import CONTRASTS
-from depthmix.analysis.lens_page import write_lens
+from depthmix.pages.lens_page import write_lens
 from test_lens import HOSTILE, hostile_lens
 
 pytestmark = pytest.mark.browser

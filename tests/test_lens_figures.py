@@ -15,16 +15,16 @@ from matplotlib.patches import Rectangle
 
 import depthmix_cli
 from checkpoints import save_checkpoint
-from depthmix.analysis.lens_figures import (
+from depthmix.depth.token_texts import visible_text
+from depthmix.figures.lens_figures import (
     CELL_HEIGHT,
     CELL_WIDTH,
     COLOURS,
     draw_layers,
     draw_tokens,
 )
-from depthmix.analysis.style import ink_on, save_figure, to_svg
-from depthmix.analysis.token_texts import visible_text
-from depthmix.analysis.typeface import find_typeface
+from depthmix.figures.style import ink_on, save_figure, to_svg
+from depthmix.figures.typeface import find_typeface
 from test_lens import HOSTILE, hostile_lens
 
 

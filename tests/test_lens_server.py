@@ -11,9 +11,9 @@ import pytest
 import depthmix_cli
 from browser import PATIENCE
 from checkpoints import make_model, make_tokenizer
-from depthmix.analysis import lens_server
-from depthmix.analysis.lens_server import LensServer
-from depthmix.analysis.lens_subjects import Subjects
+from depthmix.models.subjects import Subjects
+from depthmix.pages import lens_server
+from depthmix.pages.lens_server import LensServer
 
 HOSTILE = "</textarea></script><img src=x onerror=alert(1)>\r\n\u202e"
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthmix import attach
-from depthmix.losses import divergence, label_positions
-from depthmix.mixture import Routes
-from depthmix.mixture_loss import mixture_loss
+from depthmix.loss.batch import mixture_loss
+from depthmix.loss.terms import divergence, label_positions
+from depthmix.method.mixture import Routes
 from models import random_ids, tiny_model
 from references import divergence as naive_divergence
 from references import reduce_divergence

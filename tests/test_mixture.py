@@ -12,8 +12,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from depthmix import MixtureConfig, MoDEConfig, attach, detach, parameter_ledger
-from depthmix.lora_baseline import to_lora
-from depthmix.mixture import mix, route
+from depthmix.adapters.baseline import to_lora
+from depthmix.method.mixture import mix, route
 from models import random_ids, randomise, tiny_model
 
 INPUT_IDS = random_ids(2, 7)

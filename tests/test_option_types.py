@@ -17,21 +17,22 @@ from transformers import AutoModelForCausalLM
 
 from checkpoints import make_tokenizer, save_checkpoint
 from depthmix import MixtureConfig, MoDEConfig, attach
-from depthmix.evaluation.conversations import MTBenchSection
-from depthmix.evaluation.judge import JudgeSection
+from depthmix.data.spec import DataSpec, EvaluationSpec
+from depthmix.evaluation.conversations import MTBenchSpec
+from depthmix.evaluation.judge import JudgeSpec
 from depthmix.evaluation.plan import EvaluationPlan
-from depthmix.option_types import is_checked, list_types, members
-from depthmix.run_config import DataSection, EvaluationSection, ModelSection
+from depthmix.models.spec import ModelSpec
+from depthmix.options.types import is_checked, list_types, members
 from models import tiny_model
 
-OWNERS = [MixtureConfig, MoDEConfig, ModelSection, DataSection, EvaluationSection]
-OWNERS += [JudgeSection, MTBenchSection, EvaluationPlan]
+OWNERS = [MixtureConfig, MoDEConfig, ModelSpec, DataSpec, EvaluationSpec]
+OWNERS += [JudgeSpec, MTBenchSpec, EvaluationPlan]
 
 REQUIRED = {
-    ModelSection: {"name": "m"},
-    DataSection: {"train": "t.jsonl"},
-    EvaluationSection: {"data": "e.jsonl", "metric": "choices"},
-    JudgeSection: {"model": "judge"},
+    ModelSpec: {"name": "m"},
+    DataSpec: {"train": "t.jsonl"},
+    EvaluationSpec: {"data": "e.jsonl", "metric": "choices"},
+    JudgeSpec: {"model": "judge"},
     EvaluationPlan: {"records": "e.jsonl"},
 }
 
@@ -142,8 +143,8 @@ def test_numbers_of_other_libraries_are_numbers(tmp_path):
             "`routes_init` is not an option of MoDEConfig; did you mean `router_init`?",
         ),
         (
-            lambda: ModelSection(name="m", dtyp="auto"),
-            "`dtyp` is not an option of ModelSection; did you mean `dtype`?",
+            lambda: ModelSpec(name="m", dtyp="auto"),
+            "`dtyp` is not an option of ModelSpec; did you mean `dtype`?",
         ),
         (
             lambda: EvaluationPlan(tasks=("gsm8k",), zzz=1),

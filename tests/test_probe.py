@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 import references
 from adapters import tuned_model
 from depthmix import Probe, attach, choose_late_layers, find_backbone, probe_layers
-from depthmix.backbone import Backbone
-from depthmix.probe import Estimate, LayerReading
+from depthmix.depth.probe import Estimate, LayerReading
+from depthmix.method.backbone import Backbone
 from models import random_ids, randomise, tiny_model
 
 
@@ -66,7 +66,7 @@ def summarise_by_hand(values):
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "cohere", "granite", "opt", "gpt2"])
 def test_readings_equal_the_logit_lens_by_hand(model_type, labelled, monkeypatch):
-    monkeypatch.setattr("depthmix.probe.CHUNK_LOGITS", 3 * 61 + 1)  # three tokens at a time
+    monkeypatch.setattr("depthmix.depth.probe.CHUNK_LOGITS", 3 * 61 + 1)  # three tokens at a time
     model, sequences = tiny_model(model_type), make_sequences(labelled=labelled)
     found = probe_layers(model, sequences, batch_size=2)
     tokens = read_by_hand(model, sequences)
@@ -100,12 +100,12 @@ def test_batches_and_pieces_change_nothing(monkeypatch):
         return project(self, states)
 
     monkeypatch.setattr(Backbone, "project", count)
-    monkeypatch.setattr("depthmix.probe.CHUNK_LOGITS", 2 * 61)
+    monkeypatch.setattr("depthmix.depth.probe.CHUNK_LOGITS", 2 * 61)
     model = tiny_model()
     find_backbone(model)
     rows.clear()
     monkeypatch.setattr(
-        "depthmix.probe.find_backbone", lambda m, **_: find_backbone(m, probe=False)
+        "depthmix.depth.probe.find_backbone", lambda m, **_: find_backbone(m, probe=False)
     )
     pieces = probe_layers(model, sequences)
     assert max(rows) == 2  # never more logits than those of one layer on one piece

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from depthmix.evaluation.provenance import describe_model
-from depthmix.run_config import ModelSection
+from depthmix.models.spec import ModelSpec
 
 BATCH, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
 
@@ -23,7 +23,7 @@ def settings_of(adapter, base_dir, tmp_path):
         (folder / "run_config.json").write_text(json.dumps(run))
         results = {} if num_devices is None else {"num_devices": num_devices}
         (folder / "results.json").write_text(json.dumps(results))
-        return describe_model(ModelSection(name=str(folder)))["settings"]
+        return describe_model(ModelSpec(name=str(folder)))["settings"]
 
     return describe
 
@@ -49,7 +49,7 @@ def test_damaged_results_are_named(settings_of, tmp_path):
     for text in ("[]", "{"):
         (tmp_path / "run" / "results.json").write_text(text)
         with pytest.raises(ValueError, match=r"Cannot read .*results\.json"):
-            describe_model(ModelSection(name=str(tmp_path / "run")))
+            describe_model(ModelSpec(name=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("training", [{BATCH: 16, STEPS: 1}, {"learning_rate": 1e-3}])

@@ -9,7 +9,7 @@ import pytest
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.recovery import Gap, recover_gap
 from depthmix.comparison.tables import to_json, to_latex, to_markdown, to_text
-from depthmix.evaluation.resampling import NUM_RESAMPLES
+from depthmix.statistics.resampling import NUM_RESAMPLES
 from evaluation_folder import write_evaluation
 
 GAP = Gap(start="below", goal="all", method="mode")

@@ -15,13 +15,13 @@ from trl import SFTConfig
 import depthmix_cli
 from checkpoints import save_checkpoint
 from depthmix import MoDEConfig, load_run_config, train
-from depthmix.evaluation.conversations import MTBenchSection
+from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.harness import evaluate
-from depthmix.evaluation.judge import JudgeSection
+from depthmix.evaluation.judge import JudgeSpec
 from depthmix.evaluation.plan import EvaluationPlan
-from depthmix.option_types import list_types
-from depthmix.redaction import is_secret, without_secrets
-from depthmix.run_config import ModelSection
+from depthmix.models.spec import ModelSpec
+from depthmix.options.secrets import is_secret, without_secrets
+from depthmix.options.types import list_types
 
 MARKER = "hf_Recognisable0123456789"
 
@@ -30,7 +30,7 @@ HARMLESS = {"eos_token", "pad_token"}
 
 OPTIONS = {
     owner: [field.name for field in fields(owner)]
-    for owner in (SFTConfig, MoDEConfig, JudgeSection, MTBenchSection, EvaluationPlan)
+    for owner in (SFTConfig, MoDEConfig, JudgeSpec, MTBenchSpec, EvaluationPlan)
 } | {GenerationConfig: [name for name in GenerationConfig().to_dict() if name[0] != "_"]}
 
 
@@ -64,8 +64,8 @@ def test_the_options_that_hold_secrets_are_known():
     assert SECRET_OPTIONS[SFTConfig]
     assert all(is_secret(name, MARKER) for name in SECRET_OPTIONS[SFTConfig])
     # A judge's key stays in its variable, and nothing else takes one.
-    assert SECRET_OPTIONS[JudgeSection] == ["key_variable"]
-    assert not SECRET_OPTIONS[MoDEConfig] + SECRET_OPTIONS[MTBenchSection]
+    assert SECRET_OPTIONS[JudgeSpec] == ["key_variable"]
+    assert not SECRET_OPTIONS[MoDEConfig] + SECRET_OPTIONS[MTBenchSpec]
     assert all(not is_secret(name, MARKER) for name in OPTIONS[MoDEConfig])
 
 
@@ -154,14 +154,14 @@ def test_no_file_of_an_evaluation_holds_a_secret(run, tmp_path, monkeypatch):
     folder, _ = run
     monkeypatch.setenv("OPENAI_API_KEY", MARKER)
     plan = EvaluationPlan(records=str(folder / "own.jsonl"), metric="choices")
-    evaluate(ModelSection(name=str(folder / "out")), plan, output_dir=tmp_path / "e")
+    evaluate(ModelSpec(name=str(folder / "out")), plan, output_dir=tmp_path / "e")
     assert find_marker(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", SECRET_OPTIONS[JudgeSection])
+@pytest.mark.parametrize("name", SECRET_OPTIONS[JudgeSpec])
 def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(name):
     with pytest.raises(ValueError, match=f"`judge.{name}` must be the name of") as error:
-        JudgeSection(model="m", **{name: "sk-" + MARKER})
+        JudgeSpec(model="m", **{name: "sk-" + MARKER})
     assert MARKER not in str(error.value)
 
 

@@ -11,9 +11,9 @@ from trl import SFTConfig
 import depthmix_cli
 from checkpoints import save_checkpoint
 from depthmix import load_run_config, train
-from depthmix.option_types import list_types
-from depthmix.run_config import RunConfig
-from depthmix.training_numbers import COUNTS, NOT_NEGATIVE, POSITIVE, SHARES
+from depthmix.options.types import list_types
+from depthmix.training.config import RunConfig
+from depthmix.training.numbers import COUNTS, NOT_NEGATIVE, POSITIVE, SHARES
 
 CHOICE = {"prompt": "1 =", "choices": [" 1", " 2"], "answer": 0}
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from checkpoints import CHAT_TEMPLATE, make_model, make_tokenizer
-from depthmix.analysis.passages import Passage
 from depthmix.data.chat_templates import Conversation
 from depthmix.data.forms import find_form, share_variables
 from depthmix.data.rendering import (
@@ -29,13 +28,14 @@ from depthmix.data.rendering import (
 from depthmix.data.templates import render_prompt, to_training_dataset
 from depthmix.data.tokens import to_token_sequences
 from depthmix.evaluation.harness_model import HarnessModel
-from depthmix.run_config import ModelSection
-from depthmix.run_template import (
+from depthmix.models.spec import ModelSpec
+from depthmix.models.template import (
     RunTemplate,
     learn_template,
     recall_template,
     save_template,
 )
+from depthmix.pages.passages import Passage
 
 TEMPLATES = {
     "roles": CHAT_TEMPLATE,
@@ -398,7 +398,7 @@ def test_what_a_run_remembers(tmp_path):
         adapter = {"peft_type": "LORA", "base_model_name_or_path": "b"}
         (folder / "adapter_config.json").write_text(json.dumps(adapter))
         save_file({}, folder / "adapter_model.safetensors")
-    section = ModelSection(name=str(run))
+    section = ModelSpec(name=str(run))
     assert recall_template(section, otherwise="plain") == RunTemplate(template="plain")
     config = {"model": {"name": "b"}, "data": {"template": "alpaca"}}
     (run / "run_config.json").write_text(json.dumps(config))
@@ -406,7 +406,7 @@ def test_what_a_run_remembers(tmp_path):
     found = RunTemplate(template="auto", form="messages", variables={"think": False})
     save_template(found, run)
     assert recall_template(section) == found
-    assert recall_template(ModelSection(name=str(run / "checkpoint-2"))) == found
+    assert recall_template(ModelSpec(name=str(run / "checkpoint-2"))) == found
     assert recall_template(section, "plain") == RunTemplate(
         template="plain", variables={"think": False}
     )

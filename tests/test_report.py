@@ -11,7 +11,11 @@ import pytest
 
 import depthmix_cli
 from checkpoints import make_tokenizer
-from depthmix.analysis import (
+from depthmix.comparison.outcomes import load_outcomes
+from depthmix.figures.accuracies import draw_accuracies
+from depthmix.figures.style import to_svg
+from depthmix.figures.training_panels import loss_panels, optimisation_panels, routing_panels
+from depthmix.pages import (
     choose_passages,
     collect_report,
     draw_report,
@@ -20,15 +24,11 @@ from depthmix.analysis import (
     show_report,
     write_report,
 )
-from depthmix.analysis.accuracies import draw_accuracies
-from depthmix.analysis.examples import Example, find_examples, first_items, read_wordings
-from depthmix.analysis.page import hash_text
-from depthmix.analysis.style import to_svg
-from depthmix.analysis.training_panels import loss_panels, optimisation_panels, routing_panels
-from depthmix.analysis.verdict import judge_run, outcomes_of_training
-from depthmix.comparison.outcomes import load_outcomes
-from depthmix.evaluation.statistics import paired_difference, wilson_interval
-from depthmix.run_folder import load_result
+from depthmix.pages.examples import Example, find_examples, first_items, read_wordings
+from depthmix.pages.page import hash_text
+from depthmix.pages.verdict import judge_run, outcomes_of_training
+from depthmix.statistics.intervals import paired_difference, wilson_interval
+from depthmix.training.folder import load_result
 from runs import HOSTILE_QUESTION, ITEMS, judge_by, make_runs
 from test_comparison import write_evaluation
 

@@ -3,7 +3,7 @@
 import pytest
 
 from browser import CONTRASTS
-from depthmix.analysis import show_report
+from depthmix.pages import show_report
 from runs import HOSTILE_QUESTION, judge_by, make_runs
 
 pytestmark = pytest.mark.browser

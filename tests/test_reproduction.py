@@ -17,7 +17,6 @@ from depthmix.comparison.comparison import compare
 from depthmix.comparison.outcomes import TaskOutcomes, load_outcomes
 from depthmix.data.catalog import describe
 from depthmix.evaluation.generation_speed import GenerationSpeed
-from depthmix.evaluation.statistics import holm
 from depthmix.reproduction.departures import NO_RESULT, list_departures
 from depthmix.reproduction.drawings import make_trade_offs
 from depthmix.reproduction.estimate import count_reading, count_training, estimate_seconds
@@ -45,6 +44,7 @@ from depthmix.reproduction.test_sets import fetch_test_sets, list_test_sets
 from depthmix.reproduction.trials import expand, unique_runs
 from depthmix.reproduction.worker import Assignment, share_batch, work
 from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
+from depthmix.statistics.intervals import holm
 from evaluation_folder import write_evaluation
 
 PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")

@@ -13,10 +13,10 @@ import torch
 
 from checkpoints import save_checkpoint
 from depthmix import load_run_config
-from depthmix.run_checkpoints import list_checkpoints
-from depthmix.trainers import MoDESFTTrainer
+from depthmix.trainers.checkpoints import list_checkpoints
+from depthmix.trainers.mixin import MoDESFTTrainer
 
-training = importlib.import_module("depthmix.training")
+training = importlib.import_module("depthmix.training.train")
 CLOCK = ("runtime", "per_second", "memory_gib", "seconds")
 RUNS = {
     "steps": {
@@ -330,7 +330,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(moment, inputs, whole, tmp_path
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         if moment == "results.json":
-            patch.setattr("depthmix.run_folder.write_whole", _no_room)
+            patch.setattr("depthmix.training.folder.write_whole", _no_room)
         else:
             save = torch.save
 
@@ -382,7 +382,7 @@ def test_what_is_overwritten_counts_for_nothing(interrupted, inputs, whole, monk
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("depthmix.run_start.shutil.rmtree", remove)
+        patch.setattr("depthmix.training.start.shutil.rmtree", remove)
         with pytest.raises(Killed):
             run(inputs, folder, overwrite=True, changed={"learning_rate": 0.5})
     assert list_checkpoints(folder).whole

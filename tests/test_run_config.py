@@ -5,9 +5,9 @@ from typing import Literal
 import pytest
 import yaml
 
-from depthmix.adapter_config import MoDEConfig
-from depthmix.options import read_value
-from depthmix.run_config import load_run_config, save_run_config
+from depthmix.adapters.config import MoDEConfig
+from depthmix.options.reading import read_value
+from depthmix.training.config import load_run_config, save_run_config
 
 REQUIRED = {"model": {"name": "tiny"}, "data": {"train": "train.jsonl"}}
 
@@ -137,7 +137,7 @@ def test_paths_are_looked_up_beside_the_file_first(tmp_path, monkeypatch):
     [
         ({"training": {"learning_rat": "1"}}, "`training.learning_rat` is not .* `learning_rate`"),
         ({"mode": {"late_layer": "1"}}, "`mode.late_layer` is not an option of MoDEConfig"),
-        ({"model": {"nam": "x"}}, "`model.nam` is not an option of ModelSection; did you mean"),
+        ({"model": {"nam": "x"}}, "`model.nam` is not an option of ModelSpec; did you mean"),
         ({"mdoe": {"r": "1"}}, "`mdoe` is not a section of a run; did you mean `mode`"),
         ({"mode": "late"}, "`mode` must be a section that holds options, got 'late'"),
         ({"method": "dora"}, "`method` must be 'mode' or 'lora', got 'dora'"),

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from depthmix import TrainResult
+from depthmix.adapters.ledger import Ledger
 from depthmix.evaluation.scoring import Evaluation
-from depthmix.ledger import Ledger
-from depthmix.run_config import load_run_config, save_run_config
-from depthmix.run_folder import load_result, save_result
-from depthmix.run_start import check_resumed
+from depthmix.training.config import load_run_config, save_run_config
+from depthmix.training.folder import load_result, save_result
+from depthmix.training.start import check_resumed
 
 
 @pytest.fixture

@@ -10,16 +10,17 @@ from peft import AutoPeftModelForCausalLM, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 from trl import clone_chat_template
 
-import depthmix.analysis.lens_subjects as lens_subjects
-import depthmix.layer_choice as layer_choice
+import depthmix.depth.layer_choice as layer_choice
+import depthmix.models.subjects as lens_subjects
 import depthmix_cli
 from checkpoints import CHAT_TEMPLATE, make_tokenizer, save_checkpoint
-from depthmix import MoDEConfig, load_run_config, train, training
-from depthmix.generation import chat, generate
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import ModelSection
-from depthmix.run_template import recall_template
-from depthmix.training_tokenizer import adopt_options, find_template_source
+from depthmix import MoDEConfig, load_run_config, train
+from depthmix.models.generation import chat, generate
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec
+from depthmix.models.template import recall_template
+from depthmix.training import train as training
+from depthmix.training.tokenizer import adopt_options, find_template_source
 from models import tiny_model
 from test_rendering import TEMPLATES, build_tokenizer, given_ids
 
@@ -121,7 +122,8 @@ def test_a_run_is_asked_as_it_was_trained(record, setup, tmp_path, monkeypatch, 
     built = {name: setup[name] for name in ("adds", "template", "tied") if name in setup}
     base = write_base(tmp_path / "base", **({"template": CHAT_TEMPLATE} | built))
     seen = {"trained": [], "probed": [], "asked": [], "looked": []}
-    check, probe, look = training.check_label_tokens, layer_choice.probe_layers, lens_subjects.look
+    check, probe = training.check_label_tokens, layer_choice.probe_layers
+    look = lens_subjects.read_out
     answer = GenerationMixin.generate
 
     def keep_trained(dataset, numbers):
@@ -146,12 +148,12 @@ def test_a_run_is_asked_as_it_was_trained(record, setup, tmp_path, monkeypatch, 
     monkeypatch.setattr(training, "check_label_tokens", keep_trained)
     monkeypatch.setattr(layer_choice, "probe_layers", keep_probed)
     monkeypatch.setattr(GenerationMixin, "generate", keep_asked)
-    monkeypatch.setattr(lens_subjects, "look", keep_looked)
+    monkeypatch.setattr(lens_subjects, "read_out", keep_looked)
     folder = run(tmp_path, record, base=base, template=setup.get("data", "auto"), **options)
     (ids,) = seen["trained"]
     assert seen["probed"][0][: len(ids)] == ids
     assert seen["asked"] == [ids, ids]  # before and after
-    section = ModelSection(name=str(folder))
+    section = ModelSpec(name=str(folder))
     generate(section, ["hi"], options={"max_new_tokens": 1})
     replies = iter(["hi", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(replies))
@@ -171,15 +173,15 @@ def test_generation_stops_where_training_ends(tmp_path):
     tokenizer = make_tokenizer()
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|user|>", "</s>")]
     for place in (folder, folder / "checkpoint-1"):
-        section = ModelSection(name=str(place))
+        section = ModelSpec(name=str(place))
         assert load_model(section).generation_config.eos_token_id == ends
         assert load_tokenizer(section).eos_token == "<|user|>"
         assert recall_template(section).form == "prompt"
     (folder / "generation_config.json").unlink()  # as in a run of an earlier version
-    assert load_model(ModelSection(name=str(folder))).generation_config.eos_token_id == ends
+    assert load_model(ModelSpec(name=str(folder))).generation_config.eos_token_id == ends
     (folder / "generation_config.json").write_text("[")
     with pytest.raises(ValueError, match=r"Cannot read .*generation_config.json"):
-        load_model(ModelSection(name=str(folder)))
+        load_model(ModelSpec(name=str(folder)))
 
 
 def test_a_template_may_end_its_answers_otherwise_than_the_tokenizer(tmp_path):
@@ -187,7 +189,7 @@ def test_a_template_may_end_its_answers_otherwise_than_the_tokenizer(tmp_path):
     folder = run(tmp_path, CHAT, chat_template_path=str(tmp_path / "new.jinja"))
     tokenizer = make_tokenizer()
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|system|>", "</s>")]
-    assert load_model(ModelSection(name=str(folder))).generation_config.eos_token_id == ends
+    assert load_model(ModelSpec(name=str(folder))).generation_config.eos_token_id == ends
 
 
 def test_a_template_without_an_end_is_told(tmp_path):
@@ -217,7 +219,7 @@ def test_tokens_of_another_tokenizer_come_back(tied, method, tmp_path, monkeypat
     _, expected, added = clone_chat_template(
         AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base), source
     )
-    section = ModelSection(name=str(folder))
+    section = ModelSpec(name=str(folder))
     tokenizer = load_tokenizer(section)
     assert tokenizer.get_vocab() == expected.get_vocab()
     assert tokenizer.chat_template == expected.chat_template
@@ -245,9 +247,9 @@ def test_an_adapter_without_the_values_of_its_tokens_is_refused(tmp_path):
     tuned = get_peft_model(model, config).eval()
     tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with pytest.raises(ValueError, match=r"`model.adapter` must hold the embeddings of all tokens"):
-        load_model(ModelSection(name=str(tmp_path / "adapter")))
+        load_model(ModelSpec(name=str(tmp_path / "adapter")))
     tuned.save_pretrained(tmp_path / "whole")
-    found = load_model(ModelSection(name=str(tmp_path / "whole"))).eval()
+    found = load_model(ModelSpec(name=str(tmp_path / "whole"))).eval()
     ids = torch.tensor([[3, last]])
     torch.testing.assert_close(found(ids).logits, tuned(ids).logits)
 

@@ -13,8 +13,9 @@ from data_folder import REAL, needs_data
 from depthmix.data.audit import audit, warn_of_leaks, write_rest
 from depthmix.data.records import load_published, load_records, to_instructions
 from depthmix.data.selection import select_records
+from depthmix.data.spec import DataSpec
 from depthmix.data.templates import to_training_dataset
-from depthmix.run_config import DataSection, load_run_config
+from depthmix.training.config import load_run_config
 
 SUMS = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(20)]
 
@@ -34,34 +35,34 @@ def known_sums(tmp_path):
 
 
 def test_records_stay_in_order_unless_shuffled(sums):
-    plain = select_records(DataSection(train=sums))
+    plain = select_records(DataSpec(train=sums))
     assert plain.records == SUMS
     assert plain.numbers == tuple(range(1, 21))
     assert plain.counts == {"given": 20, "dropped": 0, "used": 20}
-    first = select_records(DataSection(train=sums, limit=3))
+    first = select_records(DataSpec(train=sums, limit=3))
     assert first.records == SUMS[:3]
-    shuffled = select_records(DataSection(train=sums, shuffle=5))
+    shuffled = select_records(DataSpec(train=sums, shuffle=5))
     order = list(range(20))
     random.Random(5).shuffle(order)
     assert shuffled.records == [SUMS[number] for number in order]
     assert shuffled.numbers == tuple(number + 1 for number in order)
-    assert select_records(DataSection(train=sums, shuffle=5)) == shuffled
-    assert select_records(DataSection(train=sums, shuffle=6)).records != shuffled.records
+    assert select_records(DataSpec(train=sums, shuffle=5)) == shuffled
+    assert select_records(DataSpec(train=sums, shuffle=6)).records != shuffled.records
     assert sorted(shuffled.numbers) == list(plain.numbers)
-    first = select_records(DataSection(train=sums, shuffle=5, limit=3))
+    first = select_records(DataSpec(train=sums, shuffle=5, limit=3))
     assert first.records == shuffled.records[:3]
     assert first.counts == {"given": 20, "dropped": 0, "used": 3}
 
 
 def test_test_questions_are_left_out_before_the_limit(sums, known_sums):
-    section = DataSection(train=sums, without=(known_sums,), limit=4)
+    section = DataSpec(train=sums, without=(known_sums,), limit=4)
     selection = select_records(section)
     assert selection.records == [*SUMS[:3], SUMS[5]]
     assert selection.numbers == (1, 2, 3, 6)
     assert selection.counts == {"given": 20, "dropped": 2, "used": 4}
     # What is dropped does not change the order of the others.
-    whole = select_records(DataSection(train=sums, shuffle=5)).numbers
-    rest = select_records(DataSection(train=sums, shuffle=5, without=(known_sums,))).numbers
+    whole = select_records(DataSpec(train=sums, shuffle=5)).numbers
+    rest = select_records(DataSpec(train=sums, shuffle=5, without=(known_sums,))).numbers
     assert rest == tuple(number for number in whole if number not in (4, 5))
 
 
@@ -70,7 +71,7 @@ def test_test_questions_are_left_out_before_the_limit(sums, known_sums):
 )
 def test_those_are_left_that_the_audit_writes(small_data, tmp_path, monkeypatch, name, tests):
     monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
-    selection = select_records(DataSection(train=name, without=tests))
+    selection = select_records(DataSpec(train=name, without=tests))
     result = audit(name, tests)
     write_rest(result, tmp_path / "rest.jsonl")
     assert to_instructions(selection.records, name) == load_records(str(tmp_path / "rest.jsonl"))
@@ -85,7 +86,7 @@ def test_those_are_left_that_the_audit_writes(small_data, tmp_path, monkeypatch,
 @pytest.mark.parametrize("name", ["mawps", "arc_easy", "hellaswag"])
 def test_real_questions_are_left_out(tmp_path, monkeypatch, name):
     monkeypatch.setenv("DEPTHMIX_DATA", str(REAL))
-    selection = select_records(DataSection(train=name, without=("all",), shuffle=0))
+    selection = select_records(DataSpec(train=name, without=("all",), shuffle=0))
     result = audit(name, ["all"])
     assert selection.num_dropped == len(result.leaking)
     assert {number - 1 for number in selection.numbers}.isdisjoint(result.leaking)
@@ -97,16 +98,16 @@ def test_real_questions_are_left_out(tmp_path, monkeypatch, name):
 
 def test_what_cannot_be_selected(sums, known_sums, small_data, monkeypatch):
     with pytest.raises(ValueError, match=r"`data.limit` must be at least 1, got 0"):
-        select_records(DataSection(train=sums, shuffle=0, limit=0))
+        select_records(DataSpec(train=sums, shuffle=0, limit=0))
     with pytest.raises(ValueError, match=r"`data.without` must leave .* all 20 of .*sums.jsonl"):
-        select_records(DataSection(train=sums, without=(sums,)))
+        select_records(DataSpec(train=sums, without=(sums,)))
     with pytest.raises(ValueError, match=r"`svmp` is not a data set .* did you mean `svamp`"):
-        select_records(DataSection(train=sums, without=("svmp",)))
+        select_records(DataSpec(train=sums, without=("svmp",)))
     with pytest.raises(ValueError, match="for `all` none is at hand"):
-        select_records(DataSection(train=sums, without=("all",)))
+        select_records(DataSpec(train=sums, without=("all",)))
     monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
     with pytest.raises(ValueError, match="truthfulqa is a benchmark only"):
-        select_records(DataSection(train="truthfulqa", split="test"))
+        select_records(DataSpec(train="truthfulqa", split="test"))
 
 
 def test_a_file_or_a_limited_set_of_the_hub_is_not_read_further(sums, tmp_path, monkeypatch):
@@ -116,14 +117,14 @@ def test_a_file_or_a_limited_set_of_the_hub_is_not_read_further(sums, tmp_path, 
         return (read.append(number) or record for number, record in enumerate(SUMS))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert select_records(DataSection(train="owner/sums", limit=2)).records == SUMS[:2]
+    assert select_records(DataSpec(train="owner/sums", limit=2)).records == SUMS[:2]
     assert len(read) == 2
-    selection = select_records(DataSection(train="owner/sums", limit=2, shuffle=0))
+    selection = select_records(DataSpec(train="owner/sums", limit=2, shuffle=0))
     assert (len(selection.records), selection.num_given) == (2, 20)
 
 
 def test_messages_name_a_record_by_its_number_in_the_source(sums):
-    selection = select_records(DataSection(train=sums, shuffle=5))
+    selection = select_records(DataSpec(train=sums, shuffle=5))
     records = [{**record} for record in selection.records]
     records[2]["completion"] = ""
     with pytest.raises(ValueError, match=rf"Record {selection.numbers[2]} has nothing to learn"):

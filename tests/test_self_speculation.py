@@ -11,7 +11,7 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 from adapters import tuned_model
 from decoding import DECODERS, assert_same, decode, follow, make_model, prompts, top_1
 from depthmix import LazyDepth, SelfSpeculation, set_top_k
-from depthmix.attachment import find_mixture_norm
+from depthmix.adapters.attach import find_mixture_norm
 from depthmix.decoding.lookahead import align_cache
 from models import random_ids, tiny_model
 

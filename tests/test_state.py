@@ -17,9 +17,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from adapters import tuned_model
 from decoding import decode, prompts
 from depthmix import attach, detach
-from depthmix.attachment import find_mixture_norm
-from depthmix.capture import HiddenStateCapture
-from depthmix.readout import reading_out
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.depth.readout import reading_out
+from depthmix.method.capture import HiddenStateCapture
 from models import random_ids, randomise, tiny_model
 
 IDS, OTHERS = random_ids(2, 6), random_ids(3, 9, seed=4)
@@ -387,7 +387,7 @@ def test_an_interrupt_while_the_lens_is_attached(monkeypatch):
         attach(decoder, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("depthmix.readout.attach", interrupted)
+    monkeypatch.setattr("depthmix.depth.readout.attach", interrupted)
     with pytest.raises(KeyboardInterrupt), reading_out(model, 2):
         pass
     assert find_mixture_norm(model) is None

@@ -10,8 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from depthmix.evaluation import resampling
-from depthmix.evaluation.resampling import average_seeds, resample_items, resample_seeds
-from depthmix.evaluation.statistics import (
+from depthmix.statistics.intervals import (
     bootstrap_p_value,
     holm,
     mcnemar_p_value,
@@ -19,6 +18,7 @@ from depthmix.evaluation.statistics import (
     paired_difference,
     wilson_interval,
 )
+from depthmix.statistics.resampling import average_seeds, resample_items, resample_seeds
 
 
 def covers(interval, value):

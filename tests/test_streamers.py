@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import depthmix_cli
 from adapters import tuned_model
 from checkpoints import make_model, make_tokenizer, save_checkpoint
-from depthmix.attachment import find_mixture_norm
-from depthmix.continuation import continue_inputs
-from depthmix.mixture import Routes
-from depthmix.streamers import DepthStreamer, VisibleStreamer, make_visible
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.mixture import Routes
+from depthmix.models.continuation import continue_inputs
+from depthmix.models.streamers import DepthStreamer, VisibleStreamer, make_visible
 
 TOKENIZER = make_tokenizer()
 GREEDY = {"do_sample": False, "max_new_tokens": 24}

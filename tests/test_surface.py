@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import re
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import torch
 
 import depthmix
-from depthmix.run_config import load_run_config
+from checkpoints import save_checkpoint
+from depthmix.training.config import load_run_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,34 +65,38 @@ def test_the_readmes_table_is_what_its_command_prints():
     assert {tuple(row) for row in shown} == {(row[1], row[2], row[5]) for row in printed[2:]}
 
 
-def list_modules():
-    """The table in CONTRIBUTING: patterns of the package's files, in the order of the rows."""
-    folder, patterns = "", []
-    for line in (ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines():
-        names = re.findall(r"`([^`]+)`", line.split("|")[1]) if line.startswith("| ") else []
-        if not line.startswith("| …"):
-            folder = names[0] if len(names) == 1 and names[0].endswith("/") else ""
-        patterns += [folder if name == folder else folder + name for name in names]
-    return patterns
+def test_models_are_named(tmp_path, monkeypatch):
+    """What needed a section takes a name, with options beside it, or a spec with all of them."""
+    folder = save_checkpoint(tmp_path / "base")
+    records = [{"prompt": "a", "choices": [" b", " c"], "answer": 0}]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, records)))
+    monkeypatch.chdir(tmp_path)
+    model = depthmix.load_model(folder, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert depthmix.load_tokenizer(str(folder)).eos_token == "</s>"
+    options = {"records": "own.jsonl", "metric": "choices", "template": "plain"}
+    named = depthmix.evaluate(folder, **options)
+    spec, plan = depthmix.ModelSpec(name=str(folder)), depthmix.EvaluationPlan(**options)
+    assert depthmix.evaluate(spec, plan)["results"] == named["results"]
+    with pytest.raises(TypeError, match="`plan` and the options limit cannot both"):
+        depthmix.evaluate(folder, plan, limit=1)
+    model, tokenizer = depthmix.load_model(folder), depthmix.load_tokenizer(folder)
+    by_name = depthmix.look(folder, "hello", layers=[3, 4])
+    in_memory = depthmix.look(model, "hello", tokenizer=tokenizer, layers=[3, 4])
+    assert by_name == in_memory
+    with pytest.raises(TypeError, match="`tokenizer` must come with a model in memory"):
+        depthmix.look(model, "hello")
+    with pytest.raises(TypeError, match="`tokenizer` must be left out"):
+        depthmix.look(folder, "hello", tokenizer=tokenizer)
 
 
-def test_no_file_imports_from_a_later_one():
-    package, patterns = ROOT / "src" / "depthmix", list_modules()
-
-    def place(path):
-        """Row of a file; what stands for its package as a whole goes by the folder."""
-        name = path.relative_to(package).as_posix()
-        own = [i for i, p in enumerate(patterns) if fnmatch(name, p)]
-        parents = [i for i, p in enumerate(patterns) if p.endswith("/") and name.startswith(p)]
-        return (own or parents[-1:] or [None])[0]
-
-    for path in sorted(package.rglob("*.py")):
-        if path.name in ("__init__.py", "__main__.py"):
-            continue
-        assert place(path) is not None, f"{path} is in no row of CONTRIBUTING's table"
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("depthmix."):
-                parts = node.module.split(".")[1:]
-                file = package.joinpath(*parts).with_suffix(".py")
-                target = file if file.is_file() else package.joinpath(*parts, "__init__.py")
-                assert place(target) <= place(path), f"{path} imports from {target}"
+def test_names_are_imported_when_they_are_asked_for():
+    code = (
+        "import sys, depthmix; print(*{'trl', 'scipy', 'matplotlib', 'datasets'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-c", f"{code}; depthmix.train; print('trl' in sys.modules)"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1] == "True"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        depthmix.nothing  # noqa: B018
+    assert {"train", "MoDEConfig"} <= {*dir(depthmix)}

@@ -15,10 +15,10 @@ from trl import SFTTrainer
 
 from adapters import OPTIONS
 from depthmix import MixtureConfig, MoDEConfig, MoDESFTTrainer, MoDETrainer, attach, load
-from depthmix.attachment import find_mixture_norm
-from depthmix.fused_loss import fused_sums
-from depthmix.mixture_loss import mixture_loss
-from depthmix.readout import reading_out
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.depth.readout import reading_out
+from depthmix.loss.batch import mixture_loss
+from depthmix.loss.fused import fused_sums
 from models import random_ids, tiny_model
 from references import reference_step
 from test_fused_loss import Watch, draw_tokens, make_backbone

@@ -18,10 +18,11 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MoDEConfig
-from depthmix.model_sources import find_base
-from depthmix.models import load_model
-from depthmix.run_config import ModelSection, load_run_config
-from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
+from depthmix.models.loading import load_model
+from depthmix.models.sources import find_base
+from depthmix.models.spec import ModelSpec
+from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
+from depthmix.training.config import load_run_config
 from models import random_ids, randomise, tiny_model
 from references import reference_step
 
@@ -220,7 +221,7 @@ def test_accumulated_batches_equal_one_batch(trainer_cls, reduction, equal, tmp_
 def test_pace_is_tokens_over_the_seconds_of_steps(trainer_cls, tuned, tmp_path, monkeypatch):
     ticks = iter(range(0, 10_000, 4))
     monkeypatch.setattr(
-        "depthmix.training_watch.time", SimpleNamespace(perf_counter=lambda: next(ticks))
+        "depthmix.trainers.watch.time", SimpleNamespace(perf_counter=lambda: next(ticks))
     )
     batch = as_batch(make_dataset())
     batch["attention_mask"][1, -3:], batch["labels"][1, -3:] = 0, -100  # padding does not count
@@ -461,7 +462,7 @@ def test_golden_run(tmp_path):
 def run_on(data, checkpoint, output_dir, *, revision=None, mode=None):
     """Train two steps on a named data set; give the prepared records as text, and the result."""
     prepared = []
-    training = importlib.import_module("depthmix.training")
+    training = importlib.import_module("depthmix.training.train")
 
     def keep(dataset, numbers):
         for ids, labels in zip(dataset["input_ids"], dataset["labels"], strict=True):
@@ -542,13 +543,13 @@ def test_a_run_knows_which_revision_is_under_its_adapter(small_data, tmp_path, m
         warnings.filterwarnings("ignore", r".* training records ask a question of a test set")
         run_on("arc_easy", base, run, revision="v1")
     assert MoDEConfig.from_pretrained(run).revision == "v1"
-    section = ModelSection(name=str(run))
-    assert find_base(section) == ModelSection(name=str(base), adapter=str(run), revision="v1")
+    section = ModelSpec(name=str(run))
+    assert find_base(section) == ModelSpec(name=str(base), adapter=str(run), revision="v1")
     assert find_base(replace(section, revision="v2")).revision == "v2"
     asked = []
     load = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(
-        "depthmix.models.AutoModelForCausalLM.from_pretrained",
+        "depthmix.models.loading.AutoModelForCausalLM.from_pretrained",
         lambda *names, **options: asked.append(options["revision"]) or load(*names, **options),
     )
     load_model(section)

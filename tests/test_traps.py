@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from depthmix import MoDEConfig, attach
-from depthmix.adapter import MoDEModel
-from depthmix.adapter_config import _peft_type
-from depthmix.attachment import find_mixture_norm
-from depthmix.trainers import MoDESFTTrainer
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.adapters.config import _peft_type
+from depthmix.adapters.model import MoDEModel
+from depthmix.trainers.mixin import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
 from references import reference_step
 from test_training import SFTTrainer, as_batch, make_dataset, train_once

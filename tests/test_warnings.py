@@ -10,7 +10,7 @@ from peft import get_peft_model
 
 import depthmix_cli
 from depthmix import MoDEConfig, MoDESFTTrainer
-from depthmix.peft_calls import without_old_name
+from depthmix.adapters.calls import without_old_name
 from models import tiny_model
 from runs import make_runs
 from test_training import make_trainer

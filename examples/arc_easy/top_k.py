@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from depthmix import LazyDepth, set_top_k
-from depthmix.attachment import find_mixture_norm
-from depthmix.evaluation.statistics import mean_interval, paired_difference
-from depthmix.mixture import mix, route
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import ModelSection
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.mixture import mix, route
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec
+from depthmix.statistics.intervals import mean_interval, paired_difference
 
 NUM_ROUTES = 6
 NUM_NEW_TOKENS = 24
@@ -156,7 +156,7 @@ def main() -> None:
     found: list[Version] = []
     outcomes: dict[tuple[str, int], np.ndarray] = {}
     for path, top_ks in versions(arguments.runs):
-        section = ModelSection(name=str(path), dtype="float32")
+        section = ModelSpec(name=str(path), dtype="float32")
         model, tokenizer = load_model(section).eval(), load_tokenizer(section)
         speeds = time_generation(model, tokenizer, prompts, top_ks)
         for top_k, scores in score(model, tokenizer, items, top_ks).items():

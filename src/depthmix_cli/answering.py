@@ -36,10 +36,10 @@ def generate(
         generation: All options of transformers' `GenerationConfig`, with a dot:
             `--generation.max-new-tokens 64`, `--generation.temperature 0.7`.
     """
-    from depthmix.generation import generate
-    from depthmix.run_config import ModelSection
+    from depthmix.models.generation import generate
+    from depthmix.models.spec import ModelSpec
 
-    section = ModelSection(name=model, adapter=adapter, dtype=dtype)
+    section = ModelSpec(name=model, adapter=adapter, dtype=dtype)
     answers = generate(
         section,
         prompts,
@@ -78,8 +78,8 @@ def chat(
         depth: Colour each token by the mean depth that its routing weights give.
         generation: All options of transformers' `GenerationConfig`, with a dot.
     """
-    from depthmix.generation import chat
-    from depthmix.run_config import ModelSection
+    from depthmix.models.generation import chat
+    from depthmix.models.spec import ModelSpec
 
-    section = ModelSection(name=model, adapter=adapter, dtype=dtype, top_k=top_k)
+    section = ModelSpec(name=model, adapter=adapter, dtype=dtype, top_k=top_k)
     chat(section, system=system, template=template, depth=depth, options=generation)

@@ -12,7 +12,7 @@ from typing import Any
 TERM = re.compile(r"`(?P<name>[a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)?)(?:=(?P<value>[\w.\[\]-]+))?`")
 """An argument in a message, or an argument with its value."""
 
-OWNERS = {"mode": ("depthmix.adapter_config", "MoDEConfig"), "training": ("trl", "SFTConfig")}
+OWNERS = {"mode": ("depthmix.adapters.config", "MoDEConfig"), "training": ("trl", "SFTConfig")}
 """Whose options a section holds, which the library also names without the section."""
 
 

@@ -45,13 +45,13 @@ def lens(
         dtype: Type of the weights in memory.
         output: The page to write (`lens.html`), or with `.svg`, `.png` or `.pdf` a figure.
     """
-    from depthmix.analysis.lens_page import show_lens
-    from depthmix.analysis.lens_server import serve_lens
-    from depthmix.run_config import ModelSection
+    from depthmix.models.spec import ModelSpec
+    from depthmix.pages.lens_page import show_lens
+    from depthmix.pages.lens_server import serve_lens
 
-    sections = [ModelSection(name=model, dtype=dtype, top_k=top_k)]
+    sections = [ModelSpec(name=model, dtype=dtype, top_k=top_k)]
     if compare is not None:
-        sections.append(ModelSection(name=compare, dtype=dtype))
+        sections.append(ModelSpec(name=compare, dtype=dtype))
     for option, value in (("tokens", tokens), ("output", output)):
         if serve and value is not None:
             raise ValueError(
@@ -96,7 +96,7 @@ def report(
         lens: Read texts token by token; `--no-lens` spares loading the model.
         output: The page to write; by default `report.html` in the run's folder.
     """
-    from depthmix.analysis.report_page import show_report
+    from depthmix.pages.report_page import show_report
 
     path = show_report(
         run,

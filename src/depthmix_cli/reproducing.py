@@ -52,7 +52,7 @@ def reproduce(
             evaluation.
         dry_run: List the runs and estimate their time; start nothing.
     """
-    from depthmix.options import read_options
+    from depthmix.options.reading import read_options
     from depthmix.reproduction.launching import Launcher
     from depthmix.reproduction.reproduce import Selection, plan, reproduce
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from depthmix_cli.options import Options
 
 if TYPE_CHECKING:
-    from depthmix.training import TrainResult
+    from depthmix.training.train import TrainResult
 
 
 def train(
@@ -56,8 +56,8 @@ def train(
     """
     from accelerate import PartialState
 
-    from depthmix.run_config import load_run_config
-    from depthmix.training import train
+    from depthmix.training.config import load_run_config
+    from depthmix.training.train import train
 
     sections = {"model": model, "data": data, "mode": mode, "training": training}
     overrides = {**sections, "evaluation": evaluation, "method": method, "preset": preset}
@@ -82,10 +82,10 @@ def info(
             each layer predicts the first of them, and which layers `--mode.late-layers auto` takes.
         template: How those records become text.
     """
-    from depthmix.inspection import inspect_model
-    from depthmix.run_config import ModelSection
+    from depthmix.models.spec import ModelSpec
+    from depthmix.training.inspection import inspect_model
 
-    print(inspect_model(ModelSection(name=model), mode, probe=probe, template=template))
+    print(inspect_model(ModelSpec(name=model), mode, probe=probe, template=template))
 
 
 def _summarise(result: TrainResult) -> Iterator[str]:

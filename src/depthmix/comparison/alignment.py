@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.samples import Reference
-from depthmix.evaluation.resampling import average_seeds, resample_items, resample_seeds
-from depthmix.evaluation.statistics import is_binary
+from depthmix.statistics.intervals import is_binary
+from depthmix.statistics.resampling import average_seeds, resample_items, resample_seeds
 
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match")
 """Metrics that say whether the right answer was given."""

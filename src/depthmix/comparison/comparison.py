@@ -20,7 +20,7 @@ from depthmix.comparison.scores import (
     MethodScore,
     TaskComparison,
 )
-from depthmix.evaluation.statistics import (
+from depthmix.statistics.intervals import (
     PairedDifference,
     bootstrap_interval,
     bootstrap_p_value,

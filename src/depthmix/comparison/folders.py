@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depthmix.evaluation.folder import RESULTS_NAME
-from depthmix.run_config import RUN_CONFIG_NAME
+from depthmix.files.runs import RUN_CONFIG_NAME
 
 
 def find_evaluation(run: str | Path) -> Path:

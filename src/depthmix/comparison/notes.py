@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depthmix.comparison.scores import Comparison
-from depthmix.evaluation.resampling import NUM_RESAMPLES
+from depthmix.statistics.resampling import NUM_RESAMPLES
 
 
 def notes(comparison: Comparison) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from depthmix.evaluation.statistics import TINY, Interval, bootstrap_interval, has_spread
+from depthmix.statistics.intervals import TINY, Interval, bootstrap_interval, has_spread
 
 
 @dataclass(frozen=True, kw_only=True)

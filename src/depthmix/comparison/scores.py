@@ -7,7 +7,7 @@ from pathlib import Path
 
 from depthmix.comparison.overlaps import Disagreement, Overlap
 from depthmix.comparison.recovery import Recovery
-from depthmix.evaluation.statistics import Interval, PairedDifference
+from depthmix.statistics.intervals import Interval, PairedDifference
 
 AVERAGE = "average"
 """Stands for all tasks together, each with the same weight: the paper's column Avg."""

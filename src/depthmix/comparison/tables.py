@@ -19,8 +19,8 @@ from rich.text import Text
 from depthmix.comparison.notes import notes
 from depthmix.comparison.recovery import Gap
 from depthmix.comparison.scores import Comparison, MethodScore, TaskComparison
-from depthmix.drafts import write_whole
-from depthmix.evaluation.statistics import Interval
+from depthmix.files.drafts import write_whole
+from depthmix.statistics.intervals import Interval
 
 FILE_STEM = "comparison"
 

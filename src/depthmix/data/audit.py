@@ -14,7 +14,7 @@ from depthmix.data.leaks import Leak, compare_questions, read_questions
 from depthmix.data.questions import Record, question_stems, same_words
 from depthmix.data.records import load_records
 from depthmix.data.schemas import read_rows
-from depthmix.drafts import write_whole
+from depthmix.files.drafts import write_whole
 
 FURTHER_SAMPLE = "hellaswag:further"
 """The one test set beside those called after their data set; its records are in no other file."""

@@ -21,7 +21,7 @@ from depthmix.data.source_files import (
     find_folders,
     locate,
 )
-from depthmix.option_types import suggest
+from depthmix.options.types import suggest
 
 GITHUB = "https://raw.githubusercontent.com/"
 """Where the published files of a GitHub repository are."""

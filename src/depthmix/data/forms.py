@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from depthmix.data.chat_templates import Conversation
-from depthmix.run_config import TrainingTemplate
+from depthmix.data.spec import TrainingTemplate
 
 Record = Mapping[str, Any]
 

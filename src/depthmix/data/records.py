@@ -14,7 +14,7 @@ from pyarrow import ArrowException, parquet
 
 from depthmix.data.catalog import CATALOG, describe, load_split
 from depthmix.data.instructions import INSTRUCTIONS
-from depthmix.json_files import parse
+from depthmix.files.json import parse
 
 
 def load_records(

@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.config import IGNORE_INDEX
 from depthmix.data.chat_templates import (
     LEARNT_FIELDS,
     Conversation,
@@ -18,6 +17,7 @@ from depthmix.data.chat_templates import (
     check_learnt,
     write_messages,
 )
+from depthmix.method.config import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True)

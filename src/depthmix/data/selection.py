@@ -9,7 +9,7 @@ from typing import Any
 
 from depthmix.data.audit import audit_records
 from depthmix.data.records import check_limit, load_published
-from depthmix.run_config import DataSection
+from depthmix.data.spec import DataSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Selection:
         return {"given": self.num_given, "dropped": self.num_dropped, "used": len(self.records)}
 
 
-def select_records(section: DataSection, *, test_sets: Sequence[str] | None = None) -> Selection:
+def select_records(section: DataSpec, *, test_sets: Sequence[str] | None = None) -> Selection:
     """Read the records to train on: in random order, without test questions, up to a limit.
 
     In this order, so that what is dropped does not change the order of the others.

@@ -9,7 +9,6 @@ import datasets
 from datasets import Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.config import IGNORE_INDEX
 from depthmix.data.chat_templates import Conversation
 from depthmix.data.forms import Record, name_fields, to_prompt, to_prompt_and_completion
 from depthmix.data.items import check_choices
@@ -21,7 +20,8 @@ from depthmix.data.rendering import (
     tokenise_example,
     tokenise_prompt,
 )
-from depthmix.run_config import EvaluationSection, TrainingTemplate
+from depthmix.data.spec import EvaluationSpec, TrainingTemplate
+from depthmix.method.config import IGNORE_INDEX
 
 
 def to_training_dataset(
@@ -145,7 +145,7 @@ def render_prompt(
 
 
 def load_evaluation_records(
-    section: EvaluationSection,
+    section: EvaluationSpec,
     template: TrainingTemplate,
     tokenizer: PreTrainedTokenizerBase,
     *,

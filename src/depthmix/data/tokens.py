@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.forms import Record
 from depthmix.data.rendering import encode
+from depthmix.data.spec import TrainingTemplate
 from depthmix.data.templates import render_records
-from depthmix.run_config import TrainingTemplate
 
 
 def to_token_sequences(

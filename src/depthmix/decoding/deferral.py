@@ -16,7 +16,7 @@ from transformers import (
     StopStringCriteria,
 )
 
-from depthmix.attachment import explain_no_mixture, find_mixture_norm
+from depthmix.adapters.attach import explain_no_mixture, find_mixture_norm
 from depthmix.decoding.calls import read_call, sees_alike
 from depthmix.decoding.requirements import check_deferrable, check_device
 from depthmix.decoding.stand_ins import Claim, Turn

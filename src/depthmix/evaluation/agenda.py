@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.data.catalog import load_split, name_source
+from depthmix.data.spec import EvaluationSpec
 from depthmix.data.templates import load_evaluation_records, render_prompt
-from depthmix.evaluation.conversations import MTBenchSection
+from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.judge import Judge
 from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
 from depthmix.evaluation.tasks import records_config, task_config
-from depthmix.models import load_tokenizer
-from depthmix.run_config import EvaluationSection, ModelSection
-from depthmix.run_template import recall_template
+from depthmix.models.loading import load_tokenizer
+from depthmix.models.spec import ModelSpec
+from depthmix.models.template import recall_template
 
 DATA_SETS = {"truthfulqa_judged": "truthfulqa"}
 """Data sets of tasks that are not called after theirs."""
@@ -26,12 +27,12 @@ OWN_RECORDS = "records"
 
 
 def prepare_tasks(
-    plan: EvaluationPlan, section: ModelSection
+    plan: EvaluationPlan, spec: ModelSpec
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Configure every named set and the own records, before a model is loaded."""
     for name in plan.names:
         if name in JUDGED_METRICS:
-            _check_judged(name, plan, section)
+            _check_judged(name, plan, spec)
             yield name, []
         else:
             yield (
@@ -44,22 +45,22 @@ def prepare_tasks(
                 ),
             )
     if plan.records is not None:
-        own = EvaluationSection(data=plan.records, metric=plan.metric, num_items=plan.limit)
-        asked = recall_template(section, plan.template)
+        own = EvaluationSpec(data=plan.records, metric=plan.metric, num_items=plan.limit)
+        asked = recall_template(spec, plan.template)
         records = load_evaluation_records(
-            own, asked.template, load_tokenizer(section), variables=asked.variables
+            own, asked.template, load_tokenizer(spec), variables=asked.variables
         )
         yield OWN_RECORDS, records_config(records, metric=plan.metric)
 
 
-def describe_data(name: str, plan: EvaluationPlan, section: ModelSection) -> dict[str, Any]:
+def describe_data(name: str, plan: EvaluationPlan, spec: ModelSpec) -> dict[str, Any]:
     """Say what a task's results depend on beside the model and the plan's settings."""
     if name == OWN_RECORDS:
         assert plan.records is not None  # or there were no such task
         path = Path(plan.records).expanduser()
         content = path.read_bytes() if path.is_file() else plan.records.encode()
         facts = {"source": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-        template = recall_template(section, plan.template).template
+        template = recall_template(spec, plan.template).template
         return {**facts, "metric": plan.metric, "template": template}
     data_set = DATA_SETS.get(name, name)
     facts: dict[str, Any] = {
@@ -71,18 +72,18 @@ def describe_data(name: str, plan: EvaluationPlan, section: ModelSection) -> dic
         options = ("model", "temperature", "max_tokens")
         facts["judge"] = {option: getattr(plan.judge, option) for option in options}
     if name == "mt_bench":
-        answers = asdict(plan.mt_bench or MTBenchSection())
+        answers = asdict(plan.mt_bench or MTBenchSpec())
         facts["answers"] = {k: value for k, value in answers.items() if k != "batch_size"}
     return facts
 
 
-def _check_judged(name: str, plan: EvaluationPlan, section: ModelSection) -> None:
+def _check_judged(name: str, plan: EvaluationPlan, spec: ModelSpec) -> None:
     """Check what a judged benchmark needs before any other runs for hours."""
     assert plan.judge is not None  # the plan has checked it
     Judge(plan.judge, Path())  # makes no folder before its first answer
     load_split(DATA_SETS.get(name, name), data_dir=plan.data_dir)
     if name == "mt_bench":
         load_split(name, "judge_prompts", data_dir=plan.data_dir)
-        if (plan.mt_bench or MTBenchSection()).template == "chat":
+        if (plan.mt_bench or MTBenchSpec()).template == "chat":
             question = {"prompt": [{"role": "user", "content": "Hello"}]}
-            render_prompt(question, "chat", load_tokenizer(section))
+            render_prompt(question, "chat", load_tokenizer(spec))

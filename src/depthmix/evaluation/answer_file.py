@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from depthmix.drafts import write_whole
 from depthmix.evaluation.answering import Generator
+from depthmix.files.drafts import write_whole
 
 SAMPLED_WEIGHTS = 64
 """Weights of each parameter, about, that `fingerprint` looks at."""

@@ -18,10 +18,10 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from depthmix.continuation import continue_inputs, pad_prompts
 from depthmix.data.rendering import Prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.scoring import greedy, prepared
+from depthmix.models.continuation import continue_inputs, pad_prompts
 
 Generator = PreTrainedModel | PeftModel | LazyDepth
 """What has `generate`."""

@@ -14,7 +14,7 @@ from depthmix.data.rendering import Prompt, tokenise_prompt
 from depthmix.data.templates import render_prompt
 from depthmix.evaluation.answer_file import AnswerFile
 from depthmix.evaluation.answering import Generator, answer, derive_seed
-from depthmix.option_types import check_number, checked_options
+from depthmix.options.types import check_number, checked_options
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -31,7 +31,7 @@ TEMPERATURES = {
 
 @checked_options
 @dataclass(frozen=True, kw_only=True)
-class MTBenchSection:
+class MTBenchSpec:
     """How a model answers MT-Bench."""
 
     sampling: Literal["fastchat", "greedy"] = "fastchat"
@@ -59,7 +59,7 @@ def generate_conversations(
     questions: Sequence[Mapping[str, Any]],
     *,
     file: AnswerFile,
-    section: MTBenchSection,
+    section: MTBenchSpec,
     seed: int,
 ) -> None:
     """Answer both turns of each question that the file lacks; the second sees the first's answer.
@@ -99,7 +99,7 @@ def generate_conversations(
 def render(
     questions: Sequence[str],
     answers: Sequence[str],
-    section: MTBenchSection,
+    section: MTBenchSpec,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Prompt:
     """Write the prompt after which the model gives its next answer.
@@ -130,6 +130,6 @@ def render(
     return render_prompt({"prompt": messages}, "chat", tokenizer)
 
 
-def _temperature(question: Mapping[str, Any], section: MTBenchSection) -> float:
+def _temperature(question: Mapping[str, Any], section: MTBenchSpec) -> float:
     """Choose the temperature for a question; 0 is greedy."""
     return TEMPERATURES[question["category"]] if section.sampling == "fastchat" else 0.0

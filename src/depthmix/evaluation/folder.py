@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthmix.drafts import DRAFT_SUFFIX, write_whole
-from depthmix.json_files import read_object
+from depthmix.files.drafts import DRAFT_SUFFIX, write_whole
+from depthmix.files.json import read_object
 
 RESULTS_NAME = "results.json"
 """lm-eval's results, and ours under `depthmix`."""

@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthmix.attachment import find_mixture_norm, set_top_k
-from depthmix.continuation import pad_prompts
+from depthmix.adapters.attach import find_mixture_norm, set_top_k
 from depthmix.data.rendering import Prompt
 from depthmix.decoding.lazy_depth import LazyDepth
+from depthmix.models.continuation import pad_prompts
 
 
 @dataclass(frozen=True, kw_only=True)

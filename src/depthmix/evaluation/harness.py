@@ -14,20 +14,20 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from depthmix.drafts import taking_room
+from depthmix.depth.readout import reading_out
 from depthmix.evaluation.agenda import OWN_RECORDS, describe_data, prepare_tasks
-from depthmix.evaluation.conversations import MTBenchSection
+from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.mt_bench import evaluate_mt_bench
 from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
-from depthmix.evaluation.statistics import mean_interval
 from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
-from depthmix.model_sources import find_base, find_models
-from depthmix.models import load_model, load_tokenizer
-from depthmix.readout import reading_out
-from depthmix.run_config import ModelSection
+from depthmix.files.drafts import taking_room
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.sources import find_base, find_models
+from depthmix.models.spec import ModelSpec, to_spec
+from depthmix.statistics.intervals import mean_interval
 from depthmix.versions import list_versions
 
 POOLED = ("mmlu_stem",)
@@ -41,22 +41,26 @@ SETTINGS = ("protocol", "layer", "limit", "num_fewshot")
 
 
 def evaluate(
-    section: ModelSection,
-    plan: EvaluationPlan,
+    model: str | Path | ModelSpec,
+    plan: EvaluationPlan | None = None,
     *,
     output_dir: Path | str | None = None,
     overwrite: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Measure a model on benchmarks, and keep results and samples in a folder.
+    """Measure a model on benchmarks: `evaluate("runs/arc", tasks=["arc_easy"], limit=100)`.
+
+    Results and samples are kept in a folder.
 
     An interrupted evaluation goes on where it stopped when it is started again; what is finished is
     not run again. The results do not depend on where it was interrupted.
 
     Args:
-        section: The model; its `name` may be the folder of an adapter or of a run.
-        plan: What to measure.
+        model: A model as `load_model` takes it: a name, such as the folder of a run, or a spec.
+        plan: What to measure, unless its fields are given one by one.
         output_dir: Folder of results; `None` takes `default_output`.
         overwrite: Begin anew where the folder holds an evaluation with other settings.
+        options: Fields of `EvaluationPlan`, instead of `plan`.
 
     Returns:
         lm-eval's results without the samples, and under `depthmix` what was measured: model,
@@ -67,15 +71,23 @@ def evaluate(
         OSError: If the model or data cannot be found, or the folder is full.
         FileExistsError: If the folder holds something else.
         RuntimeError: If lm-eval is not installed.
+        TypeError: If both a plan and options are given.
     """
+    spec = to_spec(model)
+    if plan is not None and options:
+        raise TypeError(
+            f"`plan` and the options {', '.join(options)} cannot both be given; put the options "
+            "into `EvaluationPlan`."
+        )
+    plan = plan or EvaluationPlan(**options)
     versions = list_versions(REPORTED_PACKAGES)
-    configs = dict(prepare_tasks(plan, section))
-    settings = describe_model(section)
+    configs = dict(prepare_tasks(plan, spec))
+    settings = describe_model(spec)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
     settings["evaluation_seed"] = plan.seed
-    data = {name: describe_data(name, plan, section) for name in configs}
+    data = {name: describe_data(name, plan, spec) for name in configs}
     folder = EvaluationFolder(
-        Path(output_dir or default_output(section, plan)), settings, overwrite=overwrite
+        Path(output_dir or default_output(spec, plan)), settings, overwrite=overwrite
     )
     if OWN_RECORDS in data:
         facts = data.pop(OWN_RECORDS)
@@ -85,11 +97,11 @@ def evaluate(
     missing = [name for name in data if not folder.is_finished(name, data[name])]
     if not missing:
         return folder.results
-    tokenizer, model = load_tokenizer(section), load_model(section)
+    tokenizer, loaded = load_tokenizer(spec), load_model(spec)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    model = model.to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
+    loaded = loaded.to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
     with (
-        reading_out(model, plan.layer),
+        reading_out(loaded, plan.layer),
         taking_room(folder.path, "output", then="start it again to go on"),
     ):
         folder.begin()
@@ -97,10 +109,10 @@ def evaluate(
             print(f"{name} ({number} of {len(missing)})", file=sys.stderr)
             started = time.monotonic()
             if name in JUDGED_METRICS:
-                outcome = _judge(name, model, tokenizer, plan, folder.path)
+                outcome = _judge(name, loaded, tokenizer, plan, folder.path)
                 metrics = {name: JUDGED_METRICS[name]}
             else:
-                outcome = score(model, tokenizer, configs[name], plan=plan, cache=folder.cache)
+                outcome = score(loaded, tokenizer, configs[name], plan=plan, cache=folder.cache)
                 metrics = {task: main_metric(config) for task, config in outcome["configs"].items()}
             if name in POOLED:
                 outcome["group_subtasks"] = {name: list(outcome["configs"])}
@@ -228,28 +240,28 @@ def evaluate_all(
     Raises:
         ValueError: As `evaluate`, and if two models would share a folder.
     """
-    named = [ModelSection(name=name, dtype=dtype, top_k=top_k) for name in names]
-    sections = [found for section in named for found in find_models(section)]
-    folders = [default_output(section, plan) for section in sections]
+    named = [ModelSpec(name=name, dtype=dtype, top_k=top_k) for name in names]
+    specs = [found for spec in named for found in find_models(spec)]
+    folders = [default_output(spec, plan) for spec in specs]
     if output is not None:
-        inner = [output / Path(section.name).expanduser().resolve().name for section in sections]
-        folders = inner if len(sections) > 1 else [output]
+        inner = [output / Path(spec.name).expanduser().resolve().name for spec in specs]
+        folders = inner if len(specs) > 1 else [output]
     if len(set(folders)) < len(folders):
         raise ValueError(
             "`models` must have different names, since each has its folder of results, got "
-            f"{', '.join(section.name for section in sections)}; evaluate them one by one with "
+            f"{', '.join(spec.name for spec in specs)}; evaluate them one by one with "
             "`output`."
         )
-    for section, folder in zip(sections, folders, strict=True):
-        evaluate(section, plan, output_dir=folder, overwrite=overwrite)
+    for spec, folder in zip(specs, folders, strict=True):
+        evaluate(spec, plan, output_dir=folder, overwrite=overwrite)
         yield folder
 
 
-def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
+def default_output(spec: ModelSpec, plan: EvaluationPlan) -> Path:
     """Name the folder of an evaluation: inside a run, or below `evaluations` for other models.
 
     Args:
-        section: The model.
+        spec: The model.
         plan: What to measure.
 
     Returns:
@@ -257,12 +269,12 @@ def default_output(section: ModelSection, plan: EvaluationPlan) -> Path:
         with Top-K where it is set.
     """
     name = plan.protocol if plan.layer == "ensemble" else f"{plan.protocol}-layer-{plan.layer}"
-    name += "" if section.top_k is None else f"-top-{section.top_k}"
-    adapter = find_base(section).adapter
+    name += "" if spec.top_k is None else f"-top-{spec.top_k}"
+    adapter = find_base(spec).adapter
     if adapter is not None:
         return Path(adapter).expanduser() / "evaluation" / name
-    on_hub = not Path(section.name).expanduser().exists()
-    model = section.name.replace("/", "--") if on_hub else Path(section.name).resolve().name
+    on_hub = not Path(spec.name).expanduser().exists()
+    model = spec.name.replace("/", "--") if on_hub else Path(spec.name).resolve().name
     return Path("evaluations") / model / name
 
 
@@ -296,7 +308,7 @@ def _judge(
         "seed": plan.seed,
     }
     if name == "mt_bench":
-        conversations = plan.mt_bench or MTBenchSection(batch_size=plan.batch_size)
+        conversations = plan.mt_bench or MTBenchSpec(batch_size=plan.batch_size)
         judged = evaluate_mt_bench(model, tokenizer, section=conversations, **options)
     else:
         judged = evaluate_truthfulqa(model, tokenizer, batch_size=plan.batch_size, **options)

@@ -9,8 +9,8 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
-from depthmix.continuation import pad_prompts
 from depthmix.data.rendering import encode
+from depthmix.models.continuation import pad_prompts
 
 
 class HarnessModel(HFLM):

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from depthmix.drafts import write_whole
-from depthmix.option_types import check_number, checked_options
+from depthmix.files.drafts import write_whole
+from depthmix.options.types import check_number, checked_options
 
 CHARACTERS_PER_TOKEN = 4
 """Of English text, for the estimate: the judge's own tokenizer is not known here."""
@@ -30,7 +30,7 @@ class JudgeError(OSError):
 
 @checked_options
 @dataclass(frozen=True, kw_only=True)
-class JudgeSection:
+class JudgeSpec:
     """Which model judges, and how it is asked. The key is no option: it stays in its variable."""
 
     model: str
@@ -119,7 +119,7 @@ class Judge:
         ValueError: If the key cannot stand in a header.
     """
 
-    def __init__(self, section: JudgeSection, cache_dir: Path) -> None:
+    def __init__(self, section: JudgeSpec, cache_dir: Path) -> None:
         try:
             import openai
         except ImportError as error:

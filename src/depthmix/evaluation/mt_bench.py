@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from depthmix.data.catalog import load_split
 from depthmix.evaluation.answer_file import AnswerFile, fingerprint
 from depthmix.evaluation.answering import Generator
-from depthmix.evaluation.conversations import MTBenchSection, generate_conversations, render
-from depthmix.evaluation.judge import Judge, JudgeSection, Verdict
+from depthmix.evaluation.conversations import MTBenchSpec, generate_conversations, render
+from depthmix.evaluation.judge import Judge, JudgeSpec, Verdict
 from depthmix.evaluation.judged import JudgedEvaluation, make_sample, mean_rating
 
 TASK = "mt_bench"
@@ -30,9 +30,9 @@ def evaluate_mt_bench(
     model: Generator,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    judge: JudgeSection,
+    judge: JudgeSpec,
     output_dir: Path,
-    section: MTBenchSection | None = None,
+    section: MTBenchSpec | None = None,
     data_dir: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -63,7 +63,7 @@ def evaluate_mt_bench(
         JudgeError: If the judge cannot be asked.
         OSError: If the data cannot be found.
     """
-    section = section or MTBenchSection()
+    section = section or MTBenchSpec()
     rater = Judge(judge, output_dir / "judge_cache")  # first, since it may lack something
     questions = load_split(TASK, data_dir=data_dir)[:limit]
     rows = load_split(TASK, "judge_prompts", data_dir=data_dir)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from depthmix.evaluation.conversations import MTBenchSection
-from depthmix.evaluation.judge import JudgeSection
+from depthmix.data.spec import Template
+from depthmix.depth.readout import Readout
+from depthmix.evaluation.conversations import MTBenchSpec
+from depthmix.evaluation.judge import JudgeSpec
 from depthmix.evaluation.tasks import TASKS
-from depthmix.option_types import check_number, checked_options
-from depthmix.options import build_section
-from depthmix.readout import Readout
-from depthmix.run_config import Template
+from depthmix.options.reading import build_section
+from depthmix.options.types import check_number, checked_options
 
 JUDGED_METRICS = {"mt_bench": "score,none", "truthfulqa_judged": "true_and_informative,none"}
 """Benchmarks whose answers a judge rates, and the metric that heads a table of each."""
@@ -59,13 +59,14 @@ class EvaluationPlan:
     seed: int = 0
     """Of few-shot examples and sampling."""
 
-    judge: JudgeSection | None = None
+    judge: JudgeSpec | None = None
     """Who rates answers; needed by `mt_bench` and `truthfulqa_judged` alone."""
 
-    mt_bench: MTBenchSection | None = None
+    mt_bench: MTBenchSpec | None = None
     """How the model answers MT-Bench; `None` takes the defaults."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))  # a list is as good
         if not self.tasks and self.records is None:
             raise ValueError(
                 "`tasks` must name at least one data set, or `records` a file of own ones; `all` "
@@ -127,7 +128,7 @@ def read_plan(options: Mapping[str, Any]) -> EvaluationPlan:
     """
     options = dict(options)
     tasks, layer = options.pop("tasks"), options.pop("layer")
-    sections = {"judge": JudgeSection, "mt_bench": MTBenchSection}
+    sections = {"judge": JudgeSpec, "mt_bench": MTBenchSpec}
     for name, owner in sections.items():
         values = options.pop(name, None)
         options[name] = build_section(name, values, owner) if values else None

@@ -9,11 +9,12 @@ from typing import Any
 
 from transformers.utils import extract_commit_hash, find_adapter_config_file
 
-from depthmix.adapter_weights import find_weights
-from depthmix.json_files import read_object
-from depthmix.model_sources import check_adapter, find_base, find_config, resolve_model
-from depthmix.models import find_mixture
-from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection, read_run_settings
+from depthmix.adapters.weights import find_weights
+from depthmix.files.json import read_object
+from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME, read_run_settings
+from depthmix.models.loading import find_mixture
+from depthmix.models.sources import check_adapter, find_base, find_config, resolve_model
+from depthmix.models.spec import ModelSpec
 
 UNTUNED = "pretrained"
 """Label of a model without an adapter."""
@@ -30,11 +31,11 @@ DEFAULT_BATCH = 8
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
-def describe_model(section: ModelSection) -> dict[str, Any]:
+def describe_model(spec: ModelSpec) -> dict[str, Any]:
     """Say what an evaluation measures, in JSON's types.
 
     Args:
-        section: The model; its `name` may be the folder of an adapter or of a run.
+        spec: The model; its `name` may be the folder of an adapter or of a run.
 
     Returns:
         `model` (the base model's name), `revision`, `weights` (hash that changes with a local
@@ -48,7 +49,7 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         ValueError: If the adapter or the run's results are damaged, or `name` is an adapter on the
             hub, whose weights have no hash here.
     """
-    base = find_base(section)
+    base = find_base(spec)
     facts: dict[str, Any] = {
         "model": base.name,
         "revision": base.revision,
@@ -59,8 +60,8 @@ def describe_model(section: ModelSection) -> dict[str, Any]:
         "settings": None,
         "run": Path(base.adapter or base.name).name,
         "seed": 0,
-        "dtype": section.dtype,
-        "top_k": section.top_k,
+        "dtype": spec.dtype,
+        "top_k": spec.top_k,
     }
     if base.adapter is None:
         return facts
@@ -149,7 +150,7 @@ def join_batch(training: dict[str, Any], num_devices: int) -> dict[str, Any]:
     return {**training, batch: whole, steps: 1}
 
 
-def _identify_weights(base: ModelSection) -> str | None:
+def _identify_weights(base: ModelSpec) -> str | None:
     """Hash the names, sizes and times of a local model's weight files, or find a hub's commit."""
     source = resolve_model(base.name)
     if not source.is_local:
@@ -160,7 +161,7 @@ def _identify_weights(base: ModelSection) -> str | None:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:12]
 
 
-def _find_commit(base: ModelSection) -> str | None:
+def _find_commit(base: ModelSpec) -> str | None:
     """Find the commit of a model on the hub, or in its cache; None if neither can be reached."""
     revision = base.revision or "main"
     if find_adapter_config_file(base.name, revision=revision) is not None:

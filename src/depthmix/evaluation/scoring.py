@@ -17,11 +17,11 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from depthmix.continuation import pad_prompts
 from depthmix.data.items import check_choices
 from depthmix.data.rendering import continue_prompt, encode, tokenise_prompt
 from depthmix.evaluation.answers import is_correct
-from depthmix.evaluation.statistics import Interval, wilson_interval
+from depthmix.models.continuation import pad_prompts
+from depthmix.statistics.intervals import Interval, wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True)

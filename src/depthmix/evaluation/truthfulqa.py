@@ -16,7 +16,7 @@ from depthmix.data.catalog import load_split
 from depthmix.data.rendering import tokenise_prompt
 from depthmix.evaluation.answer_file import AnswerFile, fingerprint
 from depthmix.evaluation.answering import Generator, answer
-from depthmix.evaluation.judge import Judge, JudgeSection
+from depthmix.evaluation.judge import Judge, JudgeSpec
 from depthmix.evaluation.judged import JudgedEvaluation, make_sample, mean_rating
 
 TASK = "truthfulqa_judged"
@@ -104,7 +104,7 @@ def evaluate_truthfulqa(
     model: Generator,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    judge: JudgeSection,
+    judge: JudgeSpec,
     output_dir: Path,
     data_dir: Path | None = None,
     limit: int | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 from trl import SFTConfig
 
-from depthmix.adapter_config import MoDEConfig
+from depthmix.adapters.config import MoDEConfig
 from depthmix.reproduction.experiment import Experiment
 from depthmix.reproduction.experiment_files import load_experiment, load_scale
 from depthmix.reproduction.trials import Trial, expand

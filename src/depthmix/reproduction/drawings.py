@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
-from depthmix.analysis.curves import Panel, curves_from_logs, draw_curves
-from depthmix.analysis.maps import Grid, draw_grid
-from depthmix.analysis.overlap_diagrams import draw_overlaps
-from depthmix.analysis.sweeps import Point, Sweep, draw_sweeps
-from depthmix.analysis.trade_offs import TradeOff, draw_trade_offs
 from depthmix.comparison.scores import MethodScore, TaskComparison
+from depthmix.figures.curves import Panel, curves_from_logs, draw_curves
+from depthmix.figures.maps import Grid, draw_grid
+from depthmix.figures.overlap_diagrams import draw_overlaps
+from depthmix.figures.sweeps import Point, Sweep, draw_sweeps
+from depthmix.figures.trade_offs import TradeOff, draw_trade_offs
 from depthmix.reproduction.findings import Findings, Row, subject_title
 
 QUANTITIES = {

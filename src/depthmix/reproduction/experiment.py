@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from depthmix.option_types import suggest
+from depthmix.options.types import suggest
 
 Scale = Literal["paper", "small", "toy"]
 """`paper`: the paper's models and data. `small`: a small model on a CPU. `toy`: a test."""

@@ -8,8 +8,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, get_args
 
-from depthmix.option_types import suggest
-from depthmix.options import build_section
+from depthmix.options.reading import build_section
+from depthmix.options.types import suggest
 from depthmix.reproduction.experiment import (
     Axis,
     Experiment,

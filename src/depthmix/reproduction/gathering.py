@@ -15,13 +15,13 @@ from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.recovery import Gap
 from depthmix.evaluation.folder import RESULTS_NAME as EVALUATION_NAME
 from depthmix.evaluation.generation_speed import GenerationSpeed
-from depthmix.evaluation.statistics import holm
+from depthmix.files.runs import RESULTS_NAME
 from depthmix.reproduction.departures import list_departures
 from depthmix.reproduction.experiment import Experiment, Scale
 from depthmix.reproduction.findings import Contrast, Findings, Row, RunLog
 from depthmix.reproduction.trials import Trial
 from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
-from depthmix.run_config import RESULTS_NAME
+from depthmix.statistics.intervals import holm
 
 
 def gather(

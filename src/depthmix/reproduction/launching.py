@@ -17,7 +17,7 @@ import torch
 from submitit.core.utils import FailedJobError
 from submitit.helpers import DelayedSubmission
 
-from depthmix.options import underscored
+from depthmix.options.reading import underscored
 from depthmix.reproduction.worker import Assignment
 from depthmix.reproduction.workspace import Workspace
 

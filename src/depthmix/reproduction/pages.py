@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from depthmix.analysis.maps import to_markdown as grid_table
-from depthmix.analysis.style import save_figure
 from depthmix.comparison.scores import Comparison
 from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
-from depthmix.drafts import write_whole
+from depthmix.figures.maps import to_markdown as grid_table
+from depthmix.figures.style import save_figure
+from depthmix.files.drafts import write_whole
 from depthmix.reproduction.departures import Departure
 from depthmix.reproduction.drawings import draw, make_grid
 from depthmix.reproduction.experiment_files import load_scale, load_subjects

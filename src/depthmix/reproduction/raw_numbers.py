@@ -9,7 +9,7 @@ from typing import Any
 
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.samples import Item
-from depthmix.drafts import drafting
+from depthmix.files.drafts import drafting
 from depthmix.reproduction.findings import RunLog
 
 LEFT_OUT = ("epoch", "tokens_per_second", "memory_gib")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthmix.evaluation.judge import JudgeSection
-from depthmix.option_types import suggest
-from depthmix.options import build_section
+from depthmix.evaluation.judge import JudgeSpec
+from depthmix.options.reading import build_section
+from depthmix.options.types import suggest
 from depthmix.reproduction.estimate import estimate_seconds
 from depthmix.reproduction.experiment import Experiment, Scale
 from depthmix.reproduction.experiment_files import list_experiments, load_experiment, load_subjects
@@ -124,7 +124,7 @@ def plan(
             f"`subjects` must be known ones, and {unknown[0]} is none"
             f"{suggest(unknown[0], load_subjects())}"
         )
-    section = None if judge is None else build_section("judge", judge, JudgeSection)
+    section = None if judge is None else build_section("judge", judge, JudgeSpec)
     rating = None if section is None else {name: getattr(section, name) for name in RATING}
     names = [
         name for one in experiments for name in (list_experiments() if one == "all" else [one])

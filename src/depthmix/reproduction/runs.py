@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from depthmix.depth.readout import Readout
 from depthmix.evaluation.plan import JUDGED_METRICS
 from depthmix.evaluation.tasks import TASKS
-from depthmix.option_types import suggest
-from depthmix.readout import Readout
+from depthmix.options.types import suggest
 
 TOY = "toy"
 """Model, and beginning of the data sets, that are made on the spot."""

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from depthmix.drafts import DRAFT_SUFFIX, move_into, write_whole
+from depthmix.files.drafts import DRAFT_SUFFIX, move_into, write_whole
 
 NUM_LAYERS = 8
 """Enough for six routes, and layers below them that carry adapters."""

@@ -16,13 +16,14 @@ from pydantic_core import to_jsonable_python
 from depthmix.data.catalog import name_whole
 from depthmix.data.records import is_named
 from depthmix.evaluation.agenda import DATA_SETS
-from depthmix.model_sources import find_base
-from depthmix.option_types import suggest
-from depthmix.options import build_section
+from depthmix.models.sources import find_base
+from depthmix.models.spec import ModelSpec
+from depthmix.options.reading import build_section
+from depthmix.options.types import suggest
 from depthmix.reproduction.experiment import Experiment, Method, Scale
 from depthmix.reproduction.experiment_files import load_scale, load_subjects, merge
 from depthmix.reproduction.runs import TOY, Reading, Run
-from depthmix.run_config import ModelSection, load_run_config
+from depthmix.training.config import load_run_config
 
 RELATIVE_LAYER = re.compile(r"n(?:-(\d+))?")
 """A layer counted from the final one: `n`, `n-1`, …"""
@@ -203,7 +204,7 @@ def _name_whole(tasks: Sequence[str], data_dir: str | None) -> tuple[str, ...] |
 def _make_run(sections: Mapping[str, Any], method: Method, data_dir: str | None) -> Run:
     """Read a run's settings as `depthmix train` does; its seed follows."""
     if method.untuned:
-        model = build_section("model", sections["model"], ModelSection)
+        model = build_section("model", sections["model"], ModelSpec)
         return Run(
             settings={"model": sections["model"]}, untuned=True, model_sha256=_hash_model(model)
         )
@@ -220,7 +221,7 @@ def _make_run(sections: Mapping[str, Any], method: Method, data_dir: str | None)
     )
 
 
-def _hash_model(section: ModelSection) -> str | None:
+def _hash_model(section: ModelSpec) -> str | None:
     """Hash the files that make a local model and its adapter; None where both go by name."""
     base = find_base(section)
     places = [Path(name).expanduser() for name in (base.name, base.adapter) if name]

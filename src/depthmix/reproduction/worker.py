@@ -21,18 +21,18 @@ import torch
 from depthmix.data.selection import select_records
 from depthmix.data.source_files import DATA_VARIABLE
 from depthmix.data.templates import render_prompt
-from depthmix.drafts import write_whole
 from depthmix.evaluation.generation_speed import measure_generation
 from depthmix.evaluation.harness import evaluate
-from depthmix.evaluation.judge import JudgeSection
+from depthmix.evaluation.judge import JudgeSpec
 from depthmix.evaluation.provenance import DEFAULT_BATCH
-from depthmix.models import load_model, load_tokenizer
-from depthmix.options import build_section
+from depthmix.files.drafts import write_whole
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.options.reading import build_section
 from depthmix.reproduction.runs import Reading, Run
 from depthmix.reproduction.test_sets import fetch_test_sets
 from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
-from depthmix.run_config import load_run_config
-from depthmix.training import choose_form, train
+from depthmix.training.config import load_run_config
+from depthmix.training.train import choose_form, train
 
 NUM_PROMPTS = 4
 """Prompts after which generation is timed."""
@@ -86,7 +86,7 @@ def work(assignment: Assignment) -> None:
         os.environ[DATA_VARIABLE] = assignment.data_dir
     options: dict[str, Any] = {"data_dir": assignment.data_dir}
     if assignment.judge is not None:
-        options["judge"] = build_section("judge", assignment.judge, JudgeSection)
+        options["judge"] = build_section("judge", assignment.judge, JudgeSpec)
     failed: list[str] = []
     rank = int(os.environ.get("RANK", "0"))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))

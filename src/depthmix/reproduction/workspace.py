@@ -15,14 +15,15 @@ from filelock import FileLock, Timeout
 from pydantic_core import to_jsonable_python
 from transformers.trainer import TRAINER_STATE_NAME
 
-from depthmix.drafts import write_whole
-from depthmix.evaluation.conversations import MTBenchSection
+from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.plan import EvaluationPlan
-from depthmix.options import build_section
+from depthmix.files.drafts import write_whole
+from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
+from depthmix.models.spec import ModelSpec
+from depthmix.options.reading import build_section
 from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
-from depthmix.run_checkpoints import find_last_checkpoint
-from depthmix.run_config import RESULTS_NAME, RUN_CONFIG_NAME, ModelSection
+from depthmix.trainers.checkpoints import find_last_checkpoint
 
 FINISHED_NAME = "finished.json"
 """Marks a reading that is complete."""
@@ -129,9 +130,9 @@ class Workspace:
         finally:
             lock.release()
 
-    def model(self, run: Run, reading: Reading) -> ModelSection:
+    def model(self, run: Run, reading: Reading) -> ModelSpec:
         """Name the model that a reading evaluates."""
-        base = build_section("model", self.place(run.settings["model"]), ModelSection)
+        base = build_section("model", self.place(run.settings["model"]), ModelSpec)
         if not run.untuned:
             base = replace(base, name=str(self.run_folder(run)))
         return replace(base, top_k=reading.top_k)
@@ -156,7 +157,7 @@ class Workspace:
         }
         if reading.mt_bench is not None:
             answering = {"batch_size": reading.batch_size, **reading.mt_bench}
-            settings["mt_bench"] = build_section("mt_bench", answering, MTBenchSection)
+            settings["mt_bench"] = build_section("mt_bench", answering, MTBenchSpec)
         if reading.records is not None:
             settings["records"] = str(self._toy_file(reading.records, "test"))
         return EvaluationPlan(**settings)
@@ -215,7 +216,7 @@ def count_layers(model: str) -> int:
         return NUM_LAYERS
     from transformers import AutoConfig
 
-    from depthmix.model_sources import resolve_model
+    from depthmix.models.sources import resolve_model
 
     source = resolve_model(model)
     config = AutoConfig.from_pretrained(source.directory_or_id, gguf_file=source.gguf_file)

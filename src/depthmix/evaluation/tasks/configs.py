@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from depthmix.data.catalog import describe, load_split
 from depthmix.data.records import load_records
-from depthmix.option_types import suggest
+from depthmix.options.types import suggest
 
 try:
     import lm_eval.tasks

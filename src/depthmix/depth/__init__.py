@@ -1,0 +1,1 @@
+"""What each depth predicts, and which of them take part."""

@@ -1,0 +1,1 @@
+"""The mixture: options, a decoder's parts, late norms and router, and the module around them."""

@@ -1,0 +1,1 @@
+"""Models from anywhere: found, loaded, and what they write."""

@@ -1,0 +1,183 @@
+"""Text from a model: answers to prompts, and a conversation in the terminal."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from depthmix.adapters.attach import set_top_k
+from depthmix.data.spec import Template
+from depthmix.decoding.lazy_depth import LazyDepth
+from depthmix.decoding.self_speculation import SelfSpeculation
+from depthmix.method.mixture import Mixture
+from depthmix.models.continuation import continue_inputs, pad_prompts, read_generation_options
+from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.spec import ModelSpec, to_spec
+from depthmix.models.streamers import DepthStreamer, VisibleStreamer
+from depthmix.models.template import recall_template
+
+
+def generate(
+    model: str | Path | ModelSpec,
+    prompts: Sequence[str],
+    *,
+    template: Template | None = None,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 16,
+    top_k: int | None = None,
+    lazy: bool = False,
+    draft_layer: int | None = None,
+    num_draft_tokens: int | None = None,
+) -> list[str]:
+    """Let a model, with its adapter, answer prompts.
+
+    Args:
+        model: A model as `load_model` takes it: a name, or a spec.
+        prompts: Questions or beginnings of text.
+        template: How a prompt becomes text: `plain` as it is, `chat` and `alpaca` as in training.
+            `None` takes a run's own, and for other models `plain`.
+        options: Keyword arguments of `transformers.GenerationConfig`, such as `max_new_tokens`,
+            `do_sample` or `temperature`; text is read as numbers and switches.
+        batch_size: Prompts that are run together.
+        top_k: Routes that the mixture keeps per token; `None` keeps what it was trained with.
+        lazy: Run late layers only when a token needs them (`LazyDepth`): the same text, sooner.
+        draft_layer: Late layer that drafts for the ensemble (`SelfSpeculation`): the same text;
+            `None` drafts nothing.
+        num_draft_tokens: Tokens that it drafts at a time; `None` takes 4.
+
+    Returns:
+        The new text for each prompt, or each of `num_return_sequences` in turn.
+
+    Raises:
+        ValueError: If an option is unknown, two of them exclude each other, or there is no prompt.
+        OSError: If the model cannot be found.
+    """
+    if lazy and draft_layer is not None:
+        raise ValueError(
+            "`lazy` and `draft_layer` are two ways to generate, got both; leave one of them out."
+        )
+    if num_draft_tokens is not None and draft_layer is None:
+        raise ValueError(
+            f"`num_draft_tokens` needs a `draft_layer` that drafts them, got {num_draft_tokens} "
+            "without one; name a late layer, or leave it out."
+        )
+    if not prompts or not all(prompts):
+        raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
+    spec, settings = to_spec(model), read_generation_options(options or {})
+    tokenizer = load_tokenizer(spec)
+    asked = recall_template(spec, template, otherwise="plain")
+    rendered = [asked.render(prompt, tokenizer) for prompt in prompts]
+    loaded = _load(spec)
+    if top_k is not None:
+        set_top_k(loaded, top_k)
+    generator: Any = loaded
+    if lazy:
+        generator = LazyDepth(loaded)
+        warn_of_dense_routing(generator.mixture)
+    elif draft_layer is not None:
+        width = 4 if num_draft_tokens is None else num_draft_tokens
+        generator = SelfSpeculation(loaded, draft_layer=draft_layer, num_draft_tokens=width)
+    answers: list[str] = []
+    for start in range(0, len(rendered), batch_size):
+        batch = [prompt.token_ids for prompt in rendered[start : start + batch_size]]
+        inputs = pad_prompts(batch, tokenizer)
+        answers += continue_inputs(generator, tokenizer, inputs, settings)
+    return answers
+
+
+def chat(
+    model: str | Path | ModelSpec,
+    *,
+    system: str | None = None,
+    template: Template | None = None,
+    depth: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> list[dict[str, str]]:
+    """Talk with a model in the terminal, until `/exit`, Ctrl-D or Ctrl-C.
+
+    Answers appear word by word. `/clear` forgets what was said.
+
+    Args:
+        model: A model as `load_model` takes it: a name, or a spec.
+        system: Instruction that stands before the conversation.
+        template: How the conversation becomes text: `chat` by the tokenizer's chat template,
+            `alpaca` as a series of Alpaca's prompts, `plain` the last message alone. `None` takes a
+            run's own, and for other models `chat`.
+        depth: Colour each token by the mean depth `Σ G_i i` of its routing weights, and say after
+            each answer how much every late layer counted (`DepthStreamer`).
+        options: As for `generate`.
+
+    Returns:
+        The conversation as messages.
+
+    Raises:
+        ValueError: If an option is unknown, the tokenizer has no chat template, `system` has no
+            place in the template, or `depth` is asked of a model without a mixture or of passes
+            that predict several tokens.
+        OSError: If the model cannot be found.
+    """
+    spec, settings = to_spec(model), read_generation_options(options or {})
+    tokenizer = load_tokenizer(spec)
+    opening = [{"role": "system", "content": system}] if system else []
+    asked = recall_template(spec, template, otherwise="chat")
+    # Rendered once before the model loads, so that a missing chat template is told at once.
+    asked.converse([*opening, {"role": "user", "content": "Hello"}], tokenizer)
+    loaded = _load(spec)
+    if depth:
+        _check_single_tokens(loaded, settings)
+        streamer = DepthStreamer(loaded, tokenizer)
+        streamer.print_legend()
+    else:
+        streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if not (asked.is_chat or asked.is_alpaca):
+        print("Prompts stand alone here, as in training: no message sees those before it.")
+    print("Type a message; /clear starts anew, /exit or Ctrl-D ends.")
+    messages = list(opening)
+    while True:
+        try:
+            said = input("> ").strip()
+            if said == "/exit":
+                return messages
+            if said == "/clear":
+                messages = list(opening)
+            elif said:
+                turn = [*messages, {"role": "user", "content": said}]
+                inputs = pad_prompts([asked.converse(turn, tokenizer).token_ids], tokenizer)
+                (answer,) = continue_inputs(loaded, tokenizer, inputs, settings, streamer=streamer)
+                messages = [*turn, {"role": "assistant", "content": answer}]
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return messages
+
+
+def _check_single_tokens(model: PreTrainedModel | PeftModel, settings: Mapping[str, Any]) -> None:
+    """Refuse ways to generate whose passes predict several tokens, or guess by a shorter model."""
+    for name in ("prompt_lookup_num_tokens", "assistant_early_exit"):
+        if value := settings.get(name, getattr(model.generation_config, name, None)):
+            raise ValueError(
+                f"`depth` needs one forward pass per token, and `generation.{name}` makes several "
+                f"tokens of one, got {value}; leave one of the two out."
+            )
+
+
+def warn_of_dense_routing(mixture: Mixture) -> None:
+    """Say so where every token needs every layer, and lazy depth skips none."""
+    top_k, num_routes = mixture.top_k, len(mixture.late_layers)
+    if top_k is None or top_k >= num_routes:
+        warnings.warn(
+            f"`lazy` skips no layer while each token keeps all {num_routes} routes; ask for fewer "
+            "by `top_k`, or let a late layer draft by `draft_layer`.",
+            stacklevel=3,
+        )
+
+
+def _load(spec: ModelSpec) -> PreTrainedModel | PeftModel:
+    """Load a model for inference, on the accelerator if there is one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return load_model(spec).to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]

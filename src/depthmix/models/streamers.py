@@ -1,0 +1,216 @@
+"""Answers in the terminal while they are generated."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import deque
+from typing import Any
+
+from jaxtyping import Float, Int
+from rich.color import Color, blend_rgb
+from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers.generation import BaseStreamer
+
+from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.mixture import Routes
+
+SCALE = tuple(
+    Color.parse(name).get_truecolor()
+    for name in ("#e6f0c8", "#b5dcbd", "#74c0be", "#3f9cbb", "#2a6dab", "#213f88")
+)
+"""Backgrounds from the first late layer to the last, darker with depth, so that grey says the same.
+
+They bring the colour of their text with them, and so suit light and dark terminals."""
+
+SIXTEEN = (
+    Style(color="black", bgcolor="white"),
+    Style(color="black", bgcolor="cyan"),
+    Style(color="bright_white", bgcolor="blue"),
+)
+"""The same for terminals of sixteen colours, whose nearest ones would not get steadily darker."""
+
+UNFINISHED = "\ufffd"
+"""What a tokenizer writes for bytes that are no character, or not yet."""
+
+JOINERS = "\u200c\u200d"
+"""Invisible characters that writing and emoji need, and that move nothing."""
+
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Categories of characters that command a terminal, turn text around or cannot be printed."""
+
+
+def make_visible(text: str) -> str:
+    r"""Write characters that could command a terminal by their number, as in `<U+001B>[2J`.
+
+    Args:
+        text: Text from a model.
+
+    Returns:
+        Text in which line breaks, tabs and joiners are the only invisible characters.
+    """
+    return "".join(
+        f"<U+{ord(character):04X}>"
+        if unicodedata.category(character) in HIDDEN and character not in f"\n\t{JOINERS}"
+        else character
+        for character in text
+    )
+
+
+class VisibleStreamer(TextStreamer):
+    """Print an answer word by word, with nothing in it that a terminal obeys."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print what can no longer change."""
+        super().on_finalized_text(make_visible(text), stream_end)
+
+
+class DepthStreamer(BaseStreamer):
+    """Print an answer token by token, coloured by the mean depth `Σ G_i i` that each token used.
+
+    A token's depth comes from the forward pass that predicted it. A character that several tokens
+    make has the mean of theirs. Colours are those that the terminal has; after an answer stands
+    how much each late layer counted in it, which is all that a terminal without colours shows.
+
+    Generation must predict one token per pass, in one row.
+
+    Args:
+        model: A model with an active mixture, whose passes the streamer listens to from now on.
+        tokenizer: Its tokenizer.
+        console: Where to print; by default standard output, with the colours that it takes.
+
+    Raises:
+        ValueError: If the model has no active mixture.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console | None = None,
+    ) -> None:
+        norm = find_mixture_norm(model)
+        mixture = norm.active_mixture if norm is not None else None
+        if norm is None or mixture is None:
+            raise ValueError(
+                "`depth` needs a model with a mixture of depths, and this one has none; name a run "
+                "that was trained with one, or leave `depth` out."
+            )
+        self.tokenizer = tokenizer
+        self.console = Console(highlight=False) if console is None else console
+        self.late_layers = mixture.late_layers
+        self.weights: list[list[float]] = []  # of the answer's tokens, its end mark included
+        self._passes: deque[Float[Tensor, " routes"]] = deque()  # whose token is still to come
+        self._num_unread: int | None = None  # tokens of the prompt; None before it came
+        self._ids: list[int] = []
+        self._waiting: list[float] = []  # depths of tokens whose text is not whole yet
+        self._num_printed = 0
+        norm.listener = self._listen
+
+    def print_legend(self) -> None:
+        """Print what the colours mean, or nothing where there are none."""
+        if not self._has_colours:
+            return
+        low, high = self.late_layers[0], self.late_layers[-1]
+        places = [step / (len(SCALE) - 1) for step in range(len(SCALE))] if low < high else [1.0]
+        depths = [high - (1 - place) ** 2 * (high - low) for place in places]
+        bar = [Segment(f" {depth:.1f} ", self._style(depth)) for depth in depths]
+        self.console.print(Segments([Segment("Mean depth "), *bar, Segment("\n")]), crop=False)
+
+    def put(self, value: Int[Tensor, ...]) -> None:
+        """Take the prompt, then one token after the other, as `generate` gives them."""
+        if self._num_unread is None:
+            self._num_unread, self._num_printed = value.numel(), 0
+            for kept in (self.weights, self._passes, self._ids, self._waiting):
+                kept.clear()
+            return
+        weights = self._passes.popleft().tolist()
+        self.weights.append(weights)
+        self._ids += value.flatten().tolist()
+        self._waiting.append(self._depth(weights))
+        text = self._decode()
+        whole = text.rstrip(UNFINISHED)
+        if whole == text:
+            self._print_from(whole)
+            self._waiting.clear()
+        elif self._print_from(whole):
+            self._waiting = self._waiting[-1:]  # it also begins what is not whole yet
+
+    def end(self) -> None:
+        """Print what is left of the answer, and how much each late layer counted in it."""
+        self._print_from(self._decode())
+        self._num_unread = None
+        style = Style(dim=True) if self._has_colours else None
+        ending = (Segment("\n"), Segment(self._summarise(), style), Segment("\n"))
+        self.console.print(Segments(ending), crop=False)
+
+    def _listen(self, routes: Routes) -> None:
+        """Keep the weights that predict the next token: those at the end of what was read."""
+        if self._num_unread is None:
+            return
+        # A prompt may be read in pieces, of which only the last predicts a token.
+        self._num_unread -= routes.weights.shape[1]
+        if self._num_unread <= 0:
+            self._passes.append(routes.weights[0, -1])
+
+    def _decode(self) -> str:
+        """Decode the answer so far, in a way that what follows does not change."""
+        text: Any = self.tokenizer.decode(
+            self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _print_from(self, text: str) -> bool:
+        """Print what is new in a text, in the colour of the tokens that made it, if anything is."""
+        new = text[self._num_printed :]
+        if not new:
+            return False
+        self._num_printed = len(text)
+        style = self._style(sum(self._waiting) / len(self._waiting)) if self._has_colours else None
+        # A background across a line break would fill the line.
+        parts = [part for part in re.split("(\n)", make_visible(new)) if part]
+        segments = [Segment(part, style if part != "\n" else None) for part in parts]
+        self.console.print(Segments(segments), crop=False)
+        return True
+
+    @property
+    def _has_colours(self) -> bool:
+        return self.console.color_system is not None and not self.console.no_color
+
+    def _depth(self, weights: list[float]) -> float:
+        """Compute the mean depth `Σ G_i i`."""
+        return sum(share * layer for share, layer in zip(weights, self.late_layers, strict=True))
+
+    def _style(self, depth: float) -> Style:
+        """Give a depth its colours."""
+        low, high = self.late_layers[0], self.late_layers[-1]
+        # Routers stay near the final layer: the root tells small distances from it apart.
+        missing = min(max((high - depth) / (high - low), 0.0), 1.0) if low < high else 0.0
+        share = 1 - math.sqrt(missing)
+        if self.console.color_system not in ("truecolor", "256"):
+            return SIXTEEN[round(share * (len(SIXTEEN) - 1))]
+        place = share * (len(SCALE) - 1)
+        lower = min(int(place), len(SCALE) - 2)
+        colour = blend_rgb(SCALE[lower], SCALE[lower + 1], place - lower)
+        linear = [(channel / 255) ** 2.2 for channel in colour]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        ink = "#000000" if luminance > 0.179 else "#ffffff"  # whichever has more contrast
+        return Style(color=ink, bgcolor=Color.from_triplet(colour))
+
+    def _summarise(self) -> str:
+        """Say how deep an answer's tokens were on average, and the mean weight of each layer."""
+        num_tokens = len(self.weights)
+        if not num_tokens:
+            return "no token"
+        means = [sum(column) / num_tokens for column in zip(*self.weights, strict=True)]
+        shares = ", ".join(
+            f"{layer}: {100 * mean:.1f} %"
+            for layer, mean in zip(self.late_layers, means, strict=True)
+        )
+        tokens = f"{num_tokens} token{'s' * (num_tokens != 1)}"
+        return f"mean depth {self._depth(means):.2f} over {tokens} (layer {shares})"

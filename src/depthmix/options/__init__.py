@@ -1,0 +1,1 @@
+"""Options from files, command lines and Python: read, checked, and without their secrets."""

@@ -1,0 +1,212 @@
+"""What is said of one run, as plain data: how it was trained, what it gained, what it answers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from pydantic_core import to_jsonable_python
+
+from depthmix.adapters.ledger import Ledger
+from depthmix.depth.lens import Lens
+from depthmix.evaluation.provenance import DEFAULT_SEED, UNTUNED
+from depthmix.figures.accuracies import draw_accuracies
+from depthmix.figures.curves import Panel, draw_curves
+from depthmix.figures.overlap_diagrams import draw_overlaps
+from depthmix.figures.training_panels import loss_panels, optimisation_panels, routing_panels
+from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
+from depthmix.pages.examples import Example, find_examples
+from depthmix.pages.verdict import Verdict, judge_run, run_folder
+from depthmix.training.config import RunConfig, load_run_config
+from depthmix.training.folder import TrainResult, load_result
+
+METHODS = {"mode": "Mixture-of-Depths Ensemble", "lora": "LoRA without the mixture"}
+SMOOTHED = 40
+"""Logged steps from which on curves are shown with a moving average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the page says; `draw_report` makes its figures."""
+
+    title: str
+    """Heading of the page."""
+
+    model: str
+    """Name of the model that was trained."""
+
+    method: str
+    """How it was trained, in words."""
+
+    facts: Mapping[str, str]
+    """Further settings worth a line each: name and value, in words."""
+
+    ledger: Ledger
+    """Trained parameters by part."""
+
+    trainable: tuple[Mapping[str, int], ...]
+    """For each verdict, trained parameters by label of a method, of those that say it."""
+
+    panels: Mapping[str, tuple[Panel, ...]]
+    """What training logged: `losses`, `routing` and `optimisation`."""
+
+    verdicts: tuple[Verdict, ...]
+    """The run beside its baselines, once for each of its evaluations."""
+
+    examples: tuple[Example, ...]
+    """Wins and losses against the best baseline, in the first verdict."""
+
+    passages: Mapping[str, Mapping[str, Lens]] = field(default_factory=dict)
+    """Title of a text to what each depth predicts in it, by the name of the model."""
+
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Why a part of the page could not be made: `examples`, `passages`."""
+
+    seconds: float
+    """Wall time of the run."""
+
+    command: str
+    """What to type to run it again."""
+
+    config: str
+    """The resolved configuration as JSON, without tokens of access."""
+
+
+def collect_report(
+    run: Path,
+    *,
+    baselines: Sequence[Path] | None = None,
+    title: str | None = None,
+    command: str | None = None,
+    num_examples: int = 3,
+) -> Report:
+    """Collect what can be said of a run without loading its model.
+
+    Args:
+        run: Folder of a finished run.
+        baselines: Folders of runs to compare it with; `None` takes those in the same folder.
+        title: Heading of the page; `None` makes one from the model's name.
+        command: What to type to run it again; `None` takes `depthmix train` with the settings that
+            the run has saved.
+        num_examples: Wins, and losses, to show at most.
+
+    Returns:
+        The report, ready for `write_report`; `passages` are left to the caller. Where the items'
+        texts cannot be read any more, there are no examples, and `missing` says why.
+
+    Raises:
+        ValueError: If a file of the run is damaged.
+        OSError: If the run is not finished, or a baseline that was named is no run.
+    """
+    result, config = load_result(run), load_run_config(run / RUN_CONFIG_NAME)
+    verdicts = judge_run(run, baselines)
+    examples: tuple[Example, ...] = ()
+    missing = {}
+    if verdicts and verdicts[0].rivals:
+        try:
+            examples = find_examples(verdicts[0], verdicts[0].rivals[0], limit=num_examples)
+        except (ValueError, OSError) as error:
+            missing["examples"] = str(error)
+    logs = [result.log_history]
+    panels = {
+        "losses": loss_panels(logs),
+        "routing": routing_panels(logs),
+        "optimisation": optimisation_panels(logs),
+    }
+    name = Path(config.model.name).name
+    again = ["depthmix", "train", "--config", str(run / RUN_CONFIG_NAME)]
+    if result.num_devices > 1:
+        devices = ["--multi_gpu", f"--num_processes={result.num_devices}"]
+        again = ["accelerate", "launch", *devices, "-m", *again]
+    again += ["--training.output-dir", f"{run}-again"]
+    return Report(
+        title=title or f"Tuning {name}",
+        model=name,
+        method=METHODS[config.method],
+        facts=_list_facts(result, config),
+        ledger=result.ledger,
+        trainable=tuple(map(_count_trainable, verdicts)),
+        panels={name: found for name, found in panels.items() if found},
+        verdicts=verdicts,
+        examples=examples,
+        missing=missing,
+        seconds=result.metrics["total_seconds"],
+        command=command or shlex.join(again),
+        config=_write_config(config),
+    )
+
+
+def draw_report(report: Report) -> dict[str, Figure]:
+    """Draw the figures of a report.
+
+    Args:
+        report: What to draw.
+
+    Returns:
+        Figures by name, of what there is: `losses`, `routing` and `optimisation`, and for each
+        verdict, by its number, `accuracies_0` and `overlaps_0`.
+    """
+    figures = {}
+    for name, panels in report.panels.items():
+        longest = max(len(curve.steps) for panel in panels for curve in panel.curves)
+        width = 1 if longest < SMOOTHED else longest // 10
+        figures[name] = draw_curves(panels, moving_average=width)
+    for number, verdict in enumerate(report.verdicts):
+        row = verdict.comparison.rows[-1]  # the average of several tasks, or the only task
+        bars = {
+            score.method: (score.mean, score.interval.low, score.interval.high)
+            for score in row.scores
+        }
+        figures[f"accuracies_{number}"] = draw_accuracies(bars, highlighted=verdict.run)
+        overlaps = {task.task: task.overlaps for task in verdict.comparison.tasks if task.overlaps}
+        if overlaps and len(verdict.methods) > 1:
+            figures[f"overlaps_{number}"] = draw_overlaps(overlaps, methods=list(verdict.methods))
+    return figures
+
+
+def _list_facts(result: TrainResult, config: RunConfig) -> dict[str, str]:
+    """Put the settings that readers ask for into words."""
+    layers = [
+        curve.label.removeprefix("layer ")
+        for panel in routing_panels([result.log_history])[:1]
+        for curve in panel.curves
+    ]
+    steps = max((entry.get("step", 0) for entry in result.log_history), default=0)
+    used, dropped = result.data.get("used"), result.data.get("dropped")
+    records = f"{used:,} records of " if used else ""
+    without = f", {dropped:,} test questions left out" if dropped else ""
+    facts = {
+        "Late layers": ", ".join(layers),
+        "Training data": f"{records}{Path(config.data.train).name}{without}",
+        "Optimizer steps": f"{steps:,}",
+        "Learning rate": f"{config.training.get('learning_rate', '')}",
+        "Seed": f"{config.training.get('seed', DEFAULT_SEED)}",
+        "Weights": config.model.dtype,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _count_trainable(verdict: Verdict) -> dict[str, int]:
+    """Read how many parameters the compared methods train."""
+    counts = {}
+    for label, runs in verdict.methods.items():
+        folder = run_folder(runs[0])
+        if runs[0].method == UNTUNED:
+            counts[label] = 0
+        elif (folder / RESULTS_NAME).is_file():
+            counts[label] = load_result(folder).ledger.total
+    return counts
+
+
+def _write_config(config: RunConfig) -> str:
+    """Write the configuration; pages are passed on, so a `hub_token` stays out of it."""
+    training = {
+        name: "…" if name.endswith("_token") and value else value
+        for name, value in config.training.items()
+    }
+    content = to_jsonable_python(asdict(replace(config, training=training)))
+    return json.dumps(content, indent=2, ensure_ascii=False)

@@ -1,0 +1,233 @@
+"""The page about one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from markupsafe import Markup
+
+from depthmix.comparison.notes import notes
+from depthmix.data.spec import Template
+from depthmix.evaluation.provenance import UNTUNED
+from depthmix.figures.style import to_svg
+from depthmix.pages.examples import first_items
+from depthmix.pages.lens_page import SCRIPTS, to_page_data
+from depthmix.pages.page import render_page, write_page
+from depthmix.pages.passages import Passage, choose_passages, entitle, read_passages
+from depthmix.pages.report import Report, collect_report, draw_report
+from depthmix.pages.verdict import DURING_TRAINING, Verdict
+from depthmix.statistics.intervals import Interval
+
+LONGEST_TEXT = 600
+"""Characters of a prompt or response that the page shows."""
+
+METRICS = {
+    "exact_match": "generated greedily, right if the final number or text is the reference",
+    "choices": "right if the true choice has the highest likelihood per byte",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method's numbers on one task, in words."""
+
+    task: str
+    method: str
+    is_run: bool
+    seeds: str
+    trainable: str
+    accuracy: str
+    lead: str
+    p_value: str
+
+
+def show_report(
+    run: Path,
+    *,
+    baselines: Sequence[Path] | None = None,
+    texts: Sequence[str] = (),
+    template: Template | None = None,
+    layers: str | Sequence[int] = "late",
+    lens: bool = True,
+    path: Path | None = None,
+) -> Path:
+    """Write the page about a run: training, verdict, examples, and texts token by token.
+
+    Args:
+        run: Folder of a finished run.
+        baselines: Folders of runs to compare it with; `None` takes those in the same folder.
+        texts: What the tuned and the pretrained model read token by token; empty takes some of the
+            items on which the run and its best baseline part, with their right answers, or the
+            first items of the run where there are none.
+        template: How these texts become what the models read; `None` takes the run's own.
+        layers: Layers to read out, as `show_lens` takes them.
+        lens: Whether to load the model and read texts at all.
+        path: The file to write; `None` takes `report.html` in the run's folder.
+
+    Returns:
+        The written file. Where there is no item, the model is gone, or an item is longer than it
+        takes, the page says so instead of reading texts that were not given.
+
+    Raises:
+        ValueError: If a file of the run is damaged, or a layer or text that was given does not fit
+            the model.
+        OSError: If the run is not finished, or a baseline, or the model that is to read a text,
+            cannot be found.
+    """
+    report = collect_report(run, baselines=baselines)
+    if lens:
+        try:
+            passages = dict(zip(entitle(texts), texts, strict=True)) or _find_passages(report)
+            lenses = read_passages(run, passages, layers=layers, template=template)
+            report = replace(report, passages=lenses)
+        except (ValueError, OSError) as error:
+            if texts or layers != "late":
+                raise  # what was asked for is not left out
+            report = replace(report, missing={**report.missing, "passages": str(error)})
+    return write_report(report, path or run / "report.html")
+
+
+def _find_passages(report: Report) -> dict[str, Passage]:
+    """Choose what to read where no text was given."""
+    if not report.verdicts:
+        raise ValueError(
+            "There is no item to read, since the run was not evaluated; name a text by `text`."
+        )
+    return choose_passages(report.examples or first_items(report.verdicts[0]))
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Write the report as one HTML page that needs no other file and no network.
+
+    Args:
+        report: What to say.
+        path: The file to write; its folder is made if missing.
+
+    Returns:
+        The written file.
+
+    Raises:
+        ValueError: If the page would be larger than 5 MB.
+    """
+    figures = {
+        name: Markup(to_svg(figure, name=name)) for name, figure in draw_report(report).items()
+    }
+    page = render_page(
+        "report.html",
+        styles=["lens.css", "report.css"],
+        scripts=SCRIPTS if report.passages else (),
+        filters={"clip": _clip, "clip_prompt": _clip_prompt},
+        report=report,
+        figures=figures,  # ours; every text of the run goes through the template's escaping
+        duration=_duration(report.seconds),
+        verdicts=[
+            _put(verdict, trainable)
+            for verdict, trainable in zip(report.verdicts, report.trainable, strict=True)
+        ],
+        data=to_page_data(report.passages) if report.passages else None,
+    )
+    return write_page(page, path, way_out="pass shorter texts, or fewer layers")
+
+
+def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
+    """Put a verdict into words: headings, cards, a table, notes."""
+    comparison = verdict.comparison
+    last = comparison.rows[-1]
+    scores = {score.method: score for score in last.scores}
+    own = scores[verdict.run]
+    during = comparison.methods[0].protocol == DURING_TRAINING
+    seeds = "this run" if own.num_seeds == 1 else f"this method, {own.num_seeds} seeds"
+    cards = [(seeds, _share(own.mean), f"95 % interval {_ends(own.interval)}", "main")]
+    for label in dict.fromkeys((*verdict.rivals[:1], *(r for r in verdict.rivals if r == UNTUNED))):
+        score = scores[label]
+        assert score.difference is not None
+        assert score.adjusted_p_value is not None
+        lead = _lead(score.difference.estimate, score.difference.interval)
+        p = _p_value(score.adjusted_p_value)
+        cards.append((label, _share(score.mean), f"lead of this run, points: {lead}, {p}", ""))
+    rows = [
+        Row(
+            task=row.task if score is row.scores[0] else "",
+            method=score.method,
+            is_run=score.method == verdict.run,
+            seeds=str(score.num_seeds),
+            trainable=f"{trainable[score.method]:,}" if score.method in trainable else "",
+            accuracy=f"{_share(score.mean)} ({_ends(score.interval)})",
+            lead=_lead(score.difference.estimate, score.difference.interval)
+            if score.difference
+            else "",
+            p_value="" if score.adjusted_p_value is None else _p_value(score.adjusted_p_value),
+        )
+        for row in comparison.rows
+        for score in row.scores
+    ]
+    metric = comparison.tasks[0].metric
+    return {
+        "title": ", ".join(row.task for row in comparison.tasks),
+        "origin": f"Measured by training itself: {METRICS[metric]}."
+        if during
+        else f"Measured by depthmix evaluate, protocol {comparison.methods[0].protocol}.",
+        "num_items": sum(row.num_items for row in comparison.tasks),
+        "cards": cards,
+        "rows": rows,
+        "notes": [
+            # The table shows leads instead; how p is made is true of both.
+            note.rpartition("; ")[2] if note.startswith("Differences are") else note
+            for note in notes(comparison)
+        ],
+        "left_out": [(_place(Path(folder)), why) for folder, why in verdict.left_out.items()],
+        "is_broad": len(verdict.methods) > 3,  # an UpSet plot, not circles
+    }
+
+
+def _share(value: float) -> str:
+    """Write a share in percent: 0.071 is 7.1 %, 0.5 is 50 %."""
+    return f"{round(100 * value, 1):g} %"
+
+
+def _points(value: float) -> str:
+    """Write a difference of shares in percentage points, with a true minus."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−").replace("+0.0", "0.0")  # noqa: RUF001
+
+
+def _lead(estimate: float, interval: Interval) -> str:
+    """Write by how much this run is ahead, from the other's difference to it."""
+    return f"{_points(-estimate)} ({_points(-interval.high)} to {_points(-interval.low)})"
+
+
+def _p_value(value: float) -> str:
+    """Write a p-value."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def _ends(interval: Interval) -> str:
+    """Write an interval of shares in percent."""
+    return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"  # noqa: RUF001
+
+
+def _place(folder: Path) -> str:
+    """Name a run, or an evaluation by its run and itself."""
+    is_inner = folder.parent.name == "evaluation"
+    return f"{folder.parents[1].name}, {folder.name}" if is_inner else folder.name
+
+
+def _clip(text: str) -> str:
+    """Keep the beginning of a long text."""
+    text = text.strip()
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT].rstrip()} …"
+
+
+def _clip_prompt(text: str) -> str:
+    """Keep the end of a long prompt, where the question is; examples come before it."""
+    text = text.strip()
+    return text if len(text) <= LONGEST_TEXT else f"… {text[-LONGEST_TEXT:].lstrip()}"
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration in the units one would say it in."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest if not hours else 0, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "under 1 s"

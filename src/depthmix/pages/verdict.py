@@ -1,0 +1,284 @@
+"""How a run compares with the runs beside it, wherever both were measured on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from depthmix.comparison.comparison import compare_outcomes
+from depthmix.comparison.folders import list_evaluations
+from depthmix.comparison.methods import check_comparable, label_outcomes
+from depthmix.comparison.outcomes import (
+    Outcomes,
+    TaskOutcomes,
+    load_outcomes,
+    printable,
+)
+from depthmix.comparison.scores import Comparison
+from depthmix.evaluation.provenance import UNTUNED, count_devices, describe_adapter, join_batch
+from depthmix.evaluation.scoring import Evaluation
+from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
+from depthmix.training.config import RunConfig, load_run_config
+from depthmix.training.folder import load_result
+
+DURING_TRAINING = "depthmix train"
+"""Stands for the protocol of what training measures before and after."""
+
+MOST_SETTINGS = 3
+"""Settings that a label names at most to tell methods apart; folders do it beyond."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A run beside its baselines, on one set of items."""
+
+    methods: Mapping[str, tuple[Outcomes, ...]]
+    """The evaluations by label of their method, this run's first. A method may have several seeds;
+    of this run's method, the first evaluation is the run's own."""
+
+    comparison: Comparison
+    """Their scores; differences are from this run's method."""
+
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Evaluations that cannot be compared, by folder, and why."""
+
+    @property
+    def run(self) -> str:
+        """Label of this run's method."""
+        return next(iter(self.methods))
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """Labels of what is not the same method read out in another way, best first."""
+        row = self.comparison.rows[-1]
+        means = {score.method: score.mean for score in row.scores}
+        own = self.methods[self.run][0]
+        tuned = {own.adapter, own.settings} - {None}
+        others = [
+            label
+            for label, runs in self.methods.items()
+            if label != self.run and not tuned & {runs[0].adapter, runs[0].settings}
+        ]
+        return tuple(sorted(others, key=lambda label: -means[label]))
+
+
+def judge_run(run: Path, baselines: Sequence[Path] | None = None) -> tuple[Verdict, ...]:
+    """Compare a run with others, evaluation by evaluation.
+
+    Args:
+        run: Folder of a run, with evaluations in it (`depthmix evaluate`), with one made during
+            training, or both.
+        baselines: Folders of other runs; `None` takes all that lie in the same folder.
+
+    Returns:
+        One verdict for each of the run's own evaluations as a whole, lm-eval's first. Evaluations
+        of its single layers, of other seeds and of other methods stand beside it where they have
+        the same items.
+
+    Raises:
+        ValueError: If an evaluation of the run itself is damaged.
+        OSError: If a baseline that was named is no run.
+    """
+    others = _find_neighbours(run) if baselines is None else list(baselines)
+    for folder in others:
+        if not _is_run(folder):
+            raise FileNotFoundError(
+                f"`baselines` must be folders of runs, and {folder} holds neither "
+                f"{RUN_CONFIG_NAME} nor evaluation/; name another, or leave it out."
+            )
+    own = [load_outcomes(folder) for folder in list_evaluations(run)]
+    measured = outcomes_of_training(run)
+    candidates, left_out = [*own, *measured[1:]], {}
+    for folder in others:
+        try:
+            found = [load_outcomes(inner) for inner in list_evaluations(folder)]
+            found += outcomes_of_training(folder) if _is_trained(folder) else ()
+        except (ValueError, OSError) as error:
+            left_out[str(folder)] = str(error)
+        else:
+            candidates += found
+    wholes = [outcomes for outcomes in own if outcomes.layer == "ensemble"]
+    return tuple(_judge(whole, candidates, left_out) for whole in (*wholes, *measured[:1]))
+
+
+def outcomes_of_training(run: Path) -> tuple[Outcomes, ...]:
+    """Read what training itself measured, in the form of an evaluation.
+
+    Args:
+        run: Folder of a finished run.
+
+    Returns:
+        The tuned model's outcomes, and the pretrained model's if it was measured; nothing for a run
+        without evaluation. Items are known by their place in the data.
+
+    Raises:
+        ValueError: If a file is damaged.
+        OSError: If the run is not finished.
+    """
+    config = load_run_config(run / RUN_CONFIG_NAME)
+    result = load_result(run)
+    if config.evaluation is None or result.after is None:
+        return ()
+    facts = describe_adapter(run)
+    after = Outcomes(
+        folder=run,
+        method=facts["method"],
+        model=config.model.name,
+        protocol=DURING_TRAINING,
+        layer="ensemble",
+        seed=facts["seed"],
+        settings=facts["settings"],
+        adapter=facts["adapter_sha256"],
+        dtype=config.model.dtype,
+        top_k=None,
+        tasks=_to_tasks(config, result.after),
+    )
+    if result.before is None:
+        return (after,)
+    untuned = {"method": UNTUNED, "seed": 0, "settings": None, "adapter": None}
+    return after, replace(after, **untuned, tasks=_to_tasks(config, result.before))
+
+
+def run_folder(outcomes: Outcomes) -> Path:
+    """Find the run that an evaluation belongs to.
+
+    Args:
+        outcomes: The evaluation, of either kind.
+
+    Returns:
+        The run's folder.
+    """
+    folder = outcomes.folder
+    return folder if outcomes.protocol == DURING_TRAINING else folder.absolute().parents[1]
+
+
+def _find_neighbours(run: Path) -> list[Path]:
+    """List the other runs in a run's folder, by name."""
+    folders = sorted(path for path in run.resolve().parent.iterdir() if path.is_dir())
+    return [path for path in folders if path != run.resolve() and _is_run(path)]
+
+
+def _is_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run, or evaluations of a pretrained model."""
+    return (folder / RUN_CONFIG_NAME).is_file() or bool(list_evaluations(folder))
+
+
+def _is_trained(folder: Path) -> bool:
+    """Tell whether a folder holds a finished training run."""
+    return all((folder / name).is_file() for name in (RUN_CONFIG_NAME, RESULTS_NAME))
+
+
+def _judge(whole: Outcomes, candidates: Sequence[Outcomes], left_out: Mapping[str, str]) -> Verdict:
+    """Set one evaluation beside all that have the same items."""
+    kept, reasons = [whole], dict(left_out)
+    for other in candidates:
+        if other is whole or other.protocol != whole.protocol:
+            continue  # another kind of evaluation has a verdict of its own
+        try:
+            _check_alike(whole, other)
+        except ValueError as error:
+            reasons[str(other.folder)] = str(error)
+        else:
+            kept.append(other)
+    methods = _group(kept)
+    comparison = compare_outcomes(methods, tasks=list(whole.tasks))
+    return Verdict(methods=methods, comparison=comparison, left_out=reasons)
+
+
+def _check_alike(whole: Outcomes, other: Outcomes) -> None:
+    """Check that an evaluation has all tasks of another, with the same items."""
+    if missing := [task for task in whole.tasks if task not in other.tasks]:
+        raise ValueError(f"It lacks {', '.join(missing)}.")
+    for task in whole.tasks:
+        check_comparable(whole, other, task)
+
+
+def _group(kept: Sequence[Outcomes]) -> dict[str, tuple[Outcomes, ...]]:
+    """Gather seeds of one method; what has the same label and is another method is named apart."""
+    groups: dict[str, dict[tuple[object, ...], list[Outcomes]]] = {}
+    for outcomes in kept:
+        methods = groups.setdefault(label_outcomes(outcomes), {})
+        settings = (outcomes.model, outcomes.settings, outcomes.dtype, outcomes.top_k)
+        seeds = methods.setdefault(settings, [])
+        if outcomes.seed not in [other.seed for other in seeds]:
+            seeds.append(outcomes)
+        elif outcomes.adapter not in [other.adapter for other in seeds]:
+            methods[*settings, outcomes.folder] = [outcomes]
+    named = {
+        name: tuple(seeds)
+        for label, methods in groups.items()
+        for name, seeds in zip(_tell_apart(label, methods.values()), methods.values(), strict=True)
+    }
+    first, *others = named
+    others.sort(key=lambda name: -_mean(named[name]))
+    return {name: named[name] for name in (first, *others)}
+
+
+def _tell_apart(label: str, methods: Collection[Sequence[Outcomes]]) -> list[str]:
+    """Name methods of one label by the settings that differ, or else by their folders."""
+    if len(methods) == 1:
+        return [label]
+    firsts = [seeds[0] for seeds in methods]
+    words = [printable(run_folder(outcomes).absolute().name) for outcomes in firsts]
+    settings = [_read_settings(outcomes) for outcomes in firsts]
+    keys = sorted(set().union(*settings))
+    differing = [key for key in keys if len({repr(known.get(key)) for known in settings}) > 1]
+    if 1 <= len(differing) <= MOST_SETTINGS and all(settings):
+        words = [
+            ", ".join(
+                printable(f"{key.partition('.')[2]} {known[key]}")
+                for key in differing
+                if known.get(key) is not None
+            )
+            or "defaults"
+            for known in settings
+        ]
+    if len(set(words)) < len(words):
+        words = [str(outcomes.folder) for outcomes in firsts]
+    return [f"{label} ({told})" for told in words]
+
+
+def _read_settings(outcomes: Outcomes) -> dict[str, object]:
+    """Read settings of model and training as one level of names, without seed and place.
+
+    Type and Top-K are those of the evaluation. Empty if the training's are unknown.
+    """
+    model = {"model.dtype": outcomes.dtype, "model.top_k": outcomes.top_k}
+    if outcomes.method == UNTUNED:
+        return {"model.name": outcomes.model, **model}
+    path = run_folder(outcomes) / RUN_CONFIG_NAME
+    if not path.is_file():
+        return {}
+    config = asdict(load_run_config(path))
+    config["training"] = join_batch(config["training"], count_devices(path.parent))
+    flat = {
+        f"{section}.{name}": value
+        for section in ("model", "data", "mode", "training")
+        for name, value in config[section].items()
+        if name not in ("seed", "output_dir")
+    }
+    return flat | model
+
+
+def _mean(seeds: Sequence[Outcomes]) -> float:
+    """Average the scores of a method over its tasks, items and seeds."""
+    scores = [
+        score for run in seeds for task in run.tasks.values() for score in task.scores.values()
+    ]
+    return sum(scores) / len(scores)
+
+
+def _to_tasks(config: RunConfig, evaluation: Evaluation) -> dict[str, TaskOutcomes]:
+    """Name the items of an evaluation during training, and say what it depends on."""
+    section = config.evaluation
+    assert section is not None  # callers have checked
+    name = Path(section.data).stem
+    settings = {"source": section.data, "template": config.data.template}
+    if section.metric == "exact_match":
+        settings["max_new_tokens"] = str(section.max_new_tokens)
+    scores = {
+        (name, f"{place:08d}", 0): float(correct)
+        for place, correct in enumerate(evaluation.correct)
+    }
+    return {name: TaskOutcomes(metric=section.metric, scores=scores, data=settings)}

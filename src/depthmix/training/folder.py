@@ -1,0 +1,139 @@
+"""The measurements of a finished run, in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from depthmix.adapters.ledger import Ledger
+from depthmix.depth.layer_choice import LayerChoice
+from depthmix.evaluation.scoring import Evaluation
+from depthmix.files.drafts import write_whole
+from depthmix.files.runs import RESULTS_NAME
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    output_dir: Path
+    """Folder of the adapter, the tokenizer, the configuration and the results."""
+
+    metrics: dict[str, float]
+    """Trainer's summary of the run; `eval_loss` in nats per label token where there is a data set
+    for it, and `total_seconds` of wall time for everything."""
+
+    log_history: list[dict[str, Any]]
+    """What was logged, step by step."""
+
+    ledger: Ledger
+    """Trainable parameters by part."""
+
+    data: dict[str, int]
+    """Training records that were `given`, those `dropped` by `data.without`, and those `used`."""
+
+    before: Evaluation | None
+    """Evaluation of the pretrained model."""
+
+    after: Evaluation | None
+    """Evaluation of the tuned model."""
+
+    choice: LayerChoice | None
+    """What the late layers were chosen by, where `late_layers` is `auto`."""
+
+    num_devices: int = 1
+    """Devices among which batches were divided; each took the configuration's batch."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the packages that trained, and the commit of a checkout, as the run began."""
+
+
+def save_result(result: TrainResult) -> Path:
+    """Write the measurements beside the adapter.
+
+    Args:
+        result: What `train` returns.
+
+    Returns:
+        The written file, `results.json` in the run's folder.
+    """
+    evaluations = {
+        name: {
+            "metric": evaluation.metric,
+            "accuracy": evaluation.accuracy,
+            "interval": asdict(evaluation.interval),
+            "measures": dict(evaluation.measures),
+            "correct": evaluation.correct,
+            "responses": evaluation.responses,
+        }
+        for name, evaluation in (("before", result.before), ("after", result.after))
+        if evaluation is not None
+    }
+    content = {
+        "metrics": result.metrics,
+        "data": result.data,
+        "num_devices": result.num_devices,
+        **evaluations,
+        **({} if result.choice is None else {"layer_choice": asdict(result.choice)}),
+        "ledger": asdict(result.ledger),
+        "log_history": result.log_history,
+        "versions": dict(result.versions),
+    }
+    # The file says that the run is finished.
+    return write_whole(result.output_dir / RESULTS_NAME, json.dumps(content, indent=2) + "\n")
+
+
+def load_result(folder: Path) -> TrainResult:
+    """Read the measurements of a finished run.
+
+    Args:
+        folder: The run's folder, as `train` left it.
+
+    Returns:
+        What `train` returned. Runs of earlier versions kept no responses: those are empty then.
+
+    Raises:
+        ValueError: If the file is damaged.
+        OSError: If the folder holds no finished run.
+    """
+    path = folder / RESULTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`run` must be the folder of a finished run, and {folder} holds no {RESULTS_NAME}; "
+            "finish the run with `resume=True`, or name another folder."
+        )
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        choice = content.get("layer_choice")
+        return TrainResult(
+            output_dir=folder,
+            metrics=content["metrics"],
+            log_history=content["log_history"],
+            ledger=Ledger(**content["ledger"]),
+            data=content.get("data", {}),
+            before=_to_evaluation(content.get("before")),
+            after=_to_evaluation(content.get("after")),
+            choice=None if choice is None else TypeAdapter(LayerChoice).validate_python(choice),
+            num_devices=content.get("num_devices", 1),
+            versions=content.get("versions", {}),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
+
+
+def _to_evaluation(content: Mapping[str, Any] | None) -> Evaluation | None:
+    """Read one evaluation; accuracy and interval follow from its items."""
+    if content is None:
+        return None
+    correct = tuple(map(bool, content["correct"]))
+    return Evaluation(
+        metric=content["metric"],
+        correct=correct,
+        responses=tuple(content.get("responses", ("",) * len(correct))),
+        measures=content.get("measures", {}),
+    )
