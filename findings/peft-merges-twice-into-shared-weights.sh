@@ -8,8 +8,9 @@
 # model; `layer_replication` makes a deeper model of layers that share their weights.
 # Seen: embedding and head are merged one after the other into the one tensor, so the merged
 # embedding has moved by exactly twice the adapter. With layers replicated, each copy's own adapter is
-# added to the weight of all copies. Logits are off by about their own size; saving and loading the
-# adapter is exact, and nothing is said at the merge.
+# added to the weight of all copies. Logits are off by about their own size, while saving and loading
+# the adapter is exact. For tied weights a warning speaks of complications when the adapter is made;
+# at the merge, and for replicated layers, nothing is said.
 # Why it matters: small models tie their embeddings, and replicated layers are the cheap way to try
 # more depth. Evaluations of the adapter are right, and the exported model is another one. Clone the
 # weights before the merge.

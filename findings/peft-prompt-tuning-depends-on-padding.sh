@@ -7,7 +7,8 @@
 # prompt gives alone, as it does for the base model, LoRA and prefix tuning.
 # Seen: with prompt tuning and p-tuning the tokens differ. The virtual tokens stand before the
 # padding, and PEFT drops position ids, so the padding lies between the tuned prompt and the text and
-# moves the text away from it by its own length. No warning.
+# moves the text away from it by its own length. PEFT warns that position ids are ignored, padding or
+# not, and of nothing else.
 # Why it matters: an evaluation's score depends on the batch size and on which prompts share a batch.
 # Evaluate such adapters one prompt at a time.
 set -euo pipefail

@@ -3,8 +3,8 @@
 #
 # trl 1.16.0, transformers 5.23.0, torch 2.13.0.
 #
-# Expected: the logged loss is the model's own, as it is for 104 families (soft caps of Gemma 2,
-# scales of Cohere, Granite and Falcon-H1 included), and falls as the model's own loss does.
+# Expected: the logged loss is the model's own, as it is for about a hundred families (Gemma 2's soft
+# cap and Cohere's scale included), and falls as the model's own loss does.
 # Seen: the trainer multiplies the backbone's last states with the output matrix itself. ModernBERT's
 # decoder (the Ettin models) has a dense layer and a norm between the two: they are left out and get
 # no gradient, and while the logged loss falls from 5.48 to 0.20 the model's own goes from 5.10 to
