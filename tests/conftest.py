@@ -1,29 +1,17 @@
-"""Shared set-up: shape annotations are enforced, one thread per worker, no network."""
+"""Shared set-up and fixtures."""
 
 from __future__ import annotations
 
-import os
+import environment  # noqa: F401  # isort: skip  (before what it is for)
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("WANDB_MODE", "disabled")
+import pytest
+from hypothesis import HealthCheck, settings
+from transformers import AutoModelForCausalLM
 
-from jaxtyping import install_import_hook
-
-install_import_hook("depthmix", "beartype.beartype")
-
-import torch  # noqa: E402
-
-torch.set_num_threads(1)
-
-import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
-
-from adapters import logits, tuned_model  # noqa: E402
-from browser import browser, open_file  # noqa: E402, F401  (fixtures)
-from data_folder import small_data  # noqa: E402, F401  (a fixture)
-from models import tiny_model  # noqa: E402
+from adapters import logits, tuned_model
+from browser import browser, open_file  # noqa: F401  (fixtures)
+from data_folder import small_data  # noqa: F401  (a fixture)
+from models import tiny_model
 
 # The same examples at each run; `--hypothesis-profile fresh` draws new ones. A machine may be slow.
 settings.register_profile(

@@ -2,12 +2,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from checkpoints import save_checkpoint
 from depthmix import attach, set_top_k
 from depthmix.adapters.attach import find_mixture_norm
 from depthmix.data.rendering import tokenise_prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.generation_speed import measure_generation
-from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model
 
 PROMPTS = ("Question: 1 + 2?", "Another one")
 
@@ -18,7 +18,7 @@ def prompts(tokenizer):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(write_toy_model(tmp_path_factory.mktemp("toy")))
+    return AutoTokenizer.from_pretrained(save_checkpoint(tmp_path_factory.mktemp("toy")))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_layers_are_those_that_ran(model, tokenizer):
         assert speed.layers_per_token == sum(layers) / len(layers)
         assert speed.tokens_per_second > 0
         assert speed.speedup > 0
-    assert speeds[0].layers_per_token < speeds[1].layers_per_token == NUM_LAYERS
+    assert speeds[0].layers_per_token < speeds[1].layers_per_token == model.config.num_hidden_layers
 
 
 def test_the_first_turn_only_warms_up(model, tokenizer, monkeypatch):

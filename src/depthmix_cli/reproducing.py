@@ -53,8 +53,8 @@ def reproduce(
         dry_run: List the runs and estimate their time; start nothing.
     """
     from depthmix.options.reading import read_options
-    from depthmix.reproduction.launching import Launcher
-    from depthmix.reproduction.reproduce import Selection, plan, reproduce
+    from depthmix_replication.launching import Launcher
+    from depthmix_replication.reproduce import Selection, plan, reproduce
 
     listed = {"seeds": seeds or "", "subjects": subjects or ""}
     selection = Selection(models=(model,) if model else (), **read_options(None, listed, Selection))

@@ -9,10 +9,10 @@ from typing import Any
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.generation_speed import GenerationSpeed
-from depthmix.reproduction.departures import Departure
-from depthmix.reproduction.experiment import Experiment, Scale
-from depthmix.reproduction.experiment_files import load_subjects
 from depthmix.statistics.intervals import PairedDifference
+from depthmix_replication.departures import Departure
+from depthmix_replication.experiment import Experiment, Scale
+from depthmix_replication.experiment_files import load_subjects
 
 
 @dataclass(frozen=True, kw_only=True)

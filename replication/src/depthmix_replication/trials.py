@@ -20,10 +20,10 @@ from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec
 from depthmix.options.reading import build_section
 from depthmix.options.types import suggest
-from depthmix.reproduction.experiment import Experiment, Method, Scale
-from depthmix.reproduction.experiment_files import load_scale, load_subjects, merge
-from depthmix.reproduction.runs import TOY, Reading, Run
 from depthmix.training.config import load_run_config
+from depthmix_replication.experiment import Experiment, Method, Scale
+from depthmix_replication.experiment_files import load_scale, load_subjects, merge
+from depthmix_replication.runs import TOY, Reading, Run
 
 RELATIVE_LAYER = re.compile(r"n(?:-(\d+))?")
 """A layer counted from the final one: `n`, `n-1`, …"""

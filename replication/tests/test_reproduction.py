@@ -17,34 +17,34 @@ from depthmix.comparison.comparison import compare
 from depthmix.comparison.outcomes import TaskOutcomes, load_outcomes
 from depthmix.data.catalog import describe
 from depthmix.evaluation.generation_speed import GenerationSpeed
-from depthmix.reproduction.departures import NO_RESULT, list_departures
-from depthmix.reproduction.drawings import make_trade_offs
-from depthmix.reproduction.estimate import count_reading, count_training, estimate_seconds
-from depthmix.reproduction.experiment import Experiment, Method
-from depthmix.reproduction.experiment_files import (
+from depthmix.statistics.intervals import holm
+from depthmix_replication.departures import NO_RESULT, list_departures
+from depthmix_replication.drawings import make_trade_offs
+from depthmix_replication.estimate import count_reading, count_training, estimate_seconds
+from depthmix_replication.experiment import Experiment, Method
+from depthmix_replication.experiment_files import (
     list_experiments,
     load_experiment,
     load_scale,
     load_subjects,
     merge,
 )
-from depthmix.reproduction.gathering import gather, list_logs, make_row
-from depthmix.reproduction.launching import (
+from depthmix_replication.gathering import gather, list_logs, make_row
+from depthmix_replication.launching import (
     Launcher,
     execute,
     launch,
     plan_assignments,
     share_devices,
 )
-from depthmix.reproduction.pages import write_findings
-from depthmix.reproduction.raw_numbers import write_scores, write_training
-from depthmix.reproduction.reproduce import Selection, plan, reproduce
-from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.test_sets import fetch_test_sets, list_test_sets
-from depthmix.reproduction.trials import expand, unique_runs
-from depthmix.reproduction.worker import Assignment, share_batch, work
-from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
-from depthmix.statistics.intervals import holm
+from depthmix_replication.pages import write_findings
+from depthmix_replication.raw_numbers import write_scores, write_training
+from depthmix_replication.reproduce import Selection, plan, reproduce
+from depthmix_replication.runs import Reading, Run
+from depthmix_replication.test_sets import fetch_test_sets, list_test_sets
+from depthmix_replication.trials import expand, unique_runs
+from depthmix_replication.worker import Assignment, share_batch, work
+from depthmix_replication.workspace import Workspace, count_layers, read_seconds
 from evaluation_folder import write_evaluation
 
 PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")
@@ -60,7 +60,7 @@ def out_of_reach(tmp_path, monkeypatch):
 
     for variable in ("DEPTHMIX_DATA", "DEPTHMIX_CACHE"):
         monkeypatch.setenv(variable, str(tmp_path))
-    monkeypatch.setattr("depthmix.reproduction.test_sets.read_source", refuse)
+    monkeypatch.setattr("depthmix_replication.test_sets.read_source", refuse)
 
 
 def load_split_files(name, split="test"):
@@ -214,8 +214,8 @@ class TestExperiments:
             (scores + method + "beside = ['b']", "`beside` and `recovers` must name methods"),
             (scores + method + "recovers = ['a', 'b']", "of own, and b is none"),
             (scores + "moving_average = 5\n" + method, "`moving_average` of own is for curves"),
-            (scores + "run.model.name = 'b'\n" + method, "`models` says it, or `--model`"),
-            (scores + method + "run.training.seed = 1", "`seeds` says it, or `--seeds`"),
+            (scores + "run.model.name = 'b'\n" + method, "`models` says it, or `model`"),
+            (scores + method + "run.training.seed = 1", "`seeds` says it"),
             (scores + method + axis + "'run.training.seed'", "`run.training.seed` must be left"),
             (scores + "run.training.output_dir = 'x'\n" + method, "has its own folder"),
             (
@@ -281,7 +281,7 @@ class TestExperiments:
         assert {trial.reading.num_fewshot for trial in toy} == {None}
 
     def test_every_file_names_known_things(self):
-        folder = files("depthmix.reproduction") / "experiments"
+        folder = files("depthmix_replication") / "experiments"
         for path in folder.iterdir():
             assert tomllib.loads(path.read_text("utf-8"))
         for subject in load_subjects().values():
@@ -572,7 +572,7 @@ class TestRuns:
         assert {*list_test_sets(["all"])} == {*elsewhere, "hellaswag:further"} - {"own.jsonl"}
         read = []
         monkeypatch.setattr(
-            "depthmix.reproduction.test_sets.read_source", lambda name, *_, **__: read.append(name)
+            "depthmix_replication.test_sets.read_source", lambda name, *_, **__: read.append(name)
         )
         fetch_test_sets(["all"])
         assert "boolq" in read
@@ -874,7 +874,7 @@ class TestPages:
         outcomes = {
             label: [with_second(one, label) for one in runs] for label, runs in known.items()
         }
-        monkeypatch.setattr("depthmix.reproduction.gathering.read_methods", lambda _: outcomes)
+        monkeypatch.setattr("depthmix_replication.gathering.read_methods", lambda _: outcomes)
         (found,) = gather(experiment, "toy", trials, finished.workspace)
         assert [one.task for one in found.contrasts] == ["records", "second", "average"] * 2
         for own, second, average in (found.contrasts[:3], found.contrasts[3:]):
@@ -943,7 +943,7 @@ class TestPlanning:
             raise RuntimeError("1 of 2 processes have failed")
             yield
 
-        monkeypatch.setattr("depthmix.reproduction.reproduce.launch", fail)
+        monkeypatch.setattr("depthmix_replication.reproduce.launch", fail)
         pages = reproduce(finished, results=tmp_path)
         shown = [next(pages) for _ in finished.trials]
         assert all(page.is_file() for page in shown)
@@ -983,7 +983,7 @@ class TestPlanning:
             plan(list(map(str, paths)), scale="toy", workspace=tmp_path)
 
     def test_a_judge_is_asked_for_before_anything_runs(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
+        monkeypatch.setattr("depthmix_replication.reproduce.count_layers", lambda _: 30)
         planned = plan(["table3"], workspace=tmp_path)
         with pytest.raises(ValueError, match="`judge` must be given for table3"):
             list(reproduce(planned))
@@ -992,7 +992,7 @@ class TestPlanning:
     def test_all_test_sets_are_asked_for_before_anything_runs(
         self, tmp_path, monkeypatch, out_of_reach
     ):
-        monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
+        monkeypatch.setattr("depthmix_replication.reproduce.count_layers", lambda _: 30)
         planned = plan(["fig7"], workspace=tmp_path / "work")
         for launcher in (None, Launcher(jobs=2)):
             with pytest.raises(FileNotFoundError, match=r"boolq.* are neither at hand"):
@@ -1001,7 +1001,7 @@ class TestPlanning:
         # A cluster's nodes may have what this machine lacks, and a trained run needs none.
         launched = []
         monkeypatch.setattr(
-            "depthmix.reproduction.reproduce.launch",
+            "depthmix_replication.reproduce.launch",
             lambda assignments, launcher: launched.append(launcher.kind) or iter(()),
         )
         assert not list(reproduce(planned, launcher=Launcher(kind="slurm")))
@@ -1013,9 +1013,9 @@ class TestPlanning:
         assert launched == ["slurm", "local"]
 
     def test_all_leaves_out_what_needs_a_judge(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("depthmix.reproduction.reproduce.count_layers", lambda _: 30)
+        monkeypatch.setattr("depthmix_replication.reproduce.count_layers", lambda _: 30)
         monkeypatch.setattr(
-            "depthmix.reproduction.reproduce.list_experiments", lambda: ["table3", "fig7"]
+            "depthmix_replication.reproduce.list_experiments", lambda: ["table3", "fig7"]
         )
         assert list(plan(["all"], workspace=tmp_path).trials) == ["fig7"]
         assert "table3 is left out, since a judge" in capsys.readouterr().err
@@ -1053,7 +1053,7 @@ class TestLaunching:
     def test_an_interrupted_job_is_queued_again(self, finished, tmp_path, monkeypatch, cluster):
         calls = []
         monkeypatch.setattr(
-            "depthmix.reproduction.launching.subprocess.run",
+            "depthmix_replication.launching.subprocess.run",
             lambda command, **options: calls.append(command),
         )
         assignment = Assignment(root=tmp_path, runs=list(finished.runs.values())[:1])
@@ -1069,7 +1069,9 @@ class TestLaunching:
 
     def test_a_refused_job_says_why(self, cluster):
         (cluster / "sbatch").write_text("#!/bin/sh\necho no such resource >&2\nexit 1\n")
-        with pytest.raises(RuntimeError, match=r"saying 'no such resource'.*gpus-per-node 0"):
+        with pytest.raises(
+            RuntimeError, match=r"saying 'no such resource'.*slurm.gpus_per_node=0`"
+        ):
             list(launch([Assignment(root=cluster, runs=[])], Launcher(kind="slurm")))
 
     def test_options_that_submitit_does_not_know_are_refused(self, cluster):
@@ -1100,7 +1102,7 @@ class TestLaunching:
     def test_a_run_sees_its_own_gpus_alone(self, finished, tmp_path, monkeypatch):
         calls = []
         monkeypatch.setattr(
-            "depthmix.reproduction.launching.subprocess.run",
+            "depthmix_replication.launching.subprocess.run",
             lambda command, **options: calls.append((command, options["env"])),
         )
         # As submitit leaves it for a local job.

@@ -10,7 +10,7 @@ from typing import Any
 from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.samples import Item
 from depthmix.files.drafts import drafting
-from depthmix.reproduction.findings import RunLog
+from depthmix_replication.findings import RunLog
 
 LEFT_OUT = ("epoch", "tokens_per_second", "memory_gib")
 """What a log holds that is no result of a training, or that its steps say."""

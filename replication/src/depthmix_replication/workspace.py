@@ -21,9 +21,9 @@ from depthmix.files.drafts import write_whole
 from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
 from depthmix.models.spec import ModelSpec
 from depthmix.options.reading import build_section
-from depthmix.reproduction.runs import TOY, Reading, Run
-from depthmix.reproduction.toy import NUM_LAYERS, write_toy_model, write_toy_records
 from depthmix.trainers.checkpoints import find_last_checkpoint
+from depthmix_replication.runs import TOY, Reading, Run
+from depthmix_replication.toy import NUM_LAYERS, write_toy_model, write_toy_records
 
 FINISHED_NAME = "finished.json"
 """Marks a reading that is complete."""

@@ -11,16 +11,16 @@ from typing import Any
 from depthmix.evaluation.judge import JudgeSpec
 from depthmix.options.reading import build_section
 from depthmix.options.types import suggest
-from depthmix.reproduction.estimate import estimate_seconds
-from depthmix.reproduction.experiment import Experiment, Scale
-from depthmix.reproduction.experiment_files import list_experiments, load_experiment, load_subjects
-from depthmix.reproduction.gathering import gather
-from depthmix.reproduction.launching import Launcher, launch, plan_assignments
-from depthmix.reproduction.pages import check_page, write_findings
-from depthmix.reproduction.runs import TOY
-from depthmix.reproduction.test_sets import fetch_test_sets
-from depthmix.reproduction.trials import Trial, expand, unique_runs
-from depthmix.reproduction.workspace import Workspace, count_layers
+from depthmix_replication.estimate import estimate_seconds
+from depthmix_replication.experiment import Experiment, Scale
+from depthmix_replication.experiment_files import list_experiments, load_experiment, load_subjects
+from depthmix_replication.gathering import gather
+from depthmix_replication.launching import Launcher, launch, plan_assignments
+from depthmix_replication.pages import check_page, write_findings
+from depthmix_replication.runs import TOY
+from depthmix_replication.test_sets import fetch_test_sets
+from depthmix_replication.trials import Trial, expand, unique_runs
+from depthmix_replication.workspace import Workspace, count_layers
 
 WORKSPACE = Path("reproduction")
 """Default folder of runs and results."""

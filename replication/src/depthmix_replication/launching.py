@@ -18,8 +18,8 @@ from submitit.core.utils import FailedJobError
 from submitit.helpers import DelayedSubmission
 
 from depthmix.options.reading import underscored
-from depthmix.reproduction.worker import Assignment
-from depthmix.reproduction.workspace import Workspace
+from depthmix_replication.worker import Assignment
+from depthmix_replication.workspace import Workspace
 
 MINUTES_OF_A_DAY = 60 * 24
 """Limit of a cluster's jobs where nothing is said; submitit's own is five minutes."""
@@ -200,7 +200,7 @@ def execute(
         command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
         # Any free port, since other runs may be on the same machine.
         command += ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []
-        module = ["-m", "depthmix.reproduction.worker", str(path)]
+        module = ["-m", "depthmix_replication.worker", str(path)]
         # submitit hides all GPUs from local jobs, and a trainer spreads a batch over all that it
         # sees.
         visible = share_devices(0, num_processes) if devices is None else devices

@@ -16,12 +16,12 @@ from depthmix.comparison.recovery import Gap
 from depthmix.evaluation.folder import RESULTS_NAME as EVALUATION_NAME
 from depthmix.evaluation.generation_speed import GenerationSpeed
 from depthmix.files.runs import RESULTS_NAME
-from depthmix.reproduction.departures import list_departures
-from depthmix.reproduction.experiment import Experiment, Scale
-from depthmix.reproduction.findings import Contrast, Findings, Row, RunLog
-from depthmix.reproduction.trials import Trial
-from depthmix.reproduction.workspace import Workspace, count_layers, read_seconds
 from depthmix.statistics.intervals import holm
+from depthmix_replication.departures import list_departures
+from depthmix_replication.experiment import Experiment, Scale
+from depthmix_replication.findings import Contrast, Findings, Row, RunLog
+from depthmix_replication.trials import Trial
+from depthmix_replication.workspace import Workspace, count_layers, read_seconds
 
 
 def gather(

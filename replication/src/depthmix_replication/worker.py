@@ -1,6 +1,6 @@
 """What one process does: train the runs of an assignment, then read them.
 
-Started as `accelerate launch -m depthmix.reproduction.worker ASSIGNMENT`, on one or more devices.
+Started as `accelerate launch -m depthmix_replication.worker ASSIGNMENT`, on one or more devices.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.files.drafts import write_whole
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.options.reading import build_section
-from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.test_sets import fetch_test_sets
-from depthmix.reproduction.workspace import FINISHED_NAME, Workspace, write_json
 from depthmix.training.config import load_run_config
 from depthmix.training.train import choose_form, train
+from depthmix_replication.runs import Reading, Run
+from depthmix_replication.test_sets import fetch_test_sets
+from depthmix_replication.workspace import FINISHED_NAME, Workspace, write_json
 
 NUM_PROMPTS = 4
 """Prompts after which generation is timed."""

@@ -18,14 +18,14 @@ from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
 from depthmix.figures.maps import to_markdown as grid_table
 from depthmix.figures.style import save_figure
 from depthmix.files.drafts import write_whole
-from depthmix.reproduction.departures import Departure
-from depthmix.reproduction.drawings import draw, make_grid
-from depthmix.reproduction.experiment_files import load_scale, load_subjects
-from depthmix.reproduction.findings import Contrast, Findings, Row, subject_title
-from depthmix.reproduction.raw_numbers import write_scores, write_training
-from depthmix.reproduction.runs import TOY
-from depthmix.reproduction.trials import Trial
-from depthmix.reproduction.workspace import write_json
+from depthmix_replication.departures import Departure
+from depthmix_replication.drawings import draw, make_grid
+from depthmix_replication.experiment_files import load_scale, load_subjects
+from depthmix_replication.findings import Contrast, Findings, Row, subject_title
+from depthmix_replication.raw_numbers import write_scores, write_training
+from depthmix_replication.runs import TOY
+from depthmix_replication.trials import Trial
+from depthmix_replication.workspace import write_json
 
 MOST_OVERLAPS = 4
 """Methods whose sets of solved items are listed."""

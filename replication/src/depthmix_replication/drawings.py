@@ -12,7 +12,7 @@ from depthmix.figures.maps import Grid, draw_grid
 from depthmix.figures.overlap_diagrams import draw_overlaps
 from depthmix.figures.sweeps import Point, Sweep, draw_sweeps
 from depthmix.figures.trade_offs import TradeOff, draw_trade_offs
-from depthmix.reproduction.findings import Findings, Row, subject_title
+from depthmix_replication.findings import Findings, Row, subject_title
 
 QUANTITIES = {
     "layer_loss": "training loss, nats per token",

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from depthmix.options.reading import build_section
 from depthmix.options.types import suggest
-from depthmix.reproduction.experiment import (
+from depthmix_replication.experiment import (
     Axis,
     Experiment,
     Method,
@@ -25,7 +25,7 @@ SHARED = ("scales", "subjects")
 
 def list_experiments() -> list[str]:
     """Name the experiments that the package holds, those of the paper first."""
-    folder = package_files("depthmix.reproduction") / "experiments"
+    folder = package_files("depthmix_replication") / "experiments"
     names = [path.name.removesuffix(".toml") for path in folder.iterdir()]
     kinds = ("table", "fig")
     return sorted(
@@ -116,7 +116,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_own(name: str) -> dict[str, Any]:
     """Read one of the package's files."""
-    folder = package_files("depthmix.reproduction") / "experiments"
+    folder = package_files("depthmix_replication") / "experiments"
     return _parse(name, (folder / f"{name}.toml").read_text("utf-8"))
 
 

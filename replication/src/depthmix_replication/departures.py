@@ -10,9 +10,9 @@ from pydantic_core import to_jsonable_python
 from trl import SFTConfig
 
 from depthmix.adapters.config import MoDEConfig
-from depthmix.reproduction.experiment import Experiment
-from depthmix.reproduction.experiment_files import load_experiment, load_scale
-from depthmix.reproduction.trials import Trial, expand
+from depthmix_replication.experiment import Experiment
+from depthmix_replication.experiment_files import load_experiment, load_scale
+from depthmix_replication.trials import Trial, expand
 
 NO_RESULT = (
     "run.model.name",

@@ -15,9 +15,9 @@ from depthmix.data.catalog import CATALOG
 from depthmix.evaluation.agenda import DATA_SETS
 from depthmix.files.runs import RESULTS_NAME
 from depthmix.models.sources import resolve_model
-from depthmix.reproduction.runs import Reading, Run
-from depthmix.reproduction.toy import NUM_RECORDS
-from depthmix.reproduction.workspace import Workspace, read_seconds
+from depthmix_replication.runs import Reading, Run
+from depthmix_replication.toy import NUM_RECORDS
+from depthmix_replication.workspace import Workspace, read_seconds
 
 TOKENS_PER_RECORD = 100
 """Of a training record or a question with one of its answers, in the order of magnitude."""

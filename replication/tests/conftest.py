@@ -1,0 +1,3 @@
+"""The same set-up as for the library's own tests."""
+
+import environment  # noqa: F401
