@@ -7,13 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from depthmix.evaluation.answers import is_correct
 from depthmix.evaluation.scoring import (
     Evaluation,
     choice_likelihood,
@@ -51,38 +48,6 @@ def model():
 def evaluation(correct):
     correct = tuple(map(bool, correct))
     return Evaluation(metric="exact_match", correct=correct, responses=("",) * len(correct))
-
-
-@pytest.mark.parametrize(
-    ("response", "answer", "expected"),
-    [
-        (" 3 * 4 = 12. The answer is 12.", "12", True),
-        (" The answer is 12. Is it 13?", "12", False),
-        (" The answer is $1,200.00", "1200", True),
-        (" 1200", "$1,200", True),
-        (" 12\n\nThe next one is 13.", "12", True),
-        ("\n\n12", "12", True),
-        (" 12\nQuestion: what is 5?", "12", True),
-        (" it falls to -3 degrees", "-3", True),
-        (" -$3", "-3", True),
-        (" 8-3", "3", True),
-        (" x = 0.50", ".5", False),
-        (" x = 0.50", "0.5", True),
-        (" 1,2", "2", True),
-        (" no number", "12", False),
-        ("", "12", False),
-        (" Paris.", "paris", True),
-        (" Let me think. The answer is  New\nYork.", "New York", True),
-        (" London", "Paris", False),
-    ],
-)
-def test_is_correct(response, answer, expected):
-    assert is_correct(response, answer) is expected
-
-
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-1e9, max_value=1e9))
-def test_a_number_equals_itself_however_written(number):
-    assert is_correct(f" The answer is {number:,}.", f"{number:f}")
 
 
 def test_accuracy_and_wilson_interval():

@@ -300,7 +300,7 @@ def test_own_records_by_generated_answers(model, tmp_path):
     path.write_text(json.dumps({"prompt": "2 + 1 =", "answer": "3"}) + "\n", "utf-8")
     plan = EvaluationPlan(records=str(path))
     results = evaluate(section(model), plan, output_dir=tmp_path / "out")
-    assert results["depthmix"]["main_metric"] == {"records": "exact_match,none"}
+    assert results["depthmix"]["main_metric"] == {"records": "exact_match,stated"}
     (sample,) = read_samples(tmp_path / "out")["samples_records.jsonl"]
     assert sample["target"] == "3"
 

@@ -295,7 +295,7 @@ def test_the_yaml_files_serve_lm_evals_own_command_line():
 def test_own_records_are_judged_as_in_training(model, tokenizer):
     rows = [{"prompt": f"Say {n}:", "answer": str(n)} for n in range(4)]
     expected = evaluation.exact_match(model, tokenizer, rows, max_new_tokens=5, batch_size=2)
-    rows[1]["answer"] = rows[1]["prompt"] + "?"
+    rows[1]["answer"] = "another"
     rows[2]["answer"] = expected.responses[2]
     expected = evaluation.exact_match(model, tokenizer, rows, max_new_tokens=5, batch_size=2)
     lm = HarnessModel(pretrained=model, tokenizer=tokenizer, batch_size=2)
@@ -304,7 +304,7 @@ def test_own_records_are_judged_as_in_training(model, tokenizer):
     assert tuple(sample["resps"][0][0] for sample in samples) == expected.responses
     assert tuple(bool(sample["exact_match"]) for sample in samples) == expected.correct
     assert True in expected.correct
-    assert main_metric(results["configs"]["mine"]) == "exact_match,none"
+    assert main_metric(results["configs"]["mine"]) == "exact_match,stated"
 
 
 def test_own_choices_are_judged_as_in_training(model, tokenizer, tmp_path):

@@ -3,17 +3,19 @@ r"""The answer that a generated text gives, by the rules of each protocol.
 The protocol `default` takes only what a text states as its answer; all else is unanswered, which is
 `None` here. The first of these that fits states a number:
 
-1. The last mark (`####`, `\boxed{`, `answer is`, `answer:`, `answer =`) whose sentence holds a
-   number: the number right behind it, or behind the sentence's last `=`, or the sentence's only
-   number if it does not say `not`. After a line break the number must be alone on its line.
+1. The last mark (`####`, `\boxed{`, `answer is`, `answer:`, `answer =`, a line that is nothing but
+   `Answer`) whose sentence holds a number: the number right behind it, or behind the sentence's
+   last `=`, or the sentence's only number if it does not say `not`. After a line break the number
+   must be alone on its line.
 2. A first line that is nothing but the number.
 3. The last sentence that begins with `Therefore`, `Thus`, `Hence` or `So`: the number behind its
    last `=`, or its only number, as in 1.
 4. A last line whose last `=` is followed by nothing but the number.
 
 "Nothing but" allows three words, as units have. A number that goes on (`3 * 4`, `5 or 6`, `10:30`,
-`1,2`, `1st`, `1.5 million`) states nothing, and numbers in words are not read. LaTeX's `1{,}200`,
-`\$`, `\%` and `\frac{3}{4}` are read. And a letter:
+`1,2`, `1st`, `1.5 million`) states nothing. Numbers in words are not read, but for a part behind a
+whole number (`12 and a half`) and `minus`. LaTeX's `1{,}200`, `\$`, `\%` and `\frac{3}{4}` are
+read. And a letter:
 
 1. The last mark (also `option is`, `choice is`) with a letter right behind it.
 2. A first line that is nothing but the letter: `B`, `(B).`, `**B**`.
@@ -35,8 +37,14 @@ VERB = (
     r"(?:[*_\s]*\([^()\n]*\)|\s+(?:in|to)\s[^.:=\n]{1,40}?)?"
     r"[*_\s]*(?:(?:is|equals|would\ be|will\ be)\b|[:=])"
 )
-NUMBER_MARK = re.compile(rf"####|\\boxed\{{|\banswers?\b{VERB}", re.IGNORECASE)
-LETTER_MARK = re.compile(rf"####|\\boxed\{{|\b(?:answer|option|choice)s?\b{VERB}", re.IGNORECASE)
+HEADING = r"^[#*_\ ]*(?:final\ )?answer[*_\ ]*$"
+NUMBER_MARK = re.compile(
+    rf"####|\\boxed\{{|\banswers?\b{VERB}|{HEADING}", re.IGNORECASE | re.MULTILINE
+)
+LETTER_MARK = re.compile(
+    rf"####|\\boxed\{{|\b(?:answer|option|choice)s?\b{VERB}|{HEADING}",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 CONCLUSION = re.compile(r"(?:^|[.!?\n])\s*(?:therefore|thus|hence|so)\b", re.IGNORECASE)
 
@@ -87,6 +95,20 @@ def stated_number(text: str) -> str | None:
         (`1200`, `-0.50`, `3/4`, `1 1/2`), or `None` if the text states none.
     """
     number = _find_number(plain(text))
+    return None if number is None else write(number)
+
+
+def only_number(text: str) -> str | None:
+    """Extract the number of a text that is one sentence with one number: `It is 12`.
+
+    Args:
+        text: Generated text.
+
+    Returns:
+        As `stated_number`; `None` if the text goes on, says `not`, or has no or another number.
+    """
+    sentence = plain(text).strip().rstrip(".!")
+    number = _result(sentence) if SENTENCE.fullmatch(sentence) else None
     return None if number is None else write(number)
 
 

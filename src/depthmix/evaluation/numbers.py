@@ -27,17 +27,35 @@ GOES_ON = re.compile(
     r"""
     \w*[0-9] | [.,:\ ][0-9] | /\w                      # 1e3, 1.2.3, 1,2, 10:30, 9 500
     | \^?\{?(?:st|nd|rd|th)\b                          # 1st
-    | [\s-]*(?:hundred|thousand|million|billion|trillion|dozen)s?\b
+    | k\b | [\s-]*(?:hundred|thousand|million|billion|trillion|dozen)s?\b
+    | \s+(?:squared|cubed)\b | \s+point\s+\w        # 12 point five
     | \s*\\[A-Za-z]                                    # 2\pi
     | %?(?:\s+[a-z]+){0,5}\s*                          # 3 * 4, 2 hours and 30 minutes, 5 or 6
-      (?:\b(?:and|of|or|to)\b | [-+*/^÷·x\N{MULTIPLICATION SIGN}\N{MINUS SIGN}\N{EN DASH}])
+      (?:\b(?:and|of|or|to|times|plus|minus|over|by)\b
+         | [-+*/^÷·x\N{MULTIPLICATION SIGN}\N{MINUS SIGN}\N{EN DASH}])
       \s*[({$£€]*\.?[0-9]
     """,
     re.VERBOSE,
 )
 """What may not follow a number: it would be part of something else."""
 
+PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8}
+PARTS |= {"tenth": 10, "halve": 2}
+COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
+
+PART_IN_WORDS = re.compile(
+    rf"(?<=[0-9])(?P<unit>\s[A-Za-z]+)??\s+and\s+(?P<count>{'|'.join(COUNTS)})[\s-]"
+    rf"(?P<part>{'|'.join(PARTS)})s?\b",
+    re.IGNORECASE,
+)
+"""A part in words behind a whole number: `12 and a half`, `2 hours and three quarters`."""
+
+MINUS_IN_WORDS = re.compile(r"\b(?:minus|negative)\s+(?=[$£€]?\.?[0-9])", re.IGNORECASE)
+
+VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅛": "1/8"}
+
 LATEX = (
+    (re.compile(r"\\[()\[\]]"), " "),
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,\\!)(?=[0-9])"), ","),
     (re.compile(r"\\[,;:!]"), " "),
@@ -55,17 +73,29 @@ CLOSE = 0.001
 
 
 def plain(text: str) -> str:
-    r"""Write a text's LaTeX numbers as plain ones.
+    r"""Write a text's LaTeX numbers, and those that are partly words, as plain ones.
 
     Args:
-        text: Any text, such as `\$1{,}200`, `2\frac{1}{2}`, `90^\circ` or `12\text{ cm}`.
+        text: Any text, such as `\$1{,}200`, `2\frac{1}{2}`, `90^\circ`, `12\text{ cm}`, `12½`,
+            `12 and a half` or `minus 3`.
 
     Returns:
-        The text with `$1,200`, `2 1/2`, `90°` and `12 cm`. Fractions of anything but digits stay.
+        The text with `$1,200`, `2 1/2`, `90°`, `12 cm`, `12 1/2` and `-3`. Fractions of anything
+        but digits stay, and so do other numbers in words.
     """
     for latex, ours in LATEX:
         text = latex.sub(ours, text)
-    return text
+    text = re.sub(
+        f"([0-9]?)([{''.join(VULGAR)}])", lambda m: f"{m[1]} {VULGAR[m[2]]}".lstrip(), text
+    )
+    text = PART_IN_WORDS.sub(_write_part, text)
+    return MINUS_IN_WORDS.sub("-", text)
+
+
+def _write_part(found: re.Match[str]) -> str:
+    """Write the part of `12 and a half` or `12 hours and a half` right behind the number."""
+    count, part = COUNTS[found["count"].lower()], PARTS[found["part"].lower()]
+    return f" {count}/{part}{found['unit'] or ''}"
 
 
 def is_part(number: re.Match[str]) -> bool:

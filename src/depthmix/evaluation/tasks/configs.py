@@ -10,6 +10,8 @@ from datasets import Dataset
 
 from depthmix.data.catalog import describe, load_split
 from depthmix.data.records import load_records
+from depthmix.evaluation.answers import needs_math_verify
+from depthmix.evaluation.formulas import check_math_verify
 from depthmix.options.types import suggest
 
 try:
@@ -133,6 +135,7 @@ def records_config(
 
     Raises:
         ValueError: If a record lacks a field.
+        RuntimeError: If an answer is a formula, and math-verify is not installed.
     """
     source = None
     if isinstance(records, str | Path):
@@ -141,6 +144,8 @@ def records_config(
     rows = [_check_record(record, number, metric) for number, record in enumerate(records, 1)]
     if not rows:
         raise ValueError("`records` must hold at least one record, got none.")
+    if metric == "exact_match" and any(needs_math_verify(row["answer"]) for row in rows):
+        check_math_verify()  # before anything is generated
 
     def read_rows(**_: Any) -> dict[str, Dataset]:
         return {"test": Dataset.from_list(rows)}

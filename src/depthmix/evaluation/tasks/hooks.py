@@ -122,7 +122,7 @@ def judge_word(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, int]
 
 
 def judge_response(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, int]:
-    """Judge a response to one of the user's own records, as `depthmix train` does."""
+    """Judge a response to one of the user's own records."""
     return {"exact_match": int(is_correct(results[0], doc["answer"]))}
 
 
