@@ -146,8 +146,9 @@ def test_settings_reach_the_library(run_file, monkeypatch):
     assert seen["config"].method == "lora"
 
 
-def test_info_names_parts_and_parameters(checkpoint, capsys):
-    options = ["--mode.late-layers", "2", "--mode.target-modules", "q_proj,v_proj"]
+@pytest.mark.parametrize("targets", ["q_proj", "q_proj,v_proj", ".*[qv]_proj", "all-linear"])
+def test_info_names_parts_and_parameters(targets, checkpoint, capsys):
+    options = ["--mode.late-layers", "2", "--mode.target-modules", targets]
     assert depthmix_cli.main(["info", str(checkpoint), *options]) == 0
     shown = capsys.readouterr().out
     for word in ("model.layers (4)", "model.norm", "lm_head", "3, 4"):

@@ -71,6 +71,29 @@ def test_command_line_wins_and_is_read_by_type(tmp_path):
     assert (config.model.name, config.model.dtype, config.method) == ("tiny", "bfloat16", "lora")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q_proj", ["q_proj"]),
+        ("self_attn.q_proj", ["self_attn.q_proj"]),
+        ("q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("[q_proj]", ["q_proj"]),
+        ("all-linear", "all-linear"),
+        (r".*\.q_proj", r".*\.q_proj"),
+        ("(q|v)_proj", "(q|v)_proj"),
+        (["q_proj"], ["q_proj"]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [("mode", "target-modules"), ("mode", "exclude_modules"), ("training", "optim-target-modules")],
+)
+def test_one_name_of_a_part_is_a_list(section, option, text, expected, tmp_path):
+    config = load_run_config(None, {**REQUIRED, section: {option: text}})
+    assert getattr(config, section)[option.replace("-", "_")] == expected
+    assert load_run_config(save_run_config(config, tmp_path)) == config
+
+
 def test_paper_preset_lies_below_what_is_said():
     config = load_run_config(
         None, {**REQUIRED, "preset": "paper", "mode": {"r": "8"}, "training": {"max_steps": "3"}}

@@ -43,7 +43,8 @@ def train(
             commas between them), `shuffle` (a seed), `limit`, `split`, `eval_split`.
         mode: The mixture and its adapters: all options of `depthmix.MoDEConfig` (`late_layers`,
             `top_k`, `distillation_weight`, …) and of PEFT's `LoraConfig` (`r`, `lora_alpha`,
-            `target_modules`, …).
+            `target_modules`, …). Names have commas between them: `--mode.target-modules
+            q_proj,v_proj`.
         training: All options of TRL's `SFTConfig`, which has those of transformers'
             `TrainingArguments`: `output_dir`, `learning_rate`, `max_steps`, `max_length`, ….
         evaluation: Measured before and after training: `data`, `metric` (exact_match or choices),

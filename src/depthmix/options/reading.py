@@ -16,6 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from depthmix.options.types import describe_type, explain_unknown, list_types, members
 
+PART_OPTIONS = ("target_modules", "exclude_modules", "optim_target_modules")
+"""Options that name parts of a model, in which a list holds the ends of names, and one text is a
+regular expression for whole names."""
+
 
 def read_options(section: str | None, given: Mapping[str, Any], owner: type) -> dict[str, Any]:
     """Read a section's values by the types of the dataclass that owns its options.
@@ -23,7 +27,7 @@ def read_options(section: str | None, given: Mapping[str, Any], owner: type) -> 
     Args:
         section: Name of the section, for messages; `None` at the top level.
         given: Values by option name, in which hyphens equal underscores; text is read as by
-            `read_value`.
+            `read_value`. One plain name for a part of the model is a list of it.
         owner: The dataclass.
 
     Returns:
@@ -40,7 +44,8 @@ def read_options(section: str | None, given: Mapping[str, Any], owner: type) -> 
         if name not in options:
             raise ValueError(explain_unknown(key, name, owner, options))
         try:
-            values[name] = read_value(value, hints[name], default=options[name].default)
+            read = read_value(value, hints[name], default=options[name].default)
+            values[name] = _list_name(read) if name in PART_OPTIONS else read
         except ValueError as error:
             kind = describe_type(hints[name])
             raise ValueError(f"`{key}` must be {kind}, got {value!r}.") from error
@@ -116,6 +121,15 @@ def underscored(given: Mapping[str, Any]) -> dict[str, Any]:
         The same values by the new names.
     """
     return {str(name).replace("-", "_"): value for name, value in given.items()}
+
+
+def _list_name(value: Any) -> Any:
+    """Make a list of a plain name: as a regular expression it would match no whole name.
+
+    `all-linear` is a word of PEFT's, and stays.
+    """
+    is_name = isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)*", value)
+    return [value] if is_name else value
 
 
 def _readings(text: str, *, is_text: bool) -> list[Any]:
