@@ -57,7 +57,6 @@ def run_file(checkpoint, tmp_path):
         (["evaluate", "--help"], ["llm-adapters", "--limit", "--judge", "OPENAI_API_KEY"]),
         (["train", "--help"], ["MoDEConfig", "SFTConfig", "--mode", "exact_match", "--preset"]),
         (["generate", "--help"], ["GenerationConfig"]),
-        (["reproduce", "--help"], ["--scale", "--dry-run", "--slurm", "--judge"]),
     ],
 )
 def test_help_is_quick_since_nothing_heavy_is_imported(arguments, words):
@@ -113,17 +112,40 @@ def test_evaluate_and_compare(checkpoint, tmp_path, capsys):
     assert kinds == {".json", ".csv", ".md", ".tex"}
 
 
-def test_reproduce_lists_its_runs(tmp_path, capsys):
-    command = ["reproduce", "fig6", "fig7", "--scale", "toy", "--workspace", str(tmp_path)]
-    assert depthmix_cli.main([*command, "--seeds", "3, 4", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "to train  toy, arc_easy, LoRA_¬K + MoDE, seed 4  (fig6, fig7)" in said
-    assert "8 runs, 8 of them to do, about" in said
-    assert not (tmp_path / "runs").exists()
-    assert depthmix_cli.main([*command, "--seeds", "three"]) == 1
-    assert "`seeds` must be" in capsys.readouterr().err
-    assert depthmix_cli.main([*command, "--subjects", "arc_easy,arc_hard"]) == 1
-    assert "arc_hard is none" in capsys.readouterr().err
+def test_a_command_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch, capsys):
+    about = tmp_path / "more-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: more\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[depthmix.commands]\ncount = more_commands:count\n")
+    (tmp_path / "more_commands.py").write_text(
+        "def count(*, up_to: int):\n"
+        '    """Count."""\n'
+        "    if up_to < 0:\n"
+        "        raise ValueError('`up_to` must be above.')\n"
+        "    print(*range(up_to))\n"
+    )
+    code = "import sys, depthmix_cli; sys.exit(depthmix_cli.main())"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run("count", "--up-to", "3").stdout == "0 1 2\n"
+    assert "Count." in run("--help").stdout
+    refused = run("count", "--up-to", "-1")
+    assert refused.returncode == 1
+    assert refused.stderr.endswith("must be above. On the command line: `--up-to`.\n")
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("depthmix_cli.additions.list_additions", dict)
+    assert depthmix_cli.main(["reproduce", "table2"]) == 1
+    assert capsys.readouterr().err == (
+        "depthmix: `depthmix reproduce` is a package of its own, which is not installed: run "
+        "`pip install -e replication` in a clone of depthmix.\n"
+        "DEPTHMIX_DEBUG=1 shows where it came from.\n"
+    )
 
 
 def test_settings_reach_the_library(run_file, monkeypatch):

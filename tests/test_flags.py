@@ -12,7 +12,6 @@ import depthmix
 import depthmix_cli
 from depthmix_cli.flags import add_flags
 from depthmix_cli.measuring import compare, evaluate
-from depthmix_cli.reproducing import reproduce
 from depthmix_cli.tuning import info, train
 
 
@@ -38,7 +37,7 @@ from depthmix_cli.tuning import info, train
         (train, "`train_late_norms=False`", "`--mode.train-late-norms false`"),
         (info, "`late_layers`.", "`late_layers`. On the command line: `--mode.late-layers`."),
         (compare, "`late_layers` must", "`late_layers` must"),
-        (reproduce, "pass `launcher=slurm`", "pass `--launcher slurm`"),
+        (evaluate, "pass `protocol=llm-adapters`", "pass `--protocol llm-adapters`"),
         (evaluate, "`overwrite=False`", "`--no-overwrite`"),
         (None, "`top_k` must", "`top_k` must"),
     ],

@@ -15,11 +15,11 @@ from typing import Any
 
 from cyclopts import App
 
+from depthmix_cli.additions import check_addition, find_addition, list_additions
 from depthmix_cli.answering import chat, generate
 from depthmix_cli.flags import add_flags
 from depthmix_cli.looking import lens, report
 from depthmix_cli.measuring import audit, compare, evaluate
-from depthmix_cli.reproducing import reproduce
 from depthmix_cli.tuning import info, train
 
 app = App(
@@ -28,11 +28,14 @@ app = App(
     version=lambda: version("depthmix"),
 )
 
-COMMANDS = (train, generate, chat, lens, report, evaluate, info, audit, compare, reproduce)
-"""What `depthmix` can do."""
+COMMANDS = (train, generate, chat, lens, report, evaluate, info, audit, compare)
+"""What `depthmix` can do by itself."""
 
 for command in COMMANDS:
     app.command(command)
+
+for addition in list_additions().values():
+    app.command(addition.value, name=addition.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 1 after an error. With DEPTHMIX_DEBUG=1 errors keep their traceback.
     """
+    given = sys.argv[1:] if argv is None else argv
     try:
+        check_addition(given)
+        for name in list_additions() if not given or given[0] in app.help_flags else ():
+            app[name]  # imported, or help could not say what it does
         app(argv, result_action="return_none")
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DEPTHMIX_DEBUG") == "1":
@@ -61,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str] | None) -> Callable[..., Any] | None:
     """Find the command that was run."""
     given = sys.argv[1:] if argv is None else argv
-    return next((one for one in COMMANDS if given and one.__name__ == given[0]), None)
+    own = next((one for one in COMMANDS if given and one.__name__ == given[0]), None)
+    return own or find_addition(given)
 
 
 def _explain(error: Exception, argv: Sequence[str] | None) -> str:
