@@ -115,3 +115,39 @@ def test_names_can_be_given():
         find_backbone(model, final_norm="model.no_such_norm")
     with pytest.raises(ValueError, match=r"does not pass the output of each layer"):
         find_backbone(model, final_norm="model.layers.0.input_layernorm")
+
+
+@pytest.mark.parametrize("cap", [2.0, 30.0])
+def test_a_soft_cap_by_another_name_is_found(cap):
+    options = {"lru_width": 16, "attention_window_size": 8, "logits_soft_cap": cap}
+    model = tiny_model("recurrent_gemma", block_types=["recurrent", "attention"], **options)
+    assert find_backbone(model).soft_cap == cap
+    attach(model, late_layers=2)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # beyond the cap
+    labels = random_ids(1, 7)
+    evaluated = model.eval()(labels, labels=labels).loss
+    trained = model.train()(labels, labels=labels).loss
+    norm = detach(model)
+    assert norm.config.distils
+    assert trained > evaluated  # by the distillation, and no more than that
+    attach(model, late_layers=2, distillation_weight=0.0)
+    model.train()
+    torch.testing.assert_close(model(labels, labels=labels).loss, evaluated, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cap_that_small_logits_do_not_show_is_refused(monkeypatch):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-3)
+    forward = type(model).forward
+
+    def capped(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = 30 * torch.tanh(output.logits / 30)
+        return output
+
+    assert find_backbone(model).soft_cap is None
+    monkeypatch.setattr(type(model), "forward", capped)
+    with pytest.raises(ValueError, match="logits of LlamaForCausalLM are not its head applied"):
+        find_backbone(model)

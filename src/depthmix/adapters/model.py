@@ -19,6 +19,7 @@ from depthmix.adapters.attach import find_mixture_norm
 from depthmix.adapters.config import MODE_LORA, MoDEConfig, check_type
 from depthmix.adapters.files import MIXTURE, add_new_mixture, as_lora, check_conversion
 from depthmix.adapters.layer import MoDELayer, check_merge, check_one_adapter
+from depthmix.adapters.shared_weights import part_adapted_weights
 from depthmix.adapters.targets import check_targets, rename_targets
 from depthmix.adapters.weights import check_weights, load_weights
 from depthmix.method.architecture import find_backbone
@@ -249,6 +250,7 @@ class MoDEModel(LoraModel):
         if merge:
             names = self.active_adapters if adapter_names is None else adapter_names
             check_merge(find_mixture_norm(self.model), names, safe_merge=safe_merge)
+            part_adapted_weights(self.model)
         return super()._unload_and_optionally_merge(
             merge=merge,
             progressbar=progressbar,

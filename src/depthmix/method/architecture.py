@@ -33,6 +33,12 @@ LOGIT_FACTORS = {
 }
 """Config fields that scale the logits, with the factor that each one means."""
 
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
+"""Config fields that hold c where a model caps its logits, `c tanh(logits / c)`."""
+
+PROBED_LOGIT = 64.0
+"""Size to which the probe's logits are scaled up, so that a cap of any usual size shows."""
+
 
 def find_backbone(
     model: nn.Module,
@@ -95,7 +101,7 @@ def find_backbone(
         num_hidden_layers=len(layers),
         hidden_size=config.hidden_size,
         logit_scale=_logit_scale(config),
-        soft_cap=getattr(config, "final_logit_softcapping", None),
+        soft_cap=_soft_cap(config),
         model=model,
     )
     absent = any(p.is_meta or not p.numel() for p in model.parameters())  # meta, or ZeRO-3
@@ -163,9 +169,17 @@ def _logit_scale(config: PretrainedConfig) -> float:
     return scale
 
 
+def _soft_cap(config: PretrainedConfig) -> float | None:
+    """Read c of the cap on the logits, or None where there is none."""
+    return next((cap for name in SOFT_CAPS if (cap := getattr(config, name, None))), None)
+
+
 @torch.no_grad()
 def _probe(backbone: Backbone) -> None:
-    """Check on three tokens that the layers form a chain from the embeddings to the head."""
+    """Check on three tokens that the layers form a chain from the embeddings to the head.
+
+    What the norm returns is scaled up on the way, since a cap hardly shows in small logits.
+    """
     model, kind = backbone.model, type(backbone.model).__name__
     embeddings = next(model.get_input_embeddings().parameters())
     input_ids = torch.arange(1, 4, device=embeddings.device)[None] % embeddings.shape[0]
@@ -176,8 +190,13 @@ def _probe(backbone: Backbone) -> None:
         entered.append(args[0] if args else kwargs["hidden_states"])
         left.append(output[0] if isinstance(output, tuple) else output)
 
+    def enlarge(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+        product = backbone.project(output).float().abs().max()
+        return output * (PROBED_LOGIT / product.clamp(1e-6, PROBED_LOGIT)).to(output.dtype)
+
     stages = [*backbone.layers, backbone.final_norm]
-    handles = [stage.register_forward_hook(watch, with_kwargs=True) for stage in stages]
+    handles = [backbone.final_norm.register_forward_hook(enlarge)]
+    handles += [stage.register_forward_hook(watch, with_kwargs=True) for stage in stages]
     try:
         with evaluating(model):
             logits = model(input_ids=input_ids, use_cache=False).logits
@@ -194,8 +213,9 @@ def _probe(backbone: Backbone) -> None:
             f"next and then to `{backbone.final_norm_name}`, so its depths cannot be mixed; if "
             "another module is the final norm, pass its name as `final_norm`."
         )
-    predicted = backbone.unembed(left[-1]).to(logits.device)
-    if not torch.allclose(predicted.float(), logits.float(), rtol=1e-2, atol=1e-2):
+    predicted = backbone.unembed(left[-1]).to(logits.device).float()
+    scale = max(1.0, float(predicted.abs().max()))
+    if not torch.allclose(predicted, logits.float(), rtol=1e-2, atol=1e-2 * scale):
         raise ValueError(
             f"The logits of {kind} are not its head applied to the output of "
             f"`{backbone.final_norm_name}`, so its depths cannot be mixed; if another module is "
