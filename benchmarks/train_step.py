@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl.trainer.utils import add_fused_lm_head
 
 from depthmix import MoDEConfig, to_lora
-from depthmix.loss import objective
+from depthmix.loss import ways
 from depthmix.loss.batch import mixture_loss
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec
@@ -95,7 +95,7 @@ def build(
     mode = MoDEConfig.from_preset("paper", **{"distillation_weight": 0.1, **options})
     tuned = get_peft_model(model, to_lora(mode, model) if plain else mode).to(device).train()
     if naive:
-        objective.mixture_loss = partial(mixture_loss, plain=True)
+        ways.mixture_loss = partial(mixture_loss, plain=True)
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=3e-4)
     narrow = torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from adapters import tuned_model
 from depthmix import attach
+from depthmix.adapters.attach import find_mixture_norm
 from models import ARCHITECTURES, random_ids, tiny_model
 
 IDS = random_ids(3, 7)
@@ -117,3 +120,52 @@ def test_asking_for_the_loss_without_labels_is_an_error():
     model = tuned_model().train()
     with pytest.raises(RuntimeError, match="`mixture_loss=True` needs `labels`"):
         model(input_ids=IDS, mixture_loss=True)
+
+
+@pytest.mark.parametrize("way", ["replaced", "added"])
+@pytest.mark.parametrize("inner", ["trained", "evaluated", "interrupted"])
+def test_a_pass_within_a_pass_leaves_the_outer_its_loss(way, inner):
+    model = tuned_model(distillation_weight=0.3)
+    kwargs = {} if way == "replaced" else {"mixture_loss": False}
+    expected, found = train_pass(model, **kwargs), []
+    others = random_ids(2, 5, seed=1)
+    alone = model(input_ids=others, labels=others).loss
+
+    def run_another(*_):
+        if found:
+            return
+        found.append(None)
+        if inner == "interrupted":
+            with pytest.raises(IndexError):
+                model(input_ids=others + 61, labels=others)
+            model(input_ids=others, labels=others)
+        with torch.set_grad_enabled(inner != "evaluated"):
+            found[:] = [model(input_ids=others, labels=others).loss]
+
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(run_another)
+    assert_same(train_pass(model, **kwargs), expected)
+    handle.remove()
+    if inner != "evaluated":
+        torch.testing.assert_close(found[0], alone)
+    assert_same(train_pass(model, **kwargs), expected)
+    norm = find_mixture_norm(model)
+    assert not norm.objective._passes.here
+
+
+def test_a_thread_collects_its_own_passes():
+    model = tuned_model(distillation_weight=0.3).train()
+    objective = find_mixture_norm(model).objective
+
+    def add_term():
+        return model(input_ids=IDS, labels=LABELS, mixture_loss=False).loss.detach()
+
+    expected = add_term()
+    with objective.collecting() as steps, ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(add_term).result()
+        assert not steps
+        here = add_term()
+    assert torch.equal(elsewhere, expected)
+    assert [step.num_tokens for step in steps] == [int((LABELS[:, 1:] != -100).sum())]
+    torch.testing.assert_close(here + steps[0].missing, expected)
+    assert torch.equal(add_term(), expected)
