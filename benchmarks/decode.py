@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from depthmix import LazyDepth, attach
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import active_mixture
 
 NUM_PROMPT_TOKENS = 32
 RATES = (0.0, 0.5, 0.9, 1.0)
@@ -81,7 +81,7 @@ def executed_layers(exits: Tensor, *, k: int, num_layers: int) -> float:
 
 def force(model: object, exits: Tensor, *, k: int) -> None:
     """Route by hand: all weight on the first late layer where a position exits, or on the last."""
-    mixture = find_mixture_norm(model).active_mixture
+    mixture = active_mixture(model)
     weights = torch.zeros(*exits.shape, k)
     weights[..., 0], weights[..., -1] = exits.float(), 1 - exits.float()
     end = 0

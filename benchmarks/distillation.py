@@ -19,9 +19,9 @@ from torch import Tensor
 from train_step import MODEL, SEED, find_data, make_batches, read_sequences, tiny_llama
 
 from depthmix import MoDEConfig
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.loss.batch import mixture_loss
 from depthmix.method.mixture import Routes
+from depthmix.method.norm import find_mixture_norm
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
 

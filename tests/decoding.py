@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from depthmix import attach
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import active_mixture
 from models import random_ids, tiny_model
 
 DECODERS = ["llama", "mistral", "gemma2", "gemma3_text", "qwen3", "gpt_neox"]
@@ -20,14 +20,14 @@ DECODERS = ["llama", "mistral", "gemma2", "gemma3_text", "qwen3", "gpt_neox"]
 def make_model(model_type="llama", *, dtype=torch.float64, **options):
     model = tiny_model(model_type).requires_grad_(False).to(dtype)
     attach(model, **{"late_layers": 3, **options})
-    find_mixture_norm(model).active_mixture.to(dtype)
+    active_mixture(model).to(dtype)
     return model.eval()
 
 
 def top_1(model_type="llama", **options):
     """Build a model whose own router spreads the tokens over its routes."""
     model = make_model(model_type, router_init="gaussian", top_k=1, **options)
-    router = find_mixture_norm(model).active_mixture.router
+    router = active_mixture(model).router
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         router.weight.copy_(torch.randn(router.weight.shape, generator=generator))

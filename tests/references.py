@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import find_mixture_norm
 
 
 @dataclass(frozen=True)

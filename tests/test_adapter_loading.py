@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from adapters import OPTIONS, logits, lora_targets, redrawn, tuned_model
 from depthmix import MoDEConfig
-from depthmix.adapters.attach import find_mixture_norm
-from depthmix.method.norm import MoDENorm
+from depthmix.adapters.attached import MoDENorm
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from models import tiny_model
 
 
@@ -217,7 +217,7 @@ def test_a_safe_merge_looks_at_the_mixture_too():
         logits(tuned_model().merge_and_unload(safe_merge=True)), logits(tuned), rtol=1e-4, atol=1e-4
     )
     with torch.no_grad():
-        find_mixture_norm(tuned).active_mixture.router.weight[0, 0] = float("nan")
+        active_mixture(tuned).router.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="`safe_merge` found a weight that is not finite"):
         tuned.merge_and_unload(safe_merge=True)
     assert lora_targets(tuned)

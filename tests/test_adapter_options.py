@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from adapters import INPUT_IDS, OPTIONS, greedy, logits, lora_targets, redrawn, tuned_model
 from depthmix import MoDEConfig
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.adapters.baseline import to_lora
 from depthmix.adapters.config import PAPER_MODE
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from models import tiny_model
 
 
@@ -87,7 +87,7 @@ def test_one_configuration_serves_several_models():
     get_peft_model(tiny_model(), config)
     assert config == untouched
     deeper = get_peft_model(tiny_model(num_hidden_layers=6), config)
-    assert find_mixture_norm(deeper).active_mixture.late_layers == (4, 5, 6)
+    assert active_mixture(deeper).late_layers == (4, 5, 6)
 
 
 def test_from_preset():

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from adapters import OPTIONS, logits, lora_targets, redrawn, tuned_model
 from depthmix import MixtureConfig, MoDEConfig, attach, to_lora
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import active_mixture
 from models import MOE, tiny_model
 
 EXPERTS = {
@@ -208,4 +208,4 @@ def test_options_changed_after_attach_change_no_model():
     config.router_temperature, config.late_layers = 5.0, 1
     assert torch.equal(logits(model), expected)
     assert mixture.config.router_temperature == 1.0
-    assert find_mixture_norm(model).active_mixture.late_layers == (2, 3, 4)
+    assert active_mixture(model).late_layers == (2, 3, 4)

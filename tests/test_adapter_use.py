@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 
 from adapters import INPUT_IDS, greedy, logits, tuned_model
 from checkpoints import make_tokenizer, save_checkpoint
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.loss import block_gradients
+from depthmix.method.norm import find_mixture_norm
 from models import random_ids, tiny_model
 
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters import logits, tuned_model
 from depthmix import MoDEConfig
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
 from models import tiny_model
@@ -95,7 +95,7 @@ DOORS = {
 
 
 def assert_equals_file(model, adapter):
-    mixture = find_mixture_norm(model).active_mixture
+    mixture = active_mixture(model)
     saved = load_file(adapter / "adapter_model.safetensors")
     for name, parameter in mixture.named_parameters():
         assert parameter.dtype == torch.float32

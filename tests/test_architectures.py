@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from depthmix import MoDEConfig, attach, detach, find_backbone
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import find_mixture_norm
 from models import ARCHITECTURES, random_ids, randomise, tiny_model
 from references import route
 

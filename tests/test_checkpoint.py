@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 import depthmix
 from depthmix import MoDEConfig, MoDETrainer, attach, detach, set_top_k
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.adapters.checkpoint import read_mixture_options
+from depthmix.method.norm import find_mixture_norm
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
 from models import random_ids, randomise, tiny_model

@@ -4,10 +4,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints import save_checkpoint
 from depthmix import attach, set_top_k
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.data.rendering import tokenise_prompt
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.evaluation.generation_speed import measure_generation
+from depthmix.method.norm import active_mixture
 
 PROMPTS = ("Question: 1 + 2?", "Another one")
 
@@ -27,9 +27,7 @@ def model(tokenizer):
     model = AutoModelForCausalLM.from_pretrained(tokenizer.name_or_path).eval()
     attach(model, late_layers=3, router_init="gaussian")
     with torch.no_grad():
-        find_mixture_norm(model).active_mixture.router.weight.normal_(
-            generator=torch.Generator().manual_seed(2)
-        )
+        active_mixture(model).router.weight.normal_(generator=torch.Generator().manual_seed(2))
     return model
 
 
@@ -38,7 +36,7 @@ def test_layers_are_those_that_ran(model, tokenizer):
     speeds = measure_generation(
         model, tokenizer, prompts(tokenizer), top_ks=[1, 3], num_new_tokens=5
     )
-    assert find_mixture_norm(model).active_mixture.top_k == 2
+    assert active_mixture(model).top_k == 2
     assert [speed.top_k for speed in speeds] == [1, 3]
     for speed in speeds:
         set_top_k(model, speed.top_k)

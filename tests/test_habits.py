@@ -15,12 +15,12 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
 from depthmix import MoDEConfig, attach, parameter_ledger
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.depth.readout import reading_out
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.harness import default_output
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
 from depthmix.trainers.mixin import MoDESFTTrainer
@@ -66,7 +66,7 @@ class TestQuantisedModels:
             processing_class=TOKENIZER,
         )
         model.get_base_model().is_loaded_in_4bit = False  # or accelerate asks for bitsandbytes
-        mixture = find_mixture_norm(model).active_mixture
+        mixture = active_mixture(model)
         before = {name: value.clone() for name, value in mixture.state_dict().items()}
         trainer.train()
         for name, value in mixture.state_dict().items():
@@ -113,7 +113,7 @@ class TestQuantisedModels:
             loss = tuned.train()(input_ids=ids, labels=ids).loss
             loss.backward()
             losses.append(loss.detach())
-            router = find_mixture_norm(tuned).active_mixture.router.weight
+            router = active_mixture(tuned).router.weight
             gradients.append(router.grad)
             assert find_mixture_norm(tuned).backbone.vocab_size == model.config.vocab_size
         torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -32,9 +32,9 @@ from decoding import (
     top_1,
 )
 from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, set_top_k
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.decoding.deferral import check_device
 from depthmix.depth.readout import reading_out
+from depthmix.method.norm import active_mixture
 from depthmix.models.generation import generate as answer_prompts
 from depthmix.models.generation import warn_of_dense_routing
 from depthmix.models.spec import ModelSpec
@@ -71,7 +71,7 @@ def force(model, depths, *, k, generator, dtype=torch.float64):
         seen["end"] = past + (args[0] if args else kwargs["input_ids"]).shape[1]
 
     model.register_forward_pre_hook(note, with_kwargs=True)
-    mixture = find_mixture_norm(model).active_mixture
+    mixture = active_mixture(model)
     mixture.weigh = lambda x: weights[:, seen["end"] - x.shape[1] : seen["end"]]
 
 
@@ -104,7 +104,7 @@ def test_lazy_equals_dense(
         padded = False
     else:
         model.set_attn_implementation("sdpa" if padded else attention)
-    k = len(find_mixture_norm(model).active_mixture.late_layers)
+    k = len(active_mixture(model).late_layers)
     depths = draw_depths(routing, batch=batch, length=length + new_tokens, k=k, generator=generator)
     force(model, depths, k=k, generator=generator)
     inputs = prompts(batch, length, padded=padded, seed=seed)
@@ -138,7 +138,7 @@ def test_narrow_types(model_type, dtype, tolerance):
 def test_a_pass_is_routed_once():
     """A router that answers differently each time would let depth and weights part."""
     model, inputs = make_model(top_k=1), prompts(2, 5, padded=True)
-    router, shapes = find_mixture_norm(model).active_mixture.router, []
+    router, shapes = active_mixture(model).router, []
 
     def turn(_router, args, logits):
         shapes.append(tuple(args[0].shape[:2]))
@@ -406,10 +406,10 @@ def test_options_that_do_nothing_are_not_passed_over():
         answer_prompts(ModelSpec(name="nowhere"), ["1 + 1 ="], num_draft_tokens=3)
     for top_k in (None, 3):
         with pytest.warns(UserWarning, match="`lazy` skips no layer while each .* all 3 routes"):
-            warn_of_dense_routing(find_mixture_norm(make_model(top_k=top_k)).active_mixture)
+            warn_of_dense_routing(active_mixture(make_model(top_k=top_k)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_dense_routing(find_mixture_norm(make_model(top_k=2)).active_mixture)
+        warn_of_dense_routing(active_mixture(make_model(top_k=2)))
 
 
 def test_unknown_layer_arguments_are_refused():

@@ -19,11 +19,11 @@ import depthmix_cli
 from adapters import tuned_model
 from checkpoints import make_tokenizer, save_checkpoint
 from depthmix import attach, set_top_k
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.depth import lens as lens_module
 from depthmix.depth.lens import Lens, Prediction, Routing, look
 from depthmix.depth.token_texts import token_texts
 from depthmix.loss.terms import divergence
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
 from depthmix.pages.lens_page import to_page_data, write_lens
@@ -119,7 +119,7 @@ def test_late_layers_answer_by_their_own_norms(top_k, monkeypatch):
     for layer, prediction in enumerate(lens.layers, start=1):
         check(prediction, logits[layer], logits[4], ids, ensemble=own if layer > 1 else None)
     check(lens.ensemble, own, logits[4], ids)
-    weights = find_mixture_norm(model).active_mixture.weigh(states[1])[0]
+    weights = active_mixture(model).weigh(states[1])[0]
     routing = lens.routing
     torch.testing.assert_close(torch.tensor(routing.weights), weights)
     assert routing.late_layers == (2, 3, 4)

@@ -12,8 +12,8 @@ from peft import get_peft_model
 from torch import nn
 
 from depthmix import MoDEConfig, attach, detach
-from depthmix.adapters.attach import find_mixture_norm
-from depthmix.method.norm import MixtureNorm, MoDENorm
+from depthmix.adapters.attached import MoDENorm
+from depthmix.method.norm import MixtureNorm, find_mixture_norm
 from models import random_ids, tiny_model
 
 IDS = random_ids(2, 5)

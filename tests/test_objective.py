@@ -10,7 +10,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from adapters import tuned_model
 from depthmix import attach
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.method.norm import find_mixture_norm
 from models import ARCHITECTURES, random_ids, tiny_model
 
 IDS = random_ids(3, 7)

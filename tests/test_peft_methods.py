@@ -28,8 +28,8 @@ from peft import (
 import depthmix
 from adapters import INPUT_IDS, logits, redrawn, tuned_model
 from depthmix import attach, set_top_k
-from depthmix.adapters.attach import find_mixture_norm
-from depthmix.method.norm import MoDENorm
+from depthmix.adapters.attached import MoDENorm
+from depthmix.method.norm import find_mixture_norm
 from models import tiny_model
 
 CAUSAL = {"task_type": "CAUSAL_LM"}

@@ -11,8 +11,8 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 from adapters import tuned_model
 from decoding import DECODERS, assert_same, decode, follow, make_model, prompts, top_1
 from depthmix import LazyDepth, SelfSpeculation, set_top_k
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.decoding.lookahead import align_cache
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from models import random_ids, tiny_model
 
 WHOLE = {"return_dict_in_generate": True, "output_logits": True}
@@ -21,7 +21,7 @@ ACCEPTANCES = ["all", "none", "alternating", "random", "one row"]
 
 def route_in_float64(model):
     """Route by the content alone, but in float64, so that products of other widths round alike."""
-    mixture = find_mixture_norm(model).active_mixture
+    mixture = active_mixture(model)
     matrix = torch.randn(mixture.router.weight.shape, generator=torch.Generator().manual_seed(4))
 
     def weigh(x):

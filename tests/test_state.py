@@ -17,9 +17,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from adapters import tuned_model
 from decoding import decode, prompts
 from depthmix import attach, detach
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.depth.readout import reading_out
 from depthmix.method.capture import HiddenStateCapture
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from models import random_ids, randomise, tiny_model
 
 IDS, OTHERS = random_ids(2, 6), random_ids(3, 9, seed=4)
@@ -52,8 +52,8 @@ PLACES = {
     "a layer": lambda model: model.model.layers[2],
     "attention": lambda model: model.model.layers[3].self_attn,
     "the norm": lambda model: model.model.norm,
-    "a late norm": lambda model: find_mixture_norm(model).active_mixture.norms["2"],
-    "the router": lambda model: find_mixture_norm(model).active_mixture.router,
+    "a late norm": lambda model: active_mixture(model).norms["2"],
+    "the router": lambda model: active_mixture(model).router,
     "the pretrained norm": lambda model: find_mixture_norm(model).base_layer,
     "the head": lambda model: model.lm_head,
 }

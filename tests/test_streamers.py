@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import depthmix_cli
 from adapters import tuned_model
 from checkpoints import make_model, make_tokenizer, save_checkpoint
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.method.mixture import Routes
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.models.continuation import continue_inputs
 from depthmix.models.streamers import DepthStreamer, VisibleStreamer, make_visible
 
@@ -49,7 +49,7 @@ def answer(model, streamer, text="To be, or not", **options):
 
 def naive_weights(model, ids):
     """Give the routing weights of a whole text, from one pass over it."""
-    mixture = find_mixture_norm(model).active_mixture
+    mixture = active_mixture(model)
     with torch.no_grad():
         states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         return mixture.weigh(states[mixture.late_layers[0] - 1])[0]
@@ -82,7 +82,7 @@ def test_every_token_has_the_depth_of_a_full_pass(late_layers, options):
         torch.testing.assert_close(torch.tensor(streamer.weights), expected, rtol=1e-4, atol=1e-5)
         if late_layers > 1:
             assert expected.std(0).min() > 1e-3  # tokens differ
-        layers = find_mixture_norm(model).active_mixture.late_layers
+        layers = active_mixture(model).late_layers
         depth = float((expected @ torch.tensor(layers, dtype=torch.float)).mean())
         printed, _, summary = console.file.getvalue().rstrip("\n").rpartition("\n")
         assert summary.startswith(f"mean depth {depth:.2f} over {len(expected)} tokens (layer ")

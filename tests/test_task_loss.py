@@ -15,10 +15,10 @@ from trl import SFTTrainer
 
 from adapters import OPTIONS
 from depthmix import MixtureConfig, MoDEConfig, MoDESFTTrainer, MoDETrainer, attach, load
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.depth.readout import reading_out
 from depthmix.loss.batch import mixture_loss
 from depthmix.loss.fused import fused_sums
+from depthmix.method.norm import active_mixture
 from models import random_ids, tiny_model
 from references import reference_step
 from test_fused_loss import Watch, draw_tokens, make_backbone
@@ -182,7 +182,7 @@ def test_option_is_saved_and_loaded(task_loss, tmp_path):
     attach(model, late_layers=3, task_loss=task_loss)
     model.save_pretrained(tmp_path / "model")
     for other in (loaded, load(tmp_path / "model")):
-        assert find_mixture_norm(other).active_mixture.config.task_loss == task_loss
+        assert active_mixture(other).config.task_loss == task_loss
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ SPREAD = {"task_loss": 3, "log_layer_losses": True, "distillation_weight": 0.0, 
 def saturated_model(**options):
     """Tune a model whose router gives many tokens next to no weight on some layer."""
     model = tuned_model(**options)
-    router = find_mixture_norm(model).active_mixture.router
+    router = active_mixture(model).router
     nn.init.normal_(router.weight, std=2.0, generator=torch.Generator().manual_seed(7))
     return model
 
@@ -334,7 +334,7 @@ def test_routing_is_measured_over_all_label_tokens(way, tmp_path):
 def test_variance_of_weights_that_hardly_vary(tmp_path):
     """The identity start: E[G²] - E[G]² in float32 would be noise, even negative."""
     model = tuned_model()
-    router = find_mixture_norm(model).active_mixture.router
+    router = active_mixture(model).router
     nn.init.normal_(router.weight, std=1e-5, generator=torch.Generator().manual_seed(7))
     dataset = make_dataset()
     truth = reference_step(model, as_batch(dataset))

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from depthmix import MoDEConfig, attach
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.adapters.config import _peft_type
 from depthmix.adapters.model import MoDEModel
+from depthmix.method.norm import find_mixture_norm
 from depthmix.trainers.mixin import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
 from references import reference_step

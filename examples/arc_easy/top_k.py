@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from depthmix import LazyDepth, set_top_k
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.method.mixture import mix, route
+from depthmix.method.norm import find_mixture_norm
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec
 from depthmix.statistics.intervals import mean_interval, paired_difference

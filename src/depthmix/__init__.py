@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from depthmix.adapters.attach import attach, detach, set_top_k
+from depthmix.adapters.attach import attach, detach
 from depthmix.adapters.baseline import to_lora
 from depthmix.adapters.checkpoint import load
 from depthmix.adapters.config import MoDEConfig
@@ -18,6 +18,7 @@ from depthmix.adapters.model import register
 from depthmix.method.architecture import find_backbone
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import MixtureConfig
+from depthmix.method.norm import set_top_k
 
 if TYPE_CHECKING:
     from depthmix.comparison.comparison import compare

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming, WeightTransform
 
+from depthmix.adapters.attached import MoDENorm
 from depthmix.adapters.witness import PeftWitness
 from depthmix.loss.objective import Objective
 from depthmix.method.architecture import find_backbone
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import MixtureConfig
 from depthmix.method.mixture import Mixture
-from depthmix.method.norm import MixtureNorm, MoDENorm
+from depthmix.method.norm import find_mixture_norm
 from depthmix.method.placement import find_device
 
 CONFIG_FIELD = "mixture_of_depths"
@@ -185,43 +185,3 @@ def _list_conversions(model: PreTrainedModel) -> list[WeightTransform]:
         return list(known)
     found = get_model_conversion_mapping(model, add_legacy=False)
     return [one for one in found if not isinstance(one, PrefixChange)]
-
-
-def set_top_k(model: nn.Module, top_k: int | None) -> None:
-    """Set how many routes each token keeps, whatever number the mixture was trained with.
-
-    What is saved keeps the number it was trained with.
-
-    Args:
-        model: A model with a mixture, wrapped or not.
-        top_k: Routes kept per token; `None` keeps all.
-
-    Raises:
-        ValueError: If there is no active mixture, or it has fewer routes.
-    """
-    norm = find_mixture_norm(model)
-    mixture = norm.active_mixture if norm is not None else None
-    if mixture is None:
-        raise ValueError(
-            f"`top_k` needs an active mixture of depths, and {explain_no_mixture(model)}; leave it "
-            "out, or load a model that was trained with one."
-        )
-    replace(mixture.config, top_k=top_k)  # checks it
-    mixture.top_k = top_k
-
-
-def explain_no_mixture(model: nn.Module) -> str:
-    """Say why a model has no active mixture, for the middle of a sentence."""
-    if not isinstance(model, PeftModel):
-        return "the model has none"
-    kinds = {
-        str(getattr(one.peft_type, "value", one.peft_type)) for one in model.peft_config.values()
-    }
-    if "MODE_LORA" in kinds:
-        return "the adapter that has one is not active"
-    return f"the model's adapter ({', '.join(sorted(kinds))}) brings none"
-
-
-def find_mixture_norm(model: nn.Module) -> MixtureNorm | None:
-    """Find the mixture in a model, wrapped or not, or None."""
-    return next((m for m in model.modules() if isinstance(m, MixtureNorm)), None)

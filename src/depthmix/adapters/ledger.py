@@ -10,8 +10,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.method.architecture import find_backbone
+from depthmix.method.norm import active_mixture, find_mixture_norm
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def parameter_ledger(
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     names = {"final_norm": final_norm, "decoder_layers": decoder_layers}
     backbone = norm.backbone if norm else find_backbone(bare, probe=False, **names)
-    mixture = norm.active_mixture if norm else None
+    mixture = active_mixture(model)
     if mixture is not None:
         first_late_layer = mixture.late_layers[0]
     late = (

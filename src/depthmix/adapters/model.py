@@ -15,7 +15,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.adapters.attached import MoDENorm
 from depthmix.adapters.config import MODE_LORA, MoDEConfig, check_type
 from depthmix.adapters.files import MIXTURE, add_new_mixture, as_lora, check_conversion
 from depthmix.adapters.layer import MoDELayer, check_merge, check_one_adapter
@@ -24,7 +24,7 @@ from depthmix.adapters.targets import check_targets, rename_targets
 from depthmix.adapters.weights import check_weights, load_weights
 from depthmix.method.architecture import find_backbone
 from depthmix.method.backbone import Backbone
-from depthmix.method.norm import MoDENorm
+from depthmix.method.norm import find_mixture_norm
 from depthmix.method.placement import check_adapted, check_base_files
 
 

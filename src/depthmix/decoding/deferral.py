@@ -16,10 +16,10 @@ from transformers import (
     StopStringCriteria,
 )
 
-from depthmix.adapters.attach import explain_no_mixture, find_mixture_norm
 from depthmix.decoding.calls import read_call, sees_alike
 from depthmix.decoding.requirements import check_deferrable, check_device
 from depthmix.decoding.stand_ins import Claim, Turn
+from depthmix.method.norm import active_mixture, explain_no_mixture, find_mixture_norm
 
 
 class Deferral(ABC):
@@ -41,8 +41,7 @@ class Deferral(ABC):
     """What errors say to leave out, so that generation is the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
-        norm = find_mixture_norm(model)
-        mixture = norm.active_mixture if norm is not None else None
+        norm, mixture = find_mixture_norm(model), active_mixture(model)
         if norm is None or mixture is None:
             raise ValueError(
                 "`model` must have an active mixture of depths, which says how deep a token goes, "

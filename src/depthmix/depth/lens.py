@@ -11,14 +11,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.data.rendering import Prompt, tokenise_prompt
+from depthmix.depth.capture_all import capture_all
 from depthmix.depth.distributions import Distribution, distribute, jensen_shannon, measure
 from depthmix.depth.readout import Readout
 from depthmix.depth.token_texts import token_texts
 from depthmix.method.architecture import evaluating, find_backbone
 from depthmix.method.backbone import Backbone
-from depthmix.method.capture import HiddenStateCapture
+from depthmix.method.norm import active_mixture, find_mixture_norm
 
 BLOCK_LOGITS = 2**25
 """Logits of one product with the head: 128 MiB in float32. Each product reads all of the head, so
@@ -134,8 +134,7 @@ def look(
     """
     prompt = tokenise_prompt(text, tokenizer) if isinstance(text, str) else text
     ids = torch.tensor(prompt.token_ids, dtype=torch.long)
-    norm = find_mixture_norm(model)
-    mixture = norm.active_mixture if norm is not None else None
+    norm, mixture = find_mixture_norm(model), active_mixture(model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     backbone = find_backbone(base) if norm is None else norm.backbone
     _check_length(backbone, len(ids))
@@ -150,7 +149,8 @@ def look(
     late_layers = () if mixture is None else mixture.late_layers
     depths = {*chosen, final, *(layer - 1 for layer in late_layers[:1])}
     with evaluating(backbone.model):
-        states, answer = _run(backbone, ids, depths)
+        captured = capture_all(backbone, ids[None], depths=depths)
+        states = captured.states
         pretrained = backbone.final_norm if norm is None else norm.base_layer
         normed: dict[Readout, Tensor] = {
             layer: norm.answer_alone(layer, states[layer])
@@ -160,7 +160,7 @@ def look(
         }
     readouts: tuple[Readout, ...] = chosen if mixture is None else (*chosen, "ensemble")
     readouts = readouts if final in readouts else (*readouts, final)
-    normed["ensemble"] = answer
+    normed["ensemble"] = captured.answer
     measured = _measure_all(backbone, normed, readouts, ids, late_layers, top)
     known = {number for columns in measured.values() for number in columns["top"].unique().tolist()}
     texts = dict(zip(known, token_texts(tokenizer, list(known)), strict=True))
@@ -195,24 +195,6 @@ def _check_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, .
             f"{list(chosen)}; leave it out for all of them."
         )
     return chosen
-
-
-def _run(
-    backbone: Backbone, ids: Int[Tensor, " seq"], depths: set[int]
-) -> tuple[dict[int, Float[Tensor, "1 seq hidden"]], Float[Tensor, "1 seq hidden"]]:
-    """Run a text: the residual stream at some depths, and what comes to the head."""
-    # The final norm stands above the last layer, as each layer does above the one before.
-    stages = nn.ModuleList([*backbone.layers, backbone.final_norm])
-    answers: list[Tensor] = []
-    capture = HiddenStateCapture()
-    capture.watch(stages, depths)
-    handle = stages[-1].register_forward_hook(lambda _norm, _args, output: answers.append(output))
-    try:
-        backbone.decoder(input_ids=ids[None].to(backbone.model.device), use_cache=False)
-    finally:
-        handle.remove()
-        capture.remove()
-    return capture.take(), answers[-1]
 
 
 def _measure_all(

@@ -13,12 +13,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from depthmix.adapters.attach import find_mixture_norm
+from depthmix.depth.capture_all import capture_all
 from depthmix.loss.terms import divergence, label_positions
 from depthmix.method.architecture import evaluating, find_backbone
 from depthmix.method.backbone import Backbone
-from depthmix.method.capture import HiddenStateCapture
 from depthmix.method.config import IGNORE_INDEX
+from depthmix.method.norm import find_mixture_norm
 
 CHUNK_LOGITS = 2**24
 """Logits of one layer that are in memory at once: 64 MiB, and a handful of buffers of that size."""
@@ -150,39 +150,16 @@ def _read_batch(
     input_ids = pad_sequence(rows, batch_first=True)
     labels = pad_sequence(labelled, batch_first=True, padding_value=IGNORE_INDEX)
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    states = _hidden_states(backbone, input_ids, attention_mask)
+    states = capture_all(backbone, input_ids, attention_mask=attention_mask).states
     num_together = max(CHUNK_LOGITS // backbone.vocab_size, 1)
     pieces = (indices.split(num_together) for indices in label_positions(labels))
     for places, targets in zip(*pieces, strict=True):
-        final = _log_probs(backbone, states[-1], places)
+        final = _log_probs(backbone, states[backbone.num_hidden_layers], places)
         measures = [
             _measure(_log_probs(backbone, state, places), final, targets.to(final.device))
-            for state in states
+            for _, state in sorted(states.items())
         ]
         yield places // input_ids.size(1), torch.stack(measures).cpu().double()
-
-
-def _hidden_states(
-    backbone: Backbone,
-    input_ids: Int[Tensor, "batch seq"],
-    attention_mask: Int[Tensor, "batch seq"],
-) -> list[Float[Tensor, "batch seq hidden"]]:
-    """Run a batch and give the residual stream after each layer, `h_1 … h_n`."""
-    device = backbone.model.device
-    # The final norm stands above the last layer, as each layer does above the one before.
-    stages = nn.ModuleList([*backbone.layers, backbone.final_norm])
-    capture = HiddenStateCapture()
-    capture.watch(stages, set(range(1, len(stages))))
-    try:
-        backbone.decoder(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            use_cache=False,
-        )
-    finally:
-        capture.remove()
-    states = capture.take()
-    return [states[layer] for layer in range(1, len(stages))]
 
 
 def _log_probs(

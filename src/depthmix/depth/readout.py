@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthmix.adapters.attach import attach, detach, find_mixture_norm
+from depthmix.adapters.attach import attach, detach
+from depthmix.method.norm import find_mixture_norm
 
 Readout = int | Literal["ensemble", "final"]
 """A layer's number, `final` for the last one, or `ensemble` for the model as it predicts."""

@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from depthmix.adapters.attach import find_mixture_norm, set_top_k
 from depthmix.data.rendering import Prompt
 from depthmix.decoding.lazy_depth import LazyDepth
+from depthmix.method.norm import active_mixture, set_top_k
 from depthmix.models.continuation import pad_prompts
 
 
@@ -59,12 +59,12 @@ def measure_generation(
     Raises:
         ValueError: If the model has no mixture, there is no prompt, or a Top-K does not fit.
     """
-    norm = find_mixture_norm(model)
-    if norm is None or norm.active_mixture is None:
+    mixture = active_mixture(model)
+    if mixture is None:
         raise ValueError("`model` must have a mixture, whose routes Top-K chooses from.")
     if not prompts:
         raise ValueError("`prompts` must hold at least one.")
-    before = norm.active_mixture.top_k
+    before = mixture.top_k
     seconds: dict[int, list[float]] = {top_k: [] for top_k in (0, *top_ks)}  # 0 is dense
     layers: dict[int, list[float]] = {top_k: [] for top_k in top_ks}
     options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "min_new_tokens": num_new_tokens}

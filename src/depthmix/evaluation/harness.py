@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -24,6 +23,7 @@ from depthmix.evaluation.provenance import describe_model
 from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
 from depthmix.files.drafts import taking_room
+from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.sources import find_base, find_models
 from depthmix.models.spec import ModelSpec, to_spec
@@ -98,8 +98,7 @@ def evaluate(
     if not missing:
         return folder.results
     tokenizer, loaded = load_tokenizer(spec), load_model(spec)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    loaded = loaded.to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
+    loaded = to_accelerator(loaded).eval()
     with (
         reading_out(loaded, plan.layer),
         taking_room(folder.path, "output", then="start it again to go on"),

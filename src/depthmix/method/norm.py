@@ -6,10 +6,12 @@ import copy
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers.generation.candidate_generator import EarlyExitCandidateGenerator
 
@@ -145,8 +147,7 @@ class MixtureNorm(nn.Module, ABC):
         late_states = {depth: captured[depth].to(device) for depth in mixture.depths}
         late_states[mixture.late_layers[-1]] = hidden_states
         if self.readout is not None:
-            normed = mixture.norm(self.readout, late_states[self.readout], self.base_layer)
-            return normed.to(self._dtype(hidden_states))
+            return self.answer_alone(self.readout, late_states[self.readout])
         routes = mixture(late_states, self.base_layer)
         if self.listener is not None:
             self.listener(routes)
@@ -246,44 +247,6 @@ class MixtureNorm(nn.Module, ABC):
         return self.base_layer(hidden_states[:, :0]).dtype
 
 
-class MoDENorm(MixtureNorm):
-    """A mixture in place of the final norm, without PEFT.
-
-    `save_pretrained` writes the pretrained norm under the names that it has without a mixture
-    (`adapters.attach.install` says so to transformers), and `load_state_dict` takes them back.
-
-    Args:
-        backbone: The model's parts.
-        mixture: The mixture that predicts.
-    """
-
-    def __init__(self, backbone: Backbone, mixture: Mixture) -> None:
-        super().__init__(backbone)
-        self.mixture = mixture
-        self.watch([mixture])
-        self.register_load_state_dict_pre_hook(_insert_base_layer)
-
-    @property
-    def active_mixture(self) -> Mixture:
-        """The one mixture, or the copy of it that PEFT's `modules_to_save` trains."""
-        mixture: Any = self.mixture
-        while not isinstance(mixture, Mixture):
-            names = () if mixture.disable_adapters else mixture.active_adapters
-            mixture = mixture.modules_to_save[names[0]] if names else mixture.original_module
-        return mixture
-
-    def unload_and_optionally_merge_module(self, **_options: Any) -> MoDENorm:
-        """Stay where it is when PEFT takes the adapters of a model away."""
-        return self
-
-    def get_base_layer(self) -> MoDENorm:
-        """Stay where it is; PEFT asks whatever has a `base_layer`."""
-        return self
-
-    def merge(self, *_args: Any, **_options: Any) -> None:
-        """Have nothing to merge; PEFT asks whatever has a `base_layer`."""
-
-
 def _is_drafting() -> bool:
     """Tell whether transformers' own `assistant_early_exit` drafts further up in this thread."""
     frame = sys._getframe()
@@ -292,8 +255,45 @@ def _is_drafting() -> bool:
     return frame is not None
 
 
-def _insert_base_layer(norm: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Name the pretrained norm's weights as they are named here."""
-    for name in norm.base_layer.state_dict():
-        if prefix + name in state:
-            state[f"{prefix}base_layer.{name}"] = state.pop(prefix + name)
+def find_mixture_norm(model: nn.Module) -> MixtureNorm | None:
+    """Find the mixture in a model, wrapped or not, or None."""
+    return next((m for m in model.modules() if isinstance(m, MixtureNorm)), None)
+
+
+def active_mixture(model: nn.Module) -> Mixture | None:
+    """Find the mixture that predicts now in a model, wrapped or not, or None."""
+    norm = find_mixture_norm(model)
+    return norm.active_mixture if norm is not None else None
+
+
+def set_top_k(model: nn.Module, top_k: int | None) -> None:
+    """Set how many routes each token keeps, whatever number the mixture was trained with.
+
+    What is saved keeps the number it was trained with.
+
+    Args:
+        model: A model with a mixture, wrapped or not.
+        top_k: Routes kept per token; `None` keeps all.
+
+    Raises:
+        ValueError: If there is no active mixture, or it has fewer routes.
+    """
+    if (mixture := active_mixture(model)) is None:
+        raise ValueError(
+            f"`top_k` needs an active mixture of depths, and {explain_no_mixture(model)}; leave it "
+            "out, or load a model that was trained with one."
+        )
+    replace(mixture.config, top_k=top_k)  # checks it
+    mixture.top_k = top_k
+
+
+def explain_no_mixture(model: nn.Module) -> str:
+    """Say why a model has no active mixture, for the middle of a sentence."""
+    if not isinstance(model, PeftModel):
+        return "the model has none"
+    kinds = {
+        str(getattr(one.peft_type, "value", one.peft_type)) for one in model.peft_config.values()
+    }
+    if "MODE_LORA" in kinds:
+        return "the adapter that has one is not active"
+    return f"the model's adapter ({', '.join(sorted(kinds))}) brings none"

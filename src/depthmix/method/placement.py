@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from accelerate.utils import has_offloaded_params
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
+
+Model = TypeVar("Model", bound=nn.Module)
 
 META = torch.device("meta")
 """Where a tensor has a shape and no values."""
@@ -32,6 +36,12 @@ def find_device(module: nn.Module) -> torch.device | None:
             return torch.empty(0, device=device).device
     parameter = next(module.parameters(), None)
     return None if parameter is None else parameter.device
+
+
+def to_accelerator(model: Model) -> Model:
+    """Move a model to the accelerator if there is one, else to the CPU, and give it back."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return model.to(accelerator or "cpu")
 
 
 def check_base_files(model: PreTrainedModel) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from depthmix.adapters.attach import set_top_k
 from depthmix.data.spec import Template
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.method.mixture import Mixture
+from depthmix.method.norm import set_top_k
+from depthmix.method.placement import to_accelerator
 from depthmix.models.continuation import continue_inputs, pad_prompts, read_generation_options
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec, to_spec
@@ -179,5 +179,4 @@ def warn_of_dense_routing(mixture: Mixture) -> None:
 
 def _load(spec: ModelSpec) -> PreTrainedModel | PeftModel:
     """Load a model for inference, on the accelerator if there is one."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return load_model(spec).to(accelerator or "cpu").eval()  # pyrefly: ignore[bad-argument-type]
+    return to_accelerator(load_model(spec)).eval()

@@ -19,9 +19,10 @@ from transformers import (
 )
 from transformers.utils.quantization_config import GgufConfig
 
-from depthmix.adapters.attach import CONFIG_FIELD, set_top_k
+from depthmix.adapters.attach import CONFIG_FIELD
 from depthmix.adapters.calls import without_old_name
 from depthmix.adapters.checkpoint import load, read_mixture_options
+from depthmix.method.norm import set_top_k
 from depthmix.models.sources import (
     ModelSource,
     check_adapter,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TextStreamer
 from transformers.generation import BaseStreamer
 
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.method.mixture import Routes
+from depthmix.method.norm import active_mixture, find_mixture_norm
 
 SCALE = tuple(
     Color.parse(name).get_truecolor()
@@ -94,8 +94,7 @@ class DepthStreamer(BaseStreamer):
         tokenizer: PreTrainedTokenizerBase,
         console: Console | None = None,
     ) -> None:
-        norm = find_mixture_norm(model)
-        mixture = norm.active_mixture if norm is not None else None
+        norm, mixture = find_mixture_norm(model), active_mixture(model)
         if norm is None or mixture is None:
             raise ValueError(
                 "`depth` needs a model with a mixture of depths, and this one has none; name a run "

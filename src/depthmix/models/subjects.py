@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.data.rendering import Prompt, retokenise
 from depthmix.data.spec import Template
 from depthmix.depth.lens import Lens
 from depthmix.depth.lens import look as read_out
+from depthmix.method.norm import active_mixture
+from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.models.template import RunTemplate, recall_template
@@ -86,11 +86,7 @@ def load_subjects(
         raise ValueError(
             f"`models` must be different models, got {names[0]} twice; leave one of them out."
         )
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    loaded = [
-        load_model(spec).to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
-        for spec in specs
-    ]
+    loaded = [to_accelerator(load_model(spec)) for spec in specs]
     return Subjects(
         models={
             name: (model, load_tokenizer(spec))
@@ -176,8 +172,7 @@ def choose_layers(layers: str | Sequence[int], models: Sequence[nn.Module]) -> S
         ) from error
     if choice != "late":
         return None if choice == "all" else choice
-    norms = [norm for model in models if (norm := find_mixture_norm(model)) is not None]
-    mixtures = [norm.active_mixture for norm in norms if norm.active_mixture is not None]
+    mixtures = [mixture for model in models if (mixture := active_mixture(model)) is not None]
     if not mixtures:
         raise ValueError(
             "`layers` can be `late` only where a model has a mixture, and none has; say `all`, or "

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +16,7 @@ from depthmix.data.spec import Template
 from depthmix.depth.lens import Lens, look
 from depthmix.evaluation.provenance import UNTUNED, describe_model
 from depthmix.files.runs import RUN_CONFIG_NAME
+from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec
 from depthmix.models.subjects import choose_layers
@@ -133,8 +133,7 @@ def read_passages(
     """
     config = load_run_config(run / RUN_CONFIG_NAME)
     section = ModelSpec(name=str(run), dtype=config.model.dtype)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    model = load_model(section).to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
+    model = to_accelerator(load_model(section))
     assert isinstance(model, PeftModel)  # training saves an adapter
     tokenizer = load_tokenizer(section)
     final = model.config.get_text_config().num_hidden_layers

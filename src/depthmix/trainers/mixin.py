@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import Trainer
 from trl import SFTTrainer
 
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.adapters.calls import without_old_name
 from depthmix.loss.measurements import Part, Step, log_entries
 from depthmix.method.mixture import Mixture
+from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.options.secrets import hide_secrets
 from depthmix.trainers.checkpoints import find_last_checkpoint
 from depthmix.trainers.evaluation_loss import TokenMeanEvaluation
@@ -90,8 +90,7 @@ class MoDETrainerMixin(TokenMeanEvaluation):
         self.add_callback(FiniteGradients())
         self._resumption = Resumption(self)
         self.add_callback(self._resumption)
-        norm = find_mixture_norm(self.model) if self.model is not None else None
-        mixture = norm.active_mixture if norm is not None else None
+        mixture = active_mixture(self.model) if self.model is not None else None
         if mixture is None:
             return
         mixture.float()  # TRL makes every adapter bfloat16 over a quantised model
@@ -175,8 +174,7 @@ class MoDETrainerMixin(TokenMeanEvaluation):
         """Take the host trainer's step, and refuse one that has no place for the distillation."""
         self._asked = False
         loss = super().training_step(*args, **kwargs)
-        norm = find_mixture_norm(self.model) if self.model is not None else None
-        mixture = norm.active_mixture if norm is not None else None
+        mixture = active_mixture(self.model) if self.model is not None else None
         if mixture is not None and mixture.config.distils and not self._asked:
             host = self._find_host("training_step").__name__
             raise RuntimeError(

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.adapters.checkpoint import read_mixture_options
+from depthmix.method.norm import find_mixture_norm
 
 
 def check_reference_options(arguments: dict[str, Any]) -> None:

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, PeftType, get_peft_model
 
-from depthmix.adapters.attach import find_mixture_norm
 from depthmix.adapters.calls import without_old_name
 from depthmix.adapters.config import MoDEConfig
 from depthmix.adapters.ledger import Ledger, parameter_ledger
@@ -18,6 +16,8 @@ from depthmix.data.records import load_records
 from depthmix.data.spec import Template
 from depthmix.depth.layer_choice import NUM_PROBED_RECORDS, LayerChoice, choose_on_records
 from depthmix.method.architecture import find_backbone
+from depthmix.method.norm import active_mixture, find_mixture_norm
+from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.options.reading import read_options
@@ -87,8 +87,7 @@ def inspect_model(
             loaded, final_norm=config.final_norm, decoder_layers=config.decoder_layers
         )
         if probe is not None:
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            loaded.to(accelerator or "cpu")  # pyrefly: ignore[bad-argument-type]
+            to_accelerator(loaded)
             records = load_records(probe, limit=NUM_PROBED_RECORDS)
             tokenizer = load_tokenizer(spec)
             choice = choose_on_records(loaded, tokenizer, records, config, template=template)
@@ -97,8 +96,7 @@ def inspect_model(
         with without_old_name():
             tuned = get_peft_model(loaded, config)
         tuners = "none yet; the numbers are a new mixture's"
-    norm = find_mixture_norm(tuned)
-    mixture = norm.active_mixture if norm is not None else None
+    norm, mixture = find_mixture_norm(tuned), active_mixture(tuned)
     final_norm = norm.base_layer if norm is not None else backbone.final_norm
     head_name = next(n for n, module in backbone.model.named_modules() if module is backbone.head)
     parts = {
