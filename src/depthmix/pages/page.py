@@ -42,7 +42,7 @@ def render_page(
         The page.
     """
     environment = Environment(
-        loader=PackageLoader("depthmix", "analysis"),
+        loader=PackageLoader("depthmix", "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
