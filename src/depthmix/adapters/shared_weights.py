@@ -1,4 +1,4 @@
-"""Weights that several modules share, as tied embeddings do, before an adapter is merged into one."""
+"""Weights that modules share, as tied embeddings do, before an adapter is merged into one."""
 
 from __future__ import annotations
 
