@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import warnings
 from dataclasses import replace
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +16,11 @@ from matplotlib.patches import Rectangle
 
 import depthmix_cli
 from checkpoints import save_checkpoint
+from depthmix.depth.colours import RAMP, ink_on
 from depthmix.depth.token_texts import visible_text
-from depthmix.figures.lens_figures import (
-    CELL_HEIGHT,
-    CELL_WIDTH,
-    COLOURS,
-    draw_layers,
-    draw_tokens,
-)
-from depthmix.figures.style import ink_on, save_figure, to_svg
-from depthmix.figures.typeface import find_typeface
+from depthmix.figures.layers import COLOURS, _show, draw_layers
+from depthmix.figures.style import save_figure, to_svg
+from depthmix.pages import lens_page
 from test_lens import HOSTILE, hostile_lens
 
 
@@ -60,12 +56,12 @@ def patches(axes, kind):
     if kind == "frames":
         return [patch for patch in found if not patch.get_fill()]
     cells = [patch for patch in found if patch.get_fill()]
-    return [p for p in cells if (p.get_height() > 2) == (kind == "cells")]
+    return [p for p in cells if (p.get_height() > 0.5) == (kind == "cells")]
 
 
 def corner(patch):
     """Find the column and row that a patch is in."""
-    return int(patch.get_x() // CELL_WIDTH), int(patch.get_y() // CELL_HEIGHT)
+    return int(patch.get_x()), int(patch.get_y())
 
 
 def share(value, high, shade):
@@ -116,70 +112,35 @@ def test_cells_have_the_colours_of_their_numbers(shade, tokens):
         assert {corner(patch) for patch in patches(axes, "frames")} == right
         assert 0 < len(right) < len(expected)
         shown = {
-            (int(t.get_position()[0] // CELL_WIDTH), int(t.get_position()[1] // CELL_HEIGHT)): (
-                t.get_text(),
-                t.get_color(),
-            )
-            for t in axes.texts
-            if min(t.get_position()) > 0
+            tuple(map(int, text.get_position())): (text.get_text(), text.get_color())
+            for text in axes.texts
         }
-        typeface = find_typeface([])
         for (x, y), colour in expected.items():
             guess = visible_text(predictions[y].top_tokens[columns[x] - 1][0])
-            if typeface.measure(guess, 7) < CELL_WIDTH - 6 and guess.isascii():
-                assert shown[x, y] == (guess, ink_on(colour))
-        assert axes.texts[0].get_text() == name
+            if guess.isascii():
+                whole = guess if len(guess) <= 8 else f"{guess[:7]}…"
+                assert shown[x, y] == (whole, ink_on(colour))
+        assert axes.get_title(loc="left") == name
         weights = patches(axes, "lines")
         assert len(weights) == (3 * len(columns) if name == "tuned" else 0)
         for patch in weights:
             weight = lenses[name].routing.weights[columns[corner(patch)[0]] - 1][
                 3 - corner(patch)[1]
             ]
-            assert patch.get_width() == pytest.approx((CELL_WIDTH - 5) * weight)
+            assert patch.get_width() == pytest.approx(0.88 * weight)
 
 
-@pytest.mark.parametrize("quantity", ["loss", "entropy", "jsd", "mean_depth", "routing_entropy"])
-def test_tokens_have_the_colours_of_their_numbers(quantity):
-    lens = varied(hostile_lens())
-    late = np.mean([layer.jsd_to_ensemble for layer in lens.layers], axis=0)
-    column = {
-        "loss": lens.ensemble.loss,
-        "entropy": lens.ensemble.entropy[:-1],
-        "jsd": late[:-1],
-        "mean_depth": lens.routing.mean_depth[:-1],
-        "routing_entropy": lens.routing.entropy[:-1],
-    }[quantity]
-    low = min(column) if quantity == "mean_depth" else 0
-    figure = draw_tokens({"m": lens}, quantity=quantity)
-    (axes, _bar) = figure.axes
-    drawn = [patch.get_facecolor() for patch in axes.patches]
-    expected = [COLOURS((value - low) / (max(column) - low)) for value in column]
-    np.testing.assert_allclose(drawn, expected, atol=0.02)
-    part = draw_tokens({"m": lens}, quantity=quantity, tokens=(3, 5))
-    assert len(part.axes[0].patches) == 3
-
-
-def test_a_text_is_wrapped_like_a_text():
-    lens = hostile_lens()
-    figure = draw_tokens({"m": lens}, width=4.0)
-    title, *texts = figure.axes[0].texts
-    assert title.get_text() == "m"
-    shown = [text.get_text() for text in texts]
-    unwritable = find_typeface(map(visible_text, HOSTILE)).unwritable
-    for token, text in zip(HOSTILE, shown, strict=True):
-        whole = visible_text(token, dots=False, unwritable=unwritable).lstrip(" ")
-        assert text == whole or (text.endswith("…") and whole.startswith(text[:-1]))
-    assert "${harm}" in shown
-    assert sum(text.endswith("…") for text in shown) == 1  # the one longer than a line
-    boxes = figure.axes[0].patches
-    assert max(box.get_x() + box.get_width() for box in boxes) <= 4 * 72
-    for before, after in pairwise(boxes):
-        if after.get_y() == before.get_y():
-            assert after.get_x() >= before.get_x() + before.get_width()
-        else:
-            assert after.get_x() == 0
-    newline = HOSTILE.index("\n") - 1  # the first token has no box
-    assert boxes[newline + 1].get_y() > boxes[newline].get_y()
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("bbbbbbbb", "bbbbbbbb"),
+        ("ccccccccc", "ccccccc…"),
+        ("中中中中", "中中中中"),
+        ("中中中中中", "中中中…"),
+    ],
+)
+def test_a_cell_holds_half_as_many_signs_of_double_width(text, shown):
+    assert _show(text, frozenset()) == shown
 
 
 def test_hidden_characters_are_written():
@@ -196,9 +157,8 @@ def test_no_text_warns_or_becomes_markup(suffix, tmp_path):
     lenses = {"<i>$m$</i>\u202e": hostile_lens(), "一": hostile_lens(shift=1.0)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for draw in (draw_tokens, draw_layers):
-            path = save_figure(draw(lenses), tmp_path / f"figure{suffix}")
-            assert path.stat().st_size > 1000
+        path = save_figure(draw_layers(lenses), tmp_path / f"figure{suffix}")
+        assert path.stat().st_size > 1000
     if suffix == ".svg":
         svg = path.read_text("utf-8")
         assert "<script" not in svg
@@ -213,6 +173,11 @@ def test_deeper_colours_are_darker():
         for x in np.linspace(0, 1, 50)
     ]
     assert (np.diff(lightness) < 0).all()
+
+
+def test_the_page_has_the_same_colours():
+    script = Path(lens_page.__file__).with_name("lens_paint.js").read_text("utf-8")
+    assert f"const LIGHT = {json.dumps(RAMP)};" in script
 
 
 def test_two_lenses_stand_beside_or_below_each_other():
@@ -235,31 +200,24 @@ def test_one_token_has_a_figure():
         ensemble=replace(lens.ensemble, loss=(), rank=(), probability=()),
     )
     assert "next" in to_svg(draw_layers({"m": single}, shade="rank"))
-    assert "loss, nats" in to_svg(draw_tokens({"m": single}))
 
 
 def test_what_cannot_be_drawn_is_refused():
-    lens, plain = hostile_lens(), hostile_lens(routed=False)
+    lens = hostile_lens()
     size = len(HOSTILE)
     long = replace(lens, tokens=("a",) * 49)
-    for draw in (draw_tokens, draw_layers):
-        for lenses in (
-            {},
-            {"a": lens, "b": replace(lens, tokens=("x",))},
-            dict.fromkeys("abc", lens),
-        ):
-            with pytest.raises(ValueError, match="`lenses` must be one or two of the same tokens"):
-                draw(lenses)
-        for tokens in ((0, 2), (3, 2), (1, size + 1)):
-            with pytest.raises(ValueError, match="`tokens` must name a first and a last token"):
-                draw({"m": lens}, tokens=tokens)
+    for lenses in (
+        {},
+        {"a": lens, "b": replace(lens, tokens=("x",))},
+        dict.fromkeys("abc", lens),
+    ):
+        with pytest.raises(ValueError, match="`lenses` must be one or two of the same tokens"):
+            draw_layers(lenses)
+    for tokens in ((0, 2), (3, 2), (1, size + 1)):
+        with pytest.raises(ValueError, match="`tokens` must name a first and a last token"):
+            draw_layers({"m": lens}, tokens=tokens)
     with pytest.raises(ValueError, match="at most 48 in all, got 1 to 49; draw a part of it, such"):
         draw_layers({"m": long})
-    with pytest.raises(ValueError, match="`quantity` can be mean_depth only for models with a mix"):
-        draw_tokens({"m": plain}, quantity="mean_depth")
-    early = replace(lens, layers=(replace(lens.layers[0], jsd_to_ensemble=None),))
-    with pytest.raises(ValueError, match="only where late layers were read out"):
-        draw_tokens({"m": early}, quantity="jsd")
 
 
 def test_the_command_writes_a_figure(tmp_path, capsys):

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from depthmix.comparison.tables import MARKDOWN_ESCAPES
-from depthmix.figures.style import STYLE, ink_on
+from depthmix.depth.colours import ink_on
+from depthmix.figures.style import STYLE
 
 COLOURS = "cividis"
 """Made for all kinds of colour vision; its lightness grows evenly, so grey shows the same."""

@@ -6,13 +6,10 @@ differ in more than their hue, so that they can be told apart in grey.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
 from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -69,16 +66,6 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
     "svg.hashsalt": "depthmix",
 }
-
-
-def ink_on(background: Sequence[float] | np.ndarray) -> str:
-    """Choose black or white for text on a cell with a background of its own.
-
-    Args:
-        background: Red, green and blue from 0 to 1; further numbers are ignored.
-    """
-    lightness = math.sqrt(np.dot(np.square(background)[:3], (0.2126, 0.7152, 0.0722)))
-    return "black" if lightness > 0.43 else "white"
 
 
 def to_svg(figure: Figure, *, name: str = "") -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from jaxtyping import Float, Int
-from rich.color import Color, blend_rgb
+from rich.color import Color
 from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
@@ -17,23 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TextStreamer
 from transformers.generation import BaseStreamer
 
+from depthmix.depth.colours import RAMP, blend, ink_on
 from depthmix.method.mixture import Routes
 from depthmix.method.norm import active_mixture, find_mixture_norm
 
-SCALE = tuple(
-    Color.parse(name).get_truecolor()
-    for name in ("#e6f0c8", "#b5dcbd", "#74c0be", "#3f9cbb", "#2a6dab", "#213f88")
-)
+SCALE = RAMP[1:]
 """Backgrounds from the first late layer to the last, darker with depth, so that grey says the same.
 
 They bring the colour of their text with them, and so suit light and dark terminals."""
-
-SIXTEEN = (
-    Style(color="black", bgcolor="white"),
-    Style(color="black", bgcolor="cyan"),
-    Style(color="bright_white", bgcolor="blue"),
-)
-"""The same for terminals of sixteen colours, whose nearest ones would not get steadily darker."""
 
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for bytes that are no character, or not yet."""
@@ -74,8 +65,8 @@ class DepthStreamer(BaseStreamer):
     """Print an answer token by token, coloured by the mean depth `Σ G_i i` that each token used.
 
     A token's depth comes from the forward pass that predicted it. A character that several tokens
-    make has the mean of theirs. Colours are those that the terminal has; after an answer stands
-    how much each late layer counted in it, which is all that a terminal without colours shows.
+    make has the mean of theirs. After an answer stands how much each late layer counted in it,
+    which is all that a terminal with sixteen colours, or none, shows.
 
     Generation must predict one token per pass, in one row.
 
@@ -179,7 +170,8 @@ class DepthStreamer(BaseStreamer):
 
     @property
     def _has_colours(self) -> bool:
-        return self.console.color_system is not None and not self.console.no_color
+        # The nearest ones of sixteen would not get steadily darker.
+        return self.console.color_system in ("truecolor", "256") and not self.console.no_color
 
     def _depth(self, weights: list[float]) -> float:
         """Compute the mean depth `Σ G_i i`."""
@@ -191,15 +183,9 @@ class DepthStreamer(BaseStreamer):
         # Routers stay near the final layer: the root tells small distances from it apart.
         missing = min(max((high - depth) / (high - low), 0.0), 1.0) if low < high else 0.0
         share = 1 - math.sqrt(missing)
-        if self.console.color_system not in ("truecolor", "256"):
-            return SIXTEEN[round(share * (len(SIXTEEN) - 1))]
-        place = share * (len(SCALE) - 1)
-        lower = min(int(place), len(SCALE) - 2)
-        colour = blend_rgb(SCALE[lower], SCALE[lower + 1], place - lower)
-        linear = [(channel / 255) ** 2.2 for channel in colour]
-        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-        ink = "#000000" if luminance > 0.179 else "#ffffff"  # whichever has more contrast
-        return Style(color=ink, bgcolor=Color.from_triplet(colour))
+        colour = blend(share, SCALE)
+        ink = "#000000" if ink_on(colour) == "black" else "#ffffff"  # not the terminal's own
+        return Style(color=ink, bgcolor=Color.from_rgb(*(255 * channel for channel in colour)))
 
     def _summarise(self) -> str:
         """Say how deep an answer's tokens were on average, and the mean weight of each layer."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from depthmix.data.spec import Template
 from depthmix.depth.lens import Lens, Prediction
-from depthmix.figures.lens_figures import draw_layers
+from depthmix.figures.layers import draw_layers
 from depthmix.figures.style import SUFFIXES, save_figure
 from depthmix.models.spec import ModelSpec
 from depthmix.models.subjects import load_subjects
