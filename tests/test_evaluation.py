@@ -1,8 +1,8 @@
 """Evaluation: judging answers, intervals, and the likelihoods against a naive loop."""
 
-import builtins
 import copy
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -157,15 +157,8 @@ def test_records_are_checked(model, tokenizer):
 
 
 def test_missing_lm_eval_names_the_extra(model, tokenizer, monkeypatch):
-    plain_import = builtins.__import__
-
-    def import_without_lm_eval(name, *args, **kwargs):
-        if name.startswith("lm_eval"):
-            raise ImportError(name)
-        return plain_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", import_without_lm_eval)
-    with pytest.raises(RuntimeError, match=r"pip install -e '.\[eval\]'"):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(RuntimeError, match=r"needs lm-eval, .*`pip install 'depthmix\[eval\]'`"):
         choice_likelihood(
             model, tokenizer, [{"prompt": "w1", "choices": [" w2", " w3"], "answer": 0}]
         )

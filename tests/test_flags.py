@@ -10,6 +10,7 @@ import pytest
 
 import depthmix
 import depthmix_cli
+from depthmix_cli.app import COMMANDS
 from depthmix_cli.flags import add_flags
 from depthmix_cli.measuring import compare, evaluate
 from depthmix_cli.tuning import info, train
@@ -73,9 +74,9 @@ def test_an_error_of_the_system_names_the_flag_of_its_path(tmp_path, capsys, mon
 
 
 def test_every_command_is_known_by_its_name():
-    names = [command.__name__ for command in depthmix_cli.COMMANDS]
+    names = [command.__name__ for command in COMMANDS]
     assert len(set(names)) == len(names)
-    assert all(list(inspect.signature(one).parameters) for one in depthmix_cli.COMMANDS)
+    assert all(list(inspect.signature(one).parameters) for one in COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -321,5 +321,7 @@ def test_numbers_are_checked(name):
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(RuntimeError, match=r"pip install -e '.\[judge\]'"):
+    with pytest.raises(
+        RuntimeError, match=r"A judge needs openai, .*`pip install 'depthmix\[judge\]'`"
+    ):
         Judge(JudgeSpec(model="judge"), tmp_path)

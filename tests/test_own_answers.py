@@ -1,5 +1,6 @@
 """What counts as right for records of one's own: numbers, letters, texts and formulas."""
 
+import sys
 import threading
 
 import pytest
@@ -181,9 +182,9 @@ def test_references_that_are_numbers(answer, number):
 
 
 def test_missing_math_verify_is_told_before_anything_is_generated(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "math_verify", None)
     assert needs_math_verify("x^2")
-    with pytest.raises(RuntimeError, match=r"need math-verify, .* `pip install -e '.\[eval\]'`"):
+    with pytest.raises(RuntimeError, match=r"needs math-verify, .*'depthmix\[eval\]'`"):
         records_config([{"prompt": "p", "answer": "x^2"}], metric="exact_match")
     assert records_config([{"prompt": "p", "answer": "12"}], metric="exact_match")
 

@@ -167,7 +167,7 @@ def test_a_task_without_data_leaves_nothing(place, tmp_path, capsys, monkeypatch
     def unreachable(*_args, **_options):
         raise OSError("offline")
 
-    monkeypatch.setattr("depthmix.data.source_files.pooch.retrieve", unreachable)
+    monkeypatch.setattr("pooch.retrieve", unreachable)
     monkeypatch.setattr("depthmix.data.source_files._find_cache", lambda: tmp_path / "cache")
     command = ["evaluate", str(place / "base"), "--tasks", "arc_easy"]
     assert depthmix_cli.main([*command, "--output", str(tmp_path / "e")]) == 1

@@ -1,26 +1,21 @@
 """Mixture-of-Depths Ensemble (MoDE): the last layers of a language model vote, token by token.
 
-The mixture and its adapters are imported at once, since PEFT must know the method; everything else
-when it is asked for.
+Every name is imported when it is asked for, but for what makes PEFT know the method: that must be
+done before anyone opens an adapter, and is done at once.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from depthmix.adapters.attach import attach, detach
-from depthmix.adapters.baseline import to_lora
-from depthmix.adapters.checkpoint import load
-from depthmix.adapters.config import MoDEConfig
-from depthmix.adapters.ledger import Ledger, parameter_ledger
-from depthmix.adapters.model import register
-from depthmix.method.architecture import find_backbone
-from depthmix.method.backbone import Backbone
-from depthmix.method.config import MixtureConfig
-from depthmix.method.norm import set_top_k
-
 if TYPE_CHECKING:
+    from depthmix.adapters.attach import attach, detach
+    from depthmix.adapters.baseline import to_lora
+    from depthmix.adapters.checkpoint import load
+    from depthmix.adapters.config import MoDEConfig
+    from depthmix.adapters.ledger import Ledger, parameter_ledger
     from depthmix.comparison.comparison import compare
     from depthmix.comparison.scores import Comparison
     from depthmix.decoding.lazy_depth import LazyDepth
@@ -29,6 +24,10 @@ if TYPE_CHECKING:
     from depthmix.depth.probe import Probe, probe_layers
     from depthmix.evaluation.harness import evaluate
     from depthmix.evaluation.plan import EvaluationPlan
+    from depthmix.method.architecture import find_backbone
+    from depthmix.method.backbone import Backbone
+    from depthmix.method.config import MixtureConfig
+    from depthmix.method.norm import set_top_k
     from depthmix.models.loading import load_model, load_tokenizer
     from depthmix.models.spec import ModelSpec
     from depthmix.models.subjects import look
@@ -37,12 +36,14 @@ if TYPE_CHECKING:
     from depthmix.training.folder import TrainResult
     from depthmix.training.train import train
 
-register()
-
 _PLACES = {
+    "Backbone": "depthmix.method.backbone",
     "Comparison": "depthmix.comparison.scores",
     "EvaluationPlan": "depthmix.evaluation.plan",
     "LazyDepth": "depthmix.decoding.lazy_depth",
+    "Ledger": "depthmix.adapters.ledger",
+    "MixtureConfig": "depthmix.method.config",
+    "MoDEConfig": "depthmix.adapters.config",
     "MoDESFTTrainer": "depthmix.trainers.mixin",
     "MoDETrainer": "depthmix.trainers.mixin",
     "MoDETrainerMixin": "depthmix.trainers.mixin",
@@ -51,17 +52,24 @@ _PLACES = {
     "RunConfig": "depthmix.training.config",
     "SelfSpeculation": "depthmix.decoding.self_speculation",
     "TrainResult": "depthmix.training.folder",
+    "attach": "depthmix.adapters.attach",
     "choose_late_layers": "depthmix.depth.layer_choice",
     "compare": "depthmix.comparison.comparison",
+    "detach": "depthmix.adapters.attach",
     "evaluate": "depthmix.evaluation.harness",
+    "find_backbone": "depthmix.method.architecture",
+    "load": "depthmix.adapters.checkpoint",
     "load_model": "depthmix.models.loading",
     "load_run_config": "depthmix.training.config",
     "load_tokenizer": "depthmix.models.loading",
     "look": "depthmix.models.subjects",
+    "parameter_ledger": "depthmix.adapters.ledger",
     "probe_layers": "depthmix.depth.probe",
+    "set_top_k": "depthmix.method.norm",
+    "to_lora": "depthmix.adapters.baseline",
     "train": "depthmix.training.train",
 }
-"""Where the names are that are imported when they are asked for."""
+"""Where each name is."""
 
 __all__ = [
     "Backbone",
@@ -109,3 +117,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the public names, also those that are not imported yet."""
     return sorted({*globals(), *__all__})
+
+
+if "depthmix_cli.process" not in sys.modules:  # the command does it when it needs a model
+    import_module("depthmix.adapters")

@@ -9,8 +9,6 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from depthmix.data.instructions import INSTRUCTIONS, mix_math7k
 from depthmix.data.schemas import FORMS, Records, read_rows
 from depthmix.data.source_files import (
@@ -21,6 +19,7 @@ from depthmix.data.source_files import (
     find_folders,
     locate,
 )
+from depthmix.extras import require
 from depthmix.options.types import suggest
 
 GITHUB = "https://raw.githubusercontent.com/"
@@ -241,6 +240,9 @@ def _find_split(data_set: DataSet, split: str) -> Split:
 
 def _load_hub(data_set: DataSet, split: str, part: Split) -> Records:
     """Read a split from the hub, or from its cache."""
+    require("lab", "Data from the hub", "datasets")
+    import datasets
+
     hub = data_set.hub
     assert hub is not None
     hub_split = data_set.aliases.get(split, split)

@@ -9,11 +9,9 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TextIO
 
-import datasets
-from pyarrow import ArrowException, parquet
-
 from depthmix.data.catalog import CATALOG, describe, load_split
 from depthmix.data.instructions import INSTRUCTIONS
+from depthmix.extras import require
 from depthmix.files.json import parse
 
 
@@ -92,7 +90,7 @@ def load_published(
                 f"`data` cannot be read from {path}: byte {error.start} is no text in UTF-8; save "
                 "the file in that encoding."
             ) from error
-        except (ValueError, ArrowException) as error:
+        except ValueError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"`data` cannot be read from {path}: {reason}") from error
     elif is_named(source):
@@ -145,8 +143,7 @@ def check_limit(limit: int | None) -> None:
 def _read_file(path: Path, limit: int | None) -> list[Any]:
     """Read a file by its suffix."""
     if path.suffix == ".parquet":
-        _check_columns(parquet.read_schema(path).names)
-        return parquet.read_table(path).slice(length=limit).to_pylist()
+        return _read_parquet(path, limit)
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".json":
             records = parse(file.read())
@@ -193,6 +190,18 @@ def _read_csv(file: TextIO) -> Iterator[dict[str, str]]:
         raise ValueError(f"line {reader.line_num} is no CSV ({error}).") from error
 
 
+def _read_parquet(path: Path, limit: int | None) -> list[Any]:
+    """Read the first rows of a Parquet file."""
+    require("lab", "A Parquet file", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
+    try:
+        _check_columns(parquet.read_schema(path).names)
+        return parquet.read_table(path).slice(length=limit).to_pylist()
+    except ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
 def _check_columns(names: Sequence[str]) -> None:
     """Refuse two columns of one name, of which the last would win."""
     twice = next((name for name in names if list(names).count(name) > 1), None)
@@ -213,6 +222,9 @@ def _read_hub(source: str, split: str, limit: int | None) -> list[dict[str, Any]
         raise FileNotFoundError(
             f"`data` must be an existing file, and there is {what} at {source}."
         )
+    require("lab", "Data from the hub", "datasets")
+    import datasets
+
     try:
         dataset = datasets.load_dataset(source, split=split)
     except (OSError, datasets.exceptions.DatasetsError) as error:

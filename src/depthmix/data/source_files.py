@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
+from depthmix.extras import require
 
 DATA_VARIABLE = "DEPTHMIX_DATA"
 """Environment variable that names the local folder of data sets."""
@@ -90,6 +90,9 @@ def download(file: SourceFile) -> Path:
     if file.url is None:
         raise FileNotFoundError(f"{file.path} is not at hand and has no address; {way_out}")
     target = _find_cache() / file.path
+    require("lab", "A download", "pooch")
+    import pooch
+
     try:
         path = pooch.retrieve(
             file.url, f"sha256:{file.sha256}", fname=target.name, path=target.parent
@@ -127,4 +130,9 @@ def check_content(file: SourceFile, path: Path) -> None:
 
 def _find_cache() -> Path:
     """Name the folder of downloaded files."""
-    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("depthmix")).expanduser()
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named).expanduser()
+    require("lab", "The folder of downloaded files", "pooch")
+    import pooch
+
+    return Path(pooch.os_cache("depthmix"))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-from datasets import Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.chat_templates import Conversation
@@ -21,7 +19,11 @@ from depthmix.data.rendering import (
     tokenise_prompt,
 )
 from depthmix.data.spec import EvaluationSpec, TrainingTemplate
+from depthmix.extras import require
 from depthmix.method.config import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def to_training_dataset(
@@ -236,6 +238,9 @@ def render_records(
 
 def _to_columns(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
     """Make a data set of rows, whose messages keep the fields that each of them has."""
+    require("lab", "A data set", "datasets")
+    from datasets import Dataset, Features, Json, List, Value
+
     names = [
         name
         for name in rows[0]
@@ -249,7 +254,7 @@ def _to_columns(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
         "record": Value("int64"),
         **dict.fromkeys(("input_ids", "completion_mask", "assistant_masks"), List(Value("int64"))),
     }
-    return datasets.Dataset.from_dict(
+    return Dataset.from_dict(
         {name: [row[name] for row in rows] for name in names},
         features=Features({name: types[name] for name in names}),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import threading
 from typing import Any
+
+from depthmix.extras import require
 
 LONGEST = 300
 """Characters of a formula that is compared; a longer one is not the answer to a question."""
@@ -56,7 +57,7 @@ def is_same_formula(stated: str, answer: str) -> bool:
         cannot be read, or would take too long, is not.
 
     Raises:
-        RuntimeError: If math-verify is not installed.
+        MissingExtraError: If math-verify is not installed.
     """
     check_math_verify()
     texts = [_unwrap(text) for text in (answer, stated)]
@@ -82,13 +83,9 @@ def check_math_verify() -> None:
     """Check that formulas can be compared.
 
     Raises:
-        RuntimeError: If math-verify is not installed.
+        MissingExtraError: If math-verify is not installed.
     """
-    if importlib.util.find_spec("math_verify") is None:
-        raise RuntimeError(
-            "Answers that are formulas need math-verify, which is not installed: run "
-            "`pip install -e '.[eval]'`."
-        )
+    require("eval", "An answer that is a formula", "math_verify")
 
 
 def _unwrap(text: str) -> str:

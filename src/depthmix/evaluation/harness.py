@@ -22,6 +22,7 @@ from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
 from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
+from depthmix.extras import require
 from depthmix.files.drafts import taking_room
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
@@ -70,7 +71,7 @@ def evaluate(
         ValueError: If a task, an option or the layer does not fit.
         OSError: If the model or data cannot be found, or the folder is full.
         FileExistsError: If the folder holds something else.
-        RuntimeError: If lm-eval is not installed.
+        MissingExtraError: If lm-eval is not installed.
         TypeError: If both a plan and options are given.
     """
     spec = to_spec(model)
@@ -177,16 +178,13 @@ def score(
     Raises:
         RuntimeError: If lm-eval is not installed.
     """
-    try:
-        import lm_eval
-        from lm_eval.api.model import CachingLM
-        from lm_eval.tasks import TaskManager
+    require("eval", "A benchmark", "lm_eval")
+    import lm_eval
+    from lm_eval.api.model import CachingLM
+    from lm_eval.tasks import TaskManager
 
-        from depthmix.evaluation.harness_model import HarnessModel
-    except ImportError as error:
-        raise RuntimeError(
-            "Benchmarks need lm-eval, which is not installed: run `pip install -e '.[eval]'`."
-        ) from error
+    from depthmix.evaluation.harness_model import HarnessModel
+
     # It warns of things that we do on purpose, once for every task.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # It shows where an error came from before the error itself comes.

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from depthmix.extras import require
 from depthmix.files.drafts import write_whole
 from depthmix.options.types import check_number, checked_options
 
@@ -115,18 +116,14 @@ class Judge:
         cache_dir: Folder for its answers; made with the first one.
 
     Raises:
-        RuntimeError: If the package `openai` is not installed.
+        MissingExtraError: If the package `openai` is not installed.
         ValueError: If the key cannot stand in a header.
     """
 
     def __init__(self, section: JudgeSpec, cache_dir: Path) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise RuntimeError(
-                "A judge needs the package openai, which is not installed: run "
-                "`pip install -e '.[judge]'`."
-            ) from error
+        require("judge", "A judge")
+        import openai
+
         self.section = section
         self.cache_dir = cache_dir
         self._key = os.environ.get(section.key_variable, "").strip()

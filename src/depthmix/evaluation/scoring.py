@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from depthmix.data.items import check_choices
 from depthmix.data.rendering import continue_prompt, encode, tokenise_prompt
 from depthmix.evaluation.answers import is_correct
+from depthmix.extras import require
 from depthmix.models.continuation import pad_prompts
 from depthmix.statistics.intervals import Interval, wilson_interval
 
@@ -145,15 +146,9 @@ def choice_likelihood(
                 f"`answer` must be the index of one of the {len(record['choices'])} choices, "
                 f"counted from 0, got {record['answer']!r}."
             )
-    try:
-        import lm_eval  # noqa: F401  (the extra that the next line needs)
+    require("eval", "`choice_likelihood`", "lm_eval")
+    from depthmix.evaluation.harness_model import HarnessModel
 
-        from depthmix.evaluation.harness_model import HarnessModel
-    except ImportError as error:
-        raise RuntimeError(
-            "`choice_likelihood` needs lm-eval, which is not installed: run "
-            "`pip install -e '.[eval]'`."
-        ) from error
     tokens = [_tokenise_choices(record, tokenizer) for record in records]
     requests = [
         ((record["prompt"], choice), *_as_asked(prompt_ids, ids, tokenizer))

@@ -1,1 +1,5 @@
 """Numbers to figures."""
+
+from depthmix.extras import require
+
+require("lab", "`depthmix.figures`")

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from depthmix.data.spec import Template
 from depthmix.decoding.lazy_depth import LazyDepth
 from depthmix.decoding.self_speculation import SelfSpeculation
+from depthmix.extras import require
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import set_top_k
 from depthmix.method.placement import to_accelerator
 from depthmix.models.continuation import continue_inputs, pad_prompts, read_generation_options
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec, to_spec
-from depthmix.models.streamers import DepthStreamer, VisibleStreamer
 from depthmix.models.template import recall_template
 
 
@@ -122,6 +122,9 @@ def chat(
             that predict several tokens.
         OSError: If the model cannot be found.
     """
+    require("lab", "A conversation in the terminal", "rich")
+    from depthmix.models.streamers import DepthStreamer, VisibleStreamer
+
     spec, settings = to_spec(model), read_generation_options(options or {})
     tokenizer = load_tokenizer(spec)
     opening = [{"role": "system", "content": system}] if system else []

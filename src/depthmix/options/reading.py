@@ -11,9 +11,7 @@ from operator import or_
 from types import NoneType
 from typing import Any, get_args
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
+from depthmix.extras import require
 from depthmix.options.types import describe_type, explain_unknown, list_types, members
 
 PART_OPTIONS = ("target_modules", "exclude_modules", "optim_target_modules")
@@ -106,7 +104,7 @@ def read_value(value: Any, hint: Any, *, default: Any = MISSING) -> Any:
         # Pydantic would keep the text wherever the option also accepts text.
         others = tuple(kind for kind in kinds if kind not in (str, NoneType))
         for reading in _readings(value, is_text=str in kinds) if others else ():
-            with contextlib.suppress(ValidationError):
+            with contextlib.suppress(ValueError):  # as pydantic's errors are
                 return _validate(reading, reduce(or_, others))
     return _validate(value, hint)
 
@@ -134,6 +132,9 @@ def _list_name(value: Any) -> Any:
 
 def _readings(text: str, *, is_text: bool) -> list[Any]:
     """List what a text may stand for: itself, a YAML list or mapping, a comma-separated list."""
+    require("lab", "An option that is given as text", "yaml")
+    import yaml
+
     readings: list[Any] = [text]
     if text[:1] in ("[", "{"):
         with contextlib.suppress(yaml.YAMLError):  # a regular expression may begin so
@@ -145,6 +146,9 @@ def _readings(text: str, *, is_text: bool) -> list[Any]:
 
 def _validate(value: Any, hint: Any) -> Any:
     """Read a value with pydantic; a class that it does not know only accepts its instances."""
+    require("lab", "An option that is read from a file or a command line", "pydantic")
+    from pydantic import TypeAdapter
+
     # In a tuple, since pydantic refuses `config` for a type that is itself a dataclass.
     adapter = TypeAdapter(tuple[hint], config={"arbitrary_types_allowed": True})
     return adapter.validate_python((value,))[0]

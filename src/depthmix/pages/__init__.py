@@ -13,3 +13,7 @@ __all__ = [
     "show_report",
     "write_report",
 ]
+
+from depthmix.extras import require
+
+require("lab", "`depthmix.pages`")

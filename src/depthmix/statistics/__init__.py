@@ -1,1 +1,5 @@
 """Intervals, tests and resampling."""
+
+from depthmix.extras import require
+
+require("lab", "`depthmix.statistics`")

@@ -1,6 +1,10 @@
 """Evaluation tasks in lm-eval's form: its own where it has them, else ours in YAML."""
 
-from depthmix.evaluation.tasks.configs import (
+from depthmix.extras import require
+
+require("eval", "A benchmark, or training records in its text,", "lm_eval")
+
+from depthmix.evaluation.tasks.configs import (  # noqa: E402
     PROTOCOLS,
     TASKS,
     main_metric,

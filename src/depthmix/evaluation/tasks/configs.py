@@ -6,22 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import lm_eval.tasks
 from datasets import Dataset
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from depthmix.data.catalog import describe, load_split
 from depthmix.data.records import load_records
 from depthmix.evaluation.answers import needs_math_verify
 from depthmix.evaluation.formulas import check_math_verify
 from depthmix.options.types import suggest
-
-try:
-    import lm_eval.tasks
-    from lm_eval.tasks._yaml_loader import load_yaml
-except ImportError as error:
-    raise RuntimeError(
-        "Evaluation tasks, and training records in their text, need lm-eval, which is not "
-        "installed: run `pip install -e '.[eval]'`."
-    ) from error
 
 PROTOCOLS = ("default", "llm-adapters")
 """How models are asked and judged."""

@@ -1,0 +1,78 @@
+"""What `depthmix` can do, and how its mistakes are told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any
+
+from cyclopts import App
+
+from depthmix_cli.additions import check_addition, find_addition, list_additions
+from depthmix_cli.answering import chat, generate
+from depthmix_cli.flags import add_flags
+from depthmix_cli.looking import lens, report
+from depthmix_cli.measuring import audit, compare, evaluate
+from depthmix_cli.tuning import info, train
+
+app = App(
+    name="depthmix",
+    help="Tune language models by Mixture-of-Depths Ensemble: the last layers vote on each token.",
+    version=lambda: version("depthmix"),
+)
+
+COMMANDS = (train, generate, chat, lens, report, evaluate, info, audit, compare)
+"""What `depthmix` can do by itself."""
+
+for command in COMMANDS:
+    app.command(command)
+
+for addition in list_additions().values():
+    app.command(addition.value, name=addition.name)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command; a mistake becomes one sentence on standard error.
+
+    Args:
+        argv: Arguments.
+
+    Returns:
+        Exit code, as `depthmix_cli.main` gives it.
+    """
+    try:
+        check_addition(argv)
+        for name in list_additions() if not argv or argv[0] in app.help_flags else ():
+            app[name]  # imported, or help could not say what it does
+        app(argv, result_action="return_none")
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("DEPTHMIX_DEBUG") == "1":
+            raise
+        # Messages of other libraries may span lines.
+        message = " ".join(_explain(error, argv).split())
+        print("depthmix:", add_flags(message, _command(argv)), file=sys.stderr)
+        missing = isinstance(error, ImportError)  # an extra, which says all itself
+        if isinstance(error, TypeError | RuntimeError) and not missing:  # may be no mistake
+            print("DEPTHMIX_DEBUG=1 shows where it came from.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _command(argv: Sequence[str]) -> Callable[..., Any] | None:
+    """Find the command that was run."""
+    own = next((one for one in COMMANDS if argv and one.__name__ == argv[0]), None)
+    return own or find_addition(argv)
+
+
+def _explain(error: Exception, argv: Sequence[str]) -> str:
+    """Name the argument that an error of the system is about, by the path in it."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    path = str(error.filename)
+    for flag, value in pairwise(argv):
+        if flag.startswith("--") and f"{path}/".startswith(f"{value}/".partition("/")[0] + "/"):
+            return f"`{flag}` cannot be used: {path} ({error.strerror}); choose another place."
+    return f"{path} cannot be used ({error.strerror})."
