@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -222,7 +223,13 @@ def test_trl_leaves_the_tokens_as_they_are(tmp_path):
     dataset = to_training_dataset(records, "auto", tokenizer)
     trained = SFTTrainer(
         make_model(tokenizer),
-        SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+        SFTConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            activation_checkpointing=False,
+        ),
         train_dataset=dataset,
         processing_class=tokenizer,
     ).train_dataset
@@ -397,7 +404,8 @@ def test_what_a_run_remembers(tmp_path):
     for folder in (run, run / "checkpoint-2"):
         adapter = {"peft_type": "LORA", "base_model_name_or_path": "b"}
         (folder / "adapter_config.json").write_text(json.dumps(adapter))
-        save_file({}, folder / "adapter_model.safetensors")
+        weights = {"base_model.model.q_proj.lora_A.weight": torch.zeros(1, 1)}
+        save_file(weights, folder / "adapter_model.safetensors")
     section = ModelSpec(name=str(run))
     assert recall_template(section, otherwise="plain") == RunTemplate(template="plain")
     config = {"model": {"name": "b"}, "data": {"template": "alpaca"}}

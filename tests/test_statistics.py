@@ -9,7 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from depthmix.evaluation import resampling
+from depthmix.statistics import resampling
 from depthmix.statistics.intervals import (
     bootstrap_p_value,
     holm,
