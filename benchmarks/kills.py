@@ -49,8 +49,10 @@ from depthmix.trainers.checkpoints import list_checkpoints
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
 from depthmix.versions import find_commit
+from depthmix_replication.planning import plan
 from depthmix_replication.toy import write_toy_model
 from depthmix_replication.worker import work
+from depthmix_replication.workspace import Workspace
 
 SEED = 20
 NUM_RECORDS = 22
@@ -381,7 +383,7 @@ def reproduction_subject() -> Subject:
     def launch(assignments: Any, launcher: Any) -> Any:
         for assignment in assignments:
             for run, readings in assignment.runs:
-                workspace = reproduction.Workspace(assignment.root)
+                workspace = Workspace(assignment.root)
                 if not workspace.is_finished(run, readings):
                     workspace.clear(run)
             work(assignment)
@@ -389,7 +391,7 @@ def reproduction_subject() -> Subject:
 
     def start(place: Path) -> None:
         reproduction.launch = launch
-        planned = reproduction.plan(["fig6"], scale="toy", workspace=place)
+        planned = plan(["fig6"], scale="toy", workspace=place)
         list(reproduction.reproduce(planned))
 
     def read(place: Path) -> Any:

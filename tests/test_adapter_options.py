@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from adapters import INPUT_IDS, OPTIONS, greedy, logits, lora_targets, redrawn, tuned_model
 from depthmix import MoDEConfig
 from depthmix.adapters.baseline import to_lora
-from depthmix.adapters.config import PAPER_MODE
 from depthmix.method.norm import active_mixture, find_mixture_norm
+from depthmix.method.presets import PAPER_MODE
 from models import tiny_model
 
 

@@ -92,7 +92,7 @@ def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(name, load, tmp_pat
     monkeypatch.chdir(tmp_path)
     for place in ("transformers.utils.hub.hf_hub_download", "huggingface_hub.hf_hub_download"):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("asked the hub"))
-    monkeypatch.setattr("depthmix.models.sources.cached_file", lambda *_, **__: pytest.fail("hub"))
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: pytest.fail("hub"))
     with pytest.raises(OSError, match=f"Cannot find model `{name}`: there is no such folder"):
         load(ModelSpec(name=name))
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 
 import depthmix_cli
 from depthmix_cli.flags import add_flags
 from depthmix_replication.command import reproduce
-
-
-def run_fresh(*arguments, printing):
-    code = f"import sys, depthmix_cli; depthmix_cli.main(sys.argv[1:]); print({printing})"
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+from fresh import run_fresh
 
 
 def test_reproduce_lists_its_runs(tmp_path, capsys):
@@ -30,11 +24,26 @@ def test_reproduce_lists_its_runs(tmp_path, capsys):
 
 
 def test_help_is_quick_since_nothing_heavy_is_imported():
-    heavy = "{'torch', 'depthmix', 'submitit'} & {*sys.modules}"
-    assert "Run experiments of the paper" in run_fresh("--help", printing=heavy)
-    shown = run_fresh("reproduce", "--help", printing=heavy)
+    printing = "print({'torch', 'depthmix', 'submitit'} & {*sys.modules})"
+    code = f"import sys, depthmix_cli; depthmix_cli.main(); {printing}"
+    assert "Run experiments of the paper" in run_fresh(code, "--help").stdout
+    shown = run_fresh(code, "reproduce", "--help").stdout
     assert all(word in shown for word in ("--scale", "--dry-run", "--slurm", "--judge"))
     assert shown.endswith("set()\n")
+
+
+def test_a_list_of_runs_imports_nothing_heavy(tmp_path):
+    size = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 99, "num_hidden_layers": 30}
+    (tmp_path / "config.json").write_text(json.dumps(size))
+    heavy = ("torch", "transformers", "peft", "trl", "datasets", "scipy", "matplotlib", "submitit")
+    code = f"import sys, depthmix_cli; depthmix_cli.main(); print({{*{heavy}}} & {{*sys.modules}})"
+    for name, lines in (("table2", 49), ("fig1", 6)):
+        arguments = ("reproduce", name, "--scale", "small", "--model", tmp_path, "--dry-run")
+        *listed, total, imported = run_fresh(code, *arguments, folder=tmp_path).stdout.splitlines()
+        assert total.startswith(f"{len(listed)} runs, {len(listed)} of them to do, about")
+        assert len(listed) == lines
+        assert imported == "set()"
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
 
 
 def test_flags_are_added():

@@ -38,13 +38,14 @@ from depthmix_replication.launching import (
     share_devices,
 )
 from depthmix_replication.pages import write_findings
+from depthmix_replication.planning import Selection, plan
 from depthmix_replication.raw_numbers import write_scores, write_training
-from depthmix_replication.reproduce import Selection, plan, reproduce
+from depthmix_replication.reproduce import reproduce
 from depthmix_replication.runs import Reading, Run
 from depthmix_replication.test_sets import fetch_test_sets, list_test_sets
 from depthmix_replication.trials import expand, unique_runs
 from depthmix_replication.worker import Assignment, share_batch, work
-from depthmix_replication.workspace import Workspace, count_layers, read_seconds
+from depthmix_replication.workspace import Workspace, read_seconds
 from evaluation_folder import write_evaluation
 
 PAPER = ("table1", "table2", "table3", "table4", "fig1", "fig2")
@@ -910,7 +911,7 @@ class TestPlanning:
         run = next(iter(finished.runs.values()))[0]
 
         def cost(*tasks, **options):
-            return count_reading(finished.workspace, run, Reading(tasks=tasks, **options))
+            return count_reading(run, Reading(tasks=tasks, **options))
 
         assert cost("mmlu_stem", limit=10) == 18 * cost("arc_easy", limit=10)  # of each part
         assert cost("mmlu_stem", limit=10, num_fewshot=5) == 6 * cost("mmlu_stem", limit=10)
@@ -923,18 +924,13 @@ class TestPlanning:
         def cost(name, **options):
             training = {"num_train_epochs": 1, "max_steps": -1}
             sections = {"data": {"train": name, **options}, "training": training}
-            return count_training(
-                finished.workspace, replace(run, settings=run.settings | sections)
-            )
+            return count_training(replace(run, settings=run.settings | sections))
 
         assert (
             cost("arc_challenge") == cost("arc_challenge", limit=2000) == 1119 * cost("x", limit=1)
         )
         assert cost("arc_challenge", limit=7) == 7 * cost("x", limit=1)
         assert cost("my/own") == 5000 * cost("x", limit=1)
-
-    def test_layers_of_the_toy_model_need_no_file(self):
-        assert count_layers("toy") == 8
 
     def test_what_is_complete_is_shown_where_a_run_has_failed(
         self, finished, tmp_path, monkeypatch
@@ -983,7 +979,7 @@ class TestPlanning:
             plan(list(map(str, paths)), scale="toy", workspace=tmp_path)
 
     def test_a_judge_is_asked_for_before_anything_runs(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("depthmix_replication.reproduce.count_layers", lambda _: 30)
+        monkeypatch.setattr("depthmix_replication.planning.count_layers", lambda _: 30)
         planned = plan(["table3"], workspace=tmp_path)
         with pytest.raises(ValueError, match="`judge` must be given for table3"):
             list(reproduce(planned))
@@ -992,7 +988,7 @@ class TestPlanning:
     def test_all_test_sets_are_asked_for_before_anything_runs(
         self, tmp_path, monkeypatch, out_of_reach
     ):
-        monkeypatch.setattr("depthmix_replication.reproduce.count_layers", lambda _: 30)
+        monkeypatch.setattr("depthmix_replication.planning.count_layers", lambda _: 30)
         planned = plan(["fig7"], workspace=tmp_path / "work")
         for launcher in (None, Launcher(jobs=2)):
             with pytest.raises(FileNotFoundError, match=r"boolq.* are neither at hand"):
@@ -1013,9 +1009,9 @@ class TestPlanning:
         assert launched == ["slurm", "local"]
 
     def test_all_leaves_out_what_needs_a_judge(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("depthmix_replication.reproduce.count_layers", lambda _: 30)
+        monkeypatch.setattr("depthmix_replication.planning.count_layers", lambda _: 30)
         monkeypatch.setattr(
-            "depthmix_replication.reproduce.list_experiments", lambda: ["table3", "fig7"]
+            "depthmix_replication.planning.list_experiments", lambda: ["table3", "fig7"]
         )
         assert list(plan(["all"], workspace=tmp_path).trials) == ["fig7"]
         assert "table3 is left out, since a judge" in capsys.readouterr().err

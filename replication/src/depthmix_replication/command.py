@@ -53,8 +53,7 @@ def reproduce(
         dry_run: List the runs and estimate their time; start nothing.
     """
     from depthmix.options.reading import read_options
-    from depthmix_replication.launching import Launcher
-    from depthmix_replication.reproduce import Selection, plan, reproduce
+    from depthmix_replication.planning import Selection, plan
 
     listed = {"seeds": seeds or "", "subjects": subjects or ""}
     selection = Selection(models=(model,) if model else (), **read_options(None, listed, Selection))
@@ -69,6 +68,10 @@ def reproduce(
     if dry_run:
         print(planned)
         return
+    # What runs and shows takes seconds to import.
+    from depthmix_replication.launching import Launcher
+    from depthmix_replication.reproduce import reproduce
+
     pages = reproduce(
         planned,
         launcher=Launcher(kind=launcher, jobs=jobs, num_processes=num_processes, options=slurm),

@@ -8,15 +8,13 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import numpy as np
 
 from depthmix.data.catalog import CATALOG
-from depthmix.evaluation.agenda import DATA_SETS
+from depthmix.evaluation.names import DATA_SETS
 from depthmix.files.runs import RESULTS_NAME
-from depthmix.models.sources import resolve_model
 from depthmix_replication.runs import Reading, Run
-from depthmix_replication.toy import NUM_RECORDS
+from depthmix_replication.sizes import NUM_RECORDS, count_parameters
 from depthmix_replication.workspace import Workspace, read_seconds
 
 TOKENS_PER_RECORD = 100
@@ -39,7 +37,8 @@ def estimate_seconds(
     """Estimate the time of runs, one after the other.
 
     From finished runs of the same model in the workspace, scaled by the number of operations;
-    without any, from the speed of a matrix product on this machine.
+    without any, from the speed of a matrix product on this machine's processor: with a GPU, much
+    less is needed.
 
     Args:
         workspace: Where finished runs are.
@@ -57,19 +56,18 @@ def estimate_seconds(
             if name not in seconds_per_operation:
                 known = _measured(workspace, name)
                 seconds_per_operation[name] = known or 1 / (PEAK_SHARE * _operations_per_second())
-            needed = sum(count_training(workspace, one) for one in left)
-            needed += sum(count_reading(workspace, run, reading) for reading in readings)
+            needed = sum(count_training(one) for one in left)
+            needed += sum(count_reading(run, reading) for reading in readings)
         except (OSError, ValueError):
             return None
         total += needed * seconds_per_operation[name]
     return total
 
 
-def count_training(workspace: Workspace, run: Run) -> float:
+def count_training(run: Run) -> float:
     """Count the floating-point operations of a run's training roughly: 6 N per token.
 
     Args:
-        workspace: For the toy model.
         run: The run.
 
     Returns:
@@ -83,14 +81,13 @@ def count_training(workspace: Workspace, run: Run) -> float:
     if (steps := training.get("max_steps", -1)) > 0:
         batch = training.get("per_device_train_batch_size", 8)
         records = steps * batch * training.get("gradient_accumulation_steps", 1)
-    return 6.0 * _count_parameters(workspace, run) * TOKENS_PER_RECORD * records
+    return 6.0 * count_parameters(run.settings["model"]["name"]) * TOKENS_PER_RECORD * records
 
 
-def count_reading(workspace: Workspace, run: Run, reading: Reading) -> float:
+def count_reading(run: Run, reading: Reading) -> float:
     """Count the floating-point operations of an evaluation roughly: 2 N per token.
 
     Args:
-        workspace: For the toy model.
         run: What is read.
         reading: How.
 
@@ -103,7 +100,7 @@ def count_reading(workspace: Workspace, run: Run, reading: Reading) -> float:
     num_items = sum(_count_items(reading, task) for task in reading.tasks or (None,))
     num_examples = 1 + (reading.num_fewshot or 0)
     num_tokens = TOKENS_PER_RECORD * num_examples * SEQUENCES_PER_ITEM * num_items
-    return 2.0 * _count_parameters(workspace, run) * num_tokens
+    return 2.0 * count_parameters(run.settings["model"]["name"]) * num_tokens
 
 
 def _count_records(run: Run) -> int:
@@ -145,32 +142,17 @@ def _measured(workspace: Workspace, model: str) -> float | None:
             continue
         run = Run(**json.loads(settings_file.read_text("utf-8")))
         if run.settings["model"]["name"] == model:
-            rates.append(read_seconds(path.parent) / count_training(workspace, run))
+            rates.append(read_seconds(path.parent) / count_training(run))
     return median(rates) if rates else None
-
-
-def _count_parameters(workspace: Workspace, run: Run) -> int:
-    return _count_model_parameters(workspace.place(run.settings["model"])["name"])
-
-
-@functools.cache
-def _count_model_parameters(name: str) -> int:
-    """Count a model's parameters from its configuration, without its weights."""
-    source = resolve_model(name)
-    config = AutoConfig.from_pretrained(source.directory_or_id, gguf_file=source.gguf_file)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @functools.cache
 def _operations_per_second() -> float:
-    """Time a matrix product."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    a = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device)
+    """Time a matrix product on the processor."""
+    a = np.random.default_rng(0).random((PRODUCT_SIZE, PRODUCT_SIZE), dtype=np.float32)
     for repetition in range(2):  # the first one warms up
         started = time.perf_counter()
-        (a @ a).sum().item()
+        a @ a
         if repetition:
             break
     return 2 * PRODUCT_SIZE**3 / (time.perf_counter() - started)

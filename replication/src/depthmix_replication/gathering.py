@@ -20,8 +20,9 @@ from depthmix.statistics.intervals import holm
 from depthmix_replication.departures import list_departures
 from depthmix_replication.experiment import Experiment, Scale
 from depthmix_replication.findings import Contrast, Findings, Row, RunLog
+from depthmix_replication.sizes import count_layers
 from depthmix_replication.trials import Trial
-from depthmix_replication.workspace import Workspace, count_layers, read_seconds
+from depthmix_replication.workspace import Workspace, read_seconds
 
 
 def gather(

@@ -10,9 +10,8 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from depthmix.depth.readout import Readout
-from depthmix.evaluation.plan import JUDGED_METRICS
-from depthmix.evaluation.tasks import TASKS
+from depthmix.evaluation.names import JUDGED_METRICS, TASKS
+from depthmix.method.config import Readout
 from depthmix.options.types import suggest
 
 TOY = "toy"

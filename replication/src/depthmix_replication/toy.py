@@ -13,12 +13,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from depthmix.files.drafts import DRAFT_SUFFIX, move_into, write_whole
-
-NUM_LAYERS = 8
-"""Enough for six routes, and layers below them that carry adapters."""
-
-NUM_RECORDS = 12
-"""Of each kind, to train on and to test by."""
+from depthmix_replication.sizes import NUM_RECORDS, TOY_CONFIG
 
 SEED = 0
 CHAT_TEMPLATE = (
@@ -43,13 +38,10 @@ def write_toy_model(folder: Path) -> Path:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    assert len(tokenizer) == TOY_CONFIG["vocab_size"]
     tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=2,
+        **TOY_CONFIG,
         max_position_embeddings=512,
         initializer_range=0.5,
         bos_token_id=None,

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from depthmix.data.catalog import name_whole
 from depthmix.data.records import is_named
-from depthmix.evaluation.agenda import DATA_SETS
+from depthmix.evaluation.names import DATA_SETS
 from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec
 from depthmix.options.reading import build_section

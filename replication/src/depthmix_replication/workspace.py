@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic_core import to_jsonable_python
-from transformers.trainer import TRAINER_STATE_NAME
 
-from depthmix.evaluation.conversations import MTBenchSpec
-from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.files.drafts import write_whole
 from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
 from depthmix.models.spec import ModelSpec
 from depthmix.options.reading import build_section
-from depthmix.trainers.checkpoints import find_last_checkpoint
 from depthmix_replication.runs import TOY, Reading, Run
-from depthmix_replication.toy import NUM_LAYERS, write_toy_model, write_toy_records
+
+if TYPE_CHECKING:
+    from depthmix.evaluation.plan import EvaluationPlan
 
 FINISHED_NAME = "finished.json"
 """Marks a reading that is complete."""
@@ -85,6 +82,8 @@ class Workspace:
 
     def has_checkpoint(self, run: Run) -> bool:
         """Tell whether a run was interrupted after a checkpoint, from which it goes on."""
+        from depthmix.trainers.checkpoints import find_last_checkpoint  # listing runs needs none
+
         return find_last_checkpoint(self.run_folder(run)) is not None
 
     def clear(self, run: Run) -> None:
@@ -101,6 +100,10 @@ class Workspace:
 
     def note_earlier_start(self, run: Run) -> None:
         """Keep how long an interrupted training took, before it goes on from its checkpoint."""
+        from transformers.trainer import TRAINER_STATE_NAME
+
+        from depthmix.trainers.checkpoints import find_last_checkpoint
+
         folder = self.run_folder(run)
         checkpoint = find_last_checkpoint(folder)
         assert checkpoint is not None  # whoever calls this has asked `has_checkpoint`
@@ -148,6 +151,9 @@ class Workspace:
         Returns:
             The plan.
         """
+        from depthmix.evaluation.conversations import MTBenchSpec
+        from depthmix.evaluation.plan import EvaluationPlan
+
         fields = asdict(reading).items()
         settings: dict[str, Any] = {
             name: value for name, value in fields if name not in NOT_OF_A_PLAN
@@ -166,6 +172,8 @@ class Workspace:
         """Put files in the place of toy names in a run's settings or one of its sections."""
         placed = to_jsonable_python(settings)
         if placed.get("name") == TOY:
+            from depthmix_replication.toy import write_toy_model
+
             with self._toy_lock():
                 placed["name"] = str(write_toy_model(self.root / TOY / "model"))
         if str(placed.get("train")).startswith(f"{TOY}:"):
@@ -176,6 +184,8 @@ class Workspace:
         }
 
     def _toy_file(self, name: str, split: str) -> Path:
+        from depthmix_replication.toy import write_toy_records
+
         with self._toy_lock():
             return write_toy_records(self.root / TOY, name.removeprefix(f"{TOY}:"), split)
 
@@ -207,17 +217,3 @@ def _read_earlier(folder: Path) -> list[float]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON by `write_whole`."""
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-@functools.cache
-def count_layers(model: str) -> int:
-    """Count a model's layers from its configuration, without its weights."""
-    if model == TOY:
-        return NUM_LAYERS
-    from transformers import AutoConfig
-
-    from depthmix.models.sources import resolve_model
-
-    source = resolve_model(model)
-    config = AutoConfig.from_pretrained(source.directory_or_id, gguf_file=source.gguf_file)
-    return config.get_text_config().num_hidden_layers

@@ -19,31 +19,14 @@ from transformers.utils import cached_file
 
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import MixtureConfig
+from depthmix.method.presets import PRESETS
 from depthmix.options.types import checked_options
-
-PAPER_MODE: dict[str, Any] = {
-    "r": 32,
-    "lora_alpha": 64,
-    "lora_dropout": 0.05,
-    "target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
-    "adapt": "below",
-    "late_layers": 3,
-    "router_init": "gaussian",
-    "router_input": "raw",
-    "distillation_weight": 1e-4,
-    "divergence": "reverse_kl",
-    "reduction": "mean",
-}
-"""The paper's settings (section 4.1), with LLM-Adapters' LoRA underneath."""
 
 NAMING_PARTS = (
     *("target_modules", "exclude_modules", "modules_to_save"),
     *("layers_pattern", "target_parameters"),
 )
 """Options of `LoraConfig` that hold names of the model's parts."""
-
-PRESETS = {"paper": PAPER_MODE}
-"""Settings by name."""
 
 
 def _peft_type(name: str) -> PeftType:

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from depthmix.data.rendering import Prompt, tokenise_prompt
 from depthmix.depth.capture_all import capture_all
 from depthmix.depth.distributions import Distribution, distribute, jensen_shannon, measure
-from depthmix.depth.readout import Readout
 from depthmix.depth.token_texts import token_texts
 from depthmix.method.architecture import evaluating, find_backbone
 from depthmix.method.backbone import Backbone
+from depthmix.method.config import Readout
 from depthmix.method.norm import active_mixture, find_mixture_norm
 
 BLOCK_LOGITS = 2**25

@@ -5,17 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from depthmix.adapters.attach import attach, detach
+from depthmix.method.config import Readout
 from depthmix.method.norm import find_mixture_norm
-
-Readout = int | Literal["ensemble", "final"]
-"""A layer's number, `final` for the last one, or `ensemble` for the model as it predicts."""
 
 _TURN = threading.Lock()
 

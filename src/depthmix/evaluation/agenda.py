@@ -13,14 +13,12 @@ from depthmix.data.spec import EvaluationSpec
 from depthmix.data.templates import load_evaluation_records, render_prompt
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.judge import Judge
-from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
+from depthmix.evaluation.names import DATA_SETS, JUDGED_METRICS
+from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.tasks import records_config, task_config
 from depthmix.models.loading import load_tokenizer
 from depthmix.models.spec import ModelSpec
 from depthmix.models.template import recall_template
-
-DATA_SETS = {"truthfulqa_judged": "truthfulqa"}
-"""Data sets of tasks that are not called after theirs."""
 
 OWN_RECORDS = "records"
 """Name of the task of the user's own records."""

@@ -18,7 +18,8 @@ from depthmix.evaluation.agenda import OWN_RECORDS, describe_data, prepare_tasks
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.mt_bench import evaluate_mt_bench
-from depthmix.evaluation.plan import JUDGED_METRICS, EvaluationPlan
+from depthmix.evaluation.names import JUDGED_METRICS
+from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
 from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa

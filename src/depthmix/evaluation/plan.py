@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from depthmix.data.spec import Template
-from depthmix.depth.readout import Readout
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.judge import JudgeSpec
-from depthmix.evaluation.tasks import TASKS
+from depthmix.evaluation.names import JUDGED_METRICS, TASKS
+from depthmix.method.config import Readout
 from depthmix.options.reading import build_section
 from depthmix.options.types import check_number, checked_options
-
-JUDGED_METRICS = {"mt_bench": "score,none", "truthfulqa_judged": "true_and_informative,none"}
-"""Benchmarks whose answers a judge rates, and the metric that heads a table of each."""
 
 
 @checked_options

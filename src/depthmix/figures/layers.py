@@ -19,9 +19,9 @@ from matplotlib.patches import Rectangle
 
 from depthmix.depth.colours import RAMP, ink_on
 from depthmix.depth.lens import Lens, Prediction
-from depthmix.depth.readout import Readout
 from depthmix.depth.token_texts import visible_text
 from depthmix.figures.style import GREY, INK, STYLE
+from depthmix.method.config import Readout
 
 Shade = Literal["probability", "entropy", "rank", "kl"]
 """What colours a guess of a layer."""

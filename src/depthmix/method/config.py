@@ -12,6 +12,10 @@ from depthmix.options.types import checked_options
 IGNORE_INDEX = -100
 """Label of a position that does not count in any loss (Hugging Face's value)."""
 
+Readout = int | Literal["ensemble", "final"]
+"""Which depth answers: a layer's number, `final` for the last one, or `ensemble` for the model as
+it predicts."""
+
 
 @checked_options
 @dataclass(kw_only=True)

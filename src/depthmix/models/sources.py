@@ -10,12 +10,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from peft import LoraConfig, PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
-
-from depthmix.adapters.weights import find_weights, read_weights
 from depthmix.files.json import parse
 from depthmix.files.runs import RUN_CONFIG_NAME, read_run_settings
 from depthmix.method.config import MixtureConfig
@@ -156,6 +150,12 @@ def check_adapter(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: If a file is missing, cut off or damaged, or the two do not fit each other.
     """
+    # What only names a model need not wait for PEFT.
+    from peft import LoraConfig, PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    from depthmix.adapters.weights import find_weights
+
     path = directory / "adapter_config.json"
     try:
         settings = parse(path.read_text("utf-8"))
@@ -209,6 +209,10 @@ def find_run_file(folder: Path, name: str) -> Path | None:
 
 def _list_weights(directory: Path) -> list[str]:
     """Name the tensors in an adapter's file, or say in one sentence why it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    from depthmix.adapters.weights import find_weights, read_weights
+
     path = find_weights(directory)
     try:
         if path.suffix == ".bin":
@@ -230,6 +234,8 @@ def find_config(spec: ModelSpec) -> Path | None:
     Returns:
         The file, whose folder is called after the commit; `None` where there is none to be had.
     """
+    from transformers.utils import cached_file
+
     path = cached_file(
         spec.name,
         "config.json",

@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import reduce
+from importlib import import_module
 from operator import or_
 from types import NoneType
 from typing import Any, get_args
 
 from depthmix.extras import require
+from depthmix.options.declared import list_declared
 from depthmix.options.types import describe_type, explain_unknown, list_types, members
 
 PART_OPTIONS = ("target_modules", "exclude_modules", "optim_target_modules")
@@ -42,12 +44,46 @@ def read_options(section: str | None, given: Mapping[str, Any], owner: type) -> 
         if name not in options:
             raise ValueError(explain_unknown(key, name, owner, options))
         try:
-            read = read_value(value, hints[name], default=options[name].default)
-            values[name] = _list_name(read) if name in PART_OPTIONS else read
+            values[name] = _read_option(name, value, hints[name], options[name].default)
         except ValueError as error:
             kind = describe_type(hints[name])
             raise ValueError(f"`{key}` must be {kind}, got {value!r}.") from error
     return values
+
+
+def read_declared(
+    section: str | None, given: Mapping[str, Any], module: str, name: str
+) -> dict[str, Any]:
+    """Read a section's values as `read_options` does, without importing the class if possible.
+
+    Args:
+        section: Name of the section, for messages.
+        given: Values by option name.
+        module: Where the class is defined that owns the options. It is imported where an option's
+            type is not to be seen in its source, or a value is wrong.
+        name: Name of the class.
+
+    Returns:
+        As `read_options`.
+
+    Raises:
+        ValueError: As `read_options`.
+    """
+    declared, values = list_declared(module, name), underscored(given)
+    kinds = [declared[option].kind if option in declared else MISSING for option in values]
+    if MISSING not in kinds:
+        with contextlib.suppress(ValueError):
+            return {
+                option: _read_option(option, value, kind, declared[option].default)
+                for (option, value), kind in zip(values.items(), kinds, strict=True)
+            }
+    return read_options(section, given, getattr(import_module(module), name))
+
+
+def _read_option(name: str, value: Any, hint: Any, default: Any) -> Any:
+    """Read an option's value by its type."""
+    read = read_value(value, hint, default=default)
+    return _list_name(read) if name in PART_OPTIONS else read
 
 
 def build_section(section: str, given: Mapping[str, Any], owner: type) -> Any:

@@ -7,15 +7,13 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 SECRET_WORDS = ("token", "key", "secret", "password", "passphrase", "credential", "credentials")
 """Last words of a name whose text lets somebody in."""
-
-TEXT_TOKENS = frozenset(PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES)
-"""Options such as `eos_token`, which stand for a piece of text."""
 
 
 def is_secret(name: str, value: Any) -> bool:
@@ -32,7 +30,15 @@ def is_secret(name: str, value: Any) -> bool:
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     last = re.split(r"[\W_]+", words)[-1]
     secret = last in SECRET_WORDS or last.endswith(("apikey", "authtoken", "accesstoken"))
-    return secret and words not in TEXT_TOKENS and isinstance(value, str | bytes)
+    return secret and isinstance(value, str | bytes) and words not in _list_text_tokens()
+
+
+@functools.cache
+def _list_text_tokens() -> frozenset[str]:
+    """List options such as `eos_token`, which stand for a piece of text."""
+    from transformers import PreTrainedTokenizerBase  # takes a second
+
+    return frozenset(PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES)
 
 
 def without_secrets(value: Any) -> Any:

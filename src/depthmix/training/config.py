@@ -12,13 +12,18 @@ from typing import Any, Literal
 import yaml
 from pydantic_core import to_jsonable_python
 
-from depthmix.adapters.config import PRESETS, MoDEConfig
 from depthmix.data.spec import DataSpec, EvaluationSpec
 from depthmix.files.drafts import write_whole
 from depthmix.files.json import parse
 from depthmix.files.runs import RUN_CONFIG_NAME
+from depthmix.method.presets import PRESETS
 from depthmix.models.spec import ModelSpec
-from depthmix.options.reading import build_section, read_options, underscored
+from depthmix.options.reading import (
+    build_section,
+    read_declared,
+    read_options,
+    underscored,
+)
 from depthmix.options.secrets import without_secrets
 from depthmix.options.types import checked_options, suggest
 from depthmix.training.numbers import check_training
@@ -119,7 +124,7 @@ def load_run_config(
     evaluation = None
     if given.get("evaluation"):
         evaluation = build_section("evaluation", given["evaluation"], EvaluationSpec)
-    # Last, since TRL's options take seconds to import.
+    # Last, since these options may take seconds to import.
     mode, training = _read_pass_through(given, scalars.get("preset"))
     stem = path.stem if path is not None else scalars.get("method", "mode")
     training.setdefault("output_dir", f"runs/{stem}")
@@ -165,11 +170,8 @@ def _read_pass_through(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the sections whose options belong to PEFT and TRL."""
     mode, training = dict(given.get("mode", {})), dict(given.get("training", {}))
-    mode = read_options("mode", mode, MoDEConfig)
-    if training:
-        from trl import SFTConfig  # takes seconds, which a run with no such option can save
-
-        training = read_options("training", training, SFTConfig)
+    mode = read_declared("mode", mode, "depthmix.adapters.config", "MoDEConfig")
+    training = read_declared("training", training, "trl.trainer.sft_config", "SFTConfig")
     if preset is None:
         return mode, training
     return PRESETS[preset] | mode, _fill_paper_training(training)

@@ -14,10 +14,8 @@ from depthmix.data.catalog import describe, load_split
 from depthmix.data.records import load_records
 from depthmix.evaluation.answers import needs_math_verify
 from depthmix.evaluation.formulas import check_math_verify
+from depthmix.evaluation.names import PROTOCOLS, TASKS
 from depthmix.options.types import suggest
-
-PROTOCOLS = ("default", "llm-adapters")
-"""How models are asked and judged."""
 
 OURS = Path(__file__).parent
 THEIRS = Path(lm_eval.tasks.__file__).parent
@@ -43,15 +41,6 @@ def _list_builtin() -> dict[str, list[str]]:
 
 
 BUILTIN = _list_builtin()
-
-TASKS: dict[str, tuple[str, ...]] = {
-    "default": (
-        *("addsub", "aqua", "gsm8k", "mawps", "multiarith", "singleeq", "svamp"),
-        *(name for name in BUILTIN if name != "gsm8k"),
-    ),
-    "llm-adapters": tuple(path.stem for path in sorted(OURS.glob("llm_adapters/[!_]*.yaml"))),
-}
-"""Names that `task_config` takes, by protocol."""
 
 
 def task_config(
