@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from depthmix import MoDEConfig, attach
-from depthmix.adapters.config import _peft_type
 from depthmix.adapters.model import MoDEModel
+from depthmix.adapters.peft_type import add_peft_type
 from depthmix.method.norm import find_mixture_norm
 from depthmix.trainers.mixin import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
@@ -59,7 +59,7 @@ def load_report(adapter_dir, caplog):
 
 def register(monkeypatch, adapter_dir, *, name, prefix):
     """Let PEFT know the method by another name or prefix, and the saved adapter as well."""
-    member = _peft_type(name)
+    member = add_peft_type(name)
     model_cls = type("TrappedModel", (MoDEModel,), {"prefix": prefix})
 
     class TrappedConfig(MoDEConfig):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from depthmix.adapters.attached import MoDENorm
-from depthmix.adapters.config import MODE_LORA, MoDEConfig, check_type
+from depthmix.adapters.config import MoDEConfig
 from depthmix.adapters.files import MIXTURE, add_new_mixture, as_lora, check_conversion
 from depthmix.adapters.layer import MoDELayer, check_merge, check_one_adapter
+from depthmix.adapters.peft_type import MODE_LORA, check_type
 from depthmix.adapters.shared_weights import part_adapted_weights
 from depthmix.adapters.targets import check_targets, rename_targets
 from depthmix.adapters.weights import check_weights, load_weights

@@ -17,8 +17,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from depthmix.adapters.checkpoint import is_finite
-from depthmix.adapters.config import MODE_LORA
 from depthmix.adapters.files import MIXTURE
+from depthmix.adapters.peft_type import MODE_LORA
 
 PREFIX = "base_model.model."
 """What a name begins with in an adapter's file and in a `PeftModel`, and not in the model alone."""
