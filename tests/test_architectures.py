@@ -29,7 +29,7 @@ def hidden_states_before_norm(model, input_ids):
 
 def naive_logits(model, states, *, norms, mixture):
     """Compute the paper's ensemble: k head products, each with its own norm, then the cap."""
-    backbone = find_backbone(model, probe=False)
+    backbone = find_backbone(model, try_out=False)
     weights = route(states[mixture.late_layers[0] - 1], mixture).float()
     raw = [backbone.project(norms[i](states[i])) for i in mixture.late_layers]
     return backbone.cap(sum(weights[..., i, None] * part for i, part in enumerate(raw)))

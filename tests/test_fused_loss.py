@@ -31,7 +31,7 @@ def make_backbone(*, vocab_size=61, bias=False, dtype=torch.float64, **parts):
     model.lm_head = nn.Linear(16, vocab_size, bias=bias, dtype=dtype).requires_grad_(False)
     for parameter in model.lm_head.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return replace(find_backbone(model, probe=False), **parts)
+    return replace(find_backbone(model, try_out=False), **parts)
 
 
 def draw_tokens(num_tokens, *, k, vocab_size=61, num_distilled=None, seed=0, dtype=torch.float64):

@@ -105,7 +105,7 @@ def test_batches_and_pieces_change_nothing(monkeypatch):
     find_backbone(model)
     rows.clear()
     monkeypatch.setattr(
-        "depthmix.depth.probe.find_backbone", lambda m, **_: find_backbone(m, probe=False)
+        "depthmix.depth.probe.find_backbone", lambda m, **_: find_backbone(m, try_out=False)
     )
     pieces = probe_layers(model, sequences)
     assert max(rows) == 2  # never more logits than those of one layer on one piece

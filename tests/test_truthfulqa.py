@@ -19,7 +19,7 @@ from depthmix.evaluation.truthfulqa import (
     QA_PRIMER,
     choose_questions,
     evaluate_truthfulqa,
-    read_verdict,
+    read_yes_or_no,
     write_judge_prompt,
 )
 from judge_server import Reply, serve
@@ -151,8 +151,8 @@ def test_the_split_is_a_seeded_fifth():
         ("", None),
     ],
 )
-def test_read_verdict(judgment, expected):
-    assert read_verdict(judgment) == expected
+def test_read_yes_or_no(judgment, expected):
+    assert read_yes_or_no(judgment) == expected
 
 
 def test_the_judge_sees_references_and_is_asked_one_thing():

@@ -39,10 +39,11 @@ class Departure:
     """`models`, `subjects`, an axis, `run.SECTION.OPTION` or `reading.OPTION`."""
 
     here: tuple[Any, ...]
-    """Its values in this experiment, in JSON's types; several where methods or subjects differ."""
+    """Values of the setting in this experiment, in JSON's types; several where methods or
+    subjects differ."""
 
     paper: tuple[Any, ...]
-    """Its values at the paper's scale."""
+    """Values of the setting at the paper's scale."""
 
 
 def list_departures(

@@ -58,7 +58,7 @@ class RunLog:
     """What one training run logged, and where it stands in the experiment."""
 
     run: str
-    """Its key."""
+    """Key of the run."""
 
     methods: tuple[str, ...]
     """Labels of the rows that it is read for."""
@@ -67,7 +67,7 @@ class RunLog:
     """Subjects that it is tuned for."""
 
     seed: int
-    """Of training."""
+    """Seed of the training."""
 
     entries: tuple[Mapping[str, Any], ...]
     """The trainer's log."""
@@ -87,7 +87,7 @@ class Contrast:
     """Task, or the average of several."""
 
     difference: PairedDifference
-    """Of the first from the other."""
+    """How much `method` exceeds `other`."""
 
     adjusted_p_value: float
     """The p-value after Holm's correction over all contrasts of the experiment."""

@@ -113,14 +113,14 @@ class Run:
     """Whether nothing is trained."""
 
     data_sha256: str | None = None
-    """Of a file to train on; named data sets are pinned in the catalogue."""
+    """Checksum of a file to train on; named data sets are pinned in the catalogue."""
 
     data_whole: str | None = None
     """What a named data set is read from, on the hub, where its files would hold a sample only."""
 
     model_sha256: str | None = None
-    """Of the files of a local model and its adapter; a model on the hub or in a package is known by
-    its name."""
+    """Checksum of the files of a local model and its adapter; a model on the hub or in a package is
+    known by its name."""
 
     @property
     def key(self) -> str:

@@ -58,7 +58,7 @@ class Trial:
     """Value on each axis."""
 
     seed: int
-    """Of training."""
+    """Seed of the training."""
 
     run: Run
     reading: Reading

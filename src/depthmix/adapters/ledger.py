@@ -89,7 +89,7 @@ def parameter_ledger(
     norm = find_mixture_norm(model)
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     names = {"final_norm": final_norm, "decoder_layers": decoder_layers}
-    backbone = norm.backbone if norm else find_backbone(bare, probe=False, **names)
+    backbone = norm.backbone if norm else find_backbone(bare, try_out=False, **names)
     mixture = active_mixture(model)
     if mixture is not None:
         first_late_layer = mixture.late_layers[0]

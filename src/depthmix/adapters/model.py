@@ -102,7 +102,7 @@ class MoDEModel(LoraModel):
             self.model,
             final_norm=peft_config.final_norm,
             decoder_layers=peft_config.decoder_layers,
-            probe=peft_config.base_num_hidden_layers is None,
+            try_out=peft_config.base_num_hidden_layers is None,
         )
 
     @staticmethod

@@ -78,7 +78,7 @@ class Outcomes:
     """Hash of the tuned weights; `None` if unknown or untuned."""
 
     dtype: str | None
-    """Of the weights; `None` if unknown."""
+    """Number type of the weights; `None` if unknown."""
 
     top_k: int | None
     """Routes per token that replaced the number it was trained with; `None` if none did."""

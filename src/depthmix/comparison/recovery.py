@@ -39,14 +39,15 @@ class Recovery:
     """Mean score of the goal minus that of the start, between -1 and 1."""
 
     width_interval: Interval
-    """Of the width."""
+    """95 % interval of `width`."""
 
     share: float | None
     """(method - start) / (goal - start): 0 at the start, 1 at the goal, and any number beyond;
     `None` where it is undefined."""
 
     share_interval: Interval | None
-    """Of the share, by the same resamples as all other intervals; `None` where it is undefined."""
+    """95 % interval of `share`, by the same resamples as all other intervals; `None` where it is
+    undefined."""
 
     undefined: str | None
     """Why the share is undefined; `None` where it is not."""

@@ -18,13 +18,13 @@ class Method:
     """What is compared: the runs of one method, which differ in their training seed."""
 
     label: str
-    """Its name in the table."""
+    """Name of the method in the table."""
 
     folders: tuple[Path, ...]
-    """The evaluations."""
+    """Folders of the runs' evaluations."""
 
     seeds: tuple[int, ...]
-    """Their training seeds."""
+    """Training seeds of the runs."""
 
     model: str
     """The pretrained model."""
@@ -33,7 +33,7 @@ class Method:
     """How questions were put and answers read."""
 
     dtype: str | None
-    """Of the weights; `None` if unknown."""
+    """Number type of the weights; `None` if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class MethodScore:
     """Mean score over items and seeds, from 0 to 1."""
 
     interval: Interval
-    """Of the mean, over other items of the same kind and, with several seeds, other seeds."""
+    """95 % interval of `mean`, over other items of the same kind and, with several seeds, other
+    seeds."""
 
     num_seeds: int
     """Seeds that were evaluated; of an average, the smallest number over its tasks."""
@@ -91,7 +92,8 @@ class TaskComparison:
     for an average, and for scores other than right and wrong."""
 
     disagreements: tuple[Disagreement, ...] = ()
-    """Of the seeds of each method and of each pair of methods; empty where overlaps are."""
+    """Disagreements of the seeds of each method and of each pair of methods; empty where overlaps
+    are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,16 +71,16 @@ class DataSet:
     """Licence that its source states."""
 
     form: str
-    """Parser of its files."""
+    """Parser of the data set's files."""
 
     splits: Mapping[str, Split]
-    """Its splits by name."""
+    """Splits of the data set by name."""
 
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names of splits."""
 
     hub: HubSource | None = None
-    """Its public source, where that is the hub."""
+    """Public source of the data set, where that is the hub."""
 
     @property
     def trainable(self) -> bool:

@@ -28,7 +28,7 @@ class Prompt:
     """The prompt as text, with the special tokens that a chat template writes."""
 
     token_ids: tuple[int, ...]
-    """Its tokens, with those that the tokenizer adds to every text."""
+    """Ids of the prompt's tokens, with those that the tokenizer adds to every text."""
 
     is_chat: bool = False
     """Whether a chat template wrote it, so that the tokenizer adds nothing."""

@@ -20,7 +20,7 @@ class Selection:
     """As they are published, in the order of selection; those of a named data set in its schema."""
 
     numbers: tuple[int, ...]
-    """Their numbers in the source, from 1."""
+    """Numbers of `records` in the source, from 1."""
 
     num_given: int
     """Records that were read; where they keep their order and none is dropped, `limit` at most."""

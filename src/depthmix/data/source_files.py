@@ -22,10 +22,10 @@ class SourceFile:
     """One published file."""
 
     path: str
-    """Its place below a local folder."""
+    """Place of the file below a local folder."""
 
     records: int
-    """Number of records in it."""
+    """Number of records in the file."""
 
     sha256: str
     """Checksum of its content."""

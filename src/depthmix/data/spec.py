@@ -24,7 +24,7 @@ class DataSpec:
     hub."""
 
     eval: str | None = None
-    """The same for validation during training; `None` does without."""
+    """What to validate on during training, named like `train`; `None` does without."""
 
     template: TrainingTemplate = "auto"
     """How a record becomes text; `auto` takes `chat` for messages, `alpaca` for instructions and

@@ -25,13 +25,13 @@ class LateLayer:
     module: nn.Module
 
     index: int
-    """Its place among the layers and in the cache."""
+    """Place of the layer among all and in the cache, from 0."""
 
     above: LateLayer | None
     """The next late layer, which takes what this one puts out."""
 
     names: list[str]
-    """Its forward pass's parameters."""
+    """Names of the parameters of the layer's forward pass."""
 
     forward: Callable[..., Any] = field(init=False)
     """The module's own forward pass."""

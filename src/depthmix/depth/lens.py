@@ -44,7 +44,7 @@ class Prediction:
     """The likeliest next tokens as text, likeliest first."""
 
     top_probabilities: tuple[tuple[float, ...], ...]
-    """Their probabilities, 0 to 1."""
+    """Probabilities of `top_tokens`, 0 to 1."""
 
     entropy: tuple[float, ...]
     """Entropy of the prediction, nats."""
@@ -63,7 +63,7 @@ class Prediction:
     """Probability of the true next token, 0 to 1."""
 
     rank: tuple[int, ...]
-    """Its place among all tokens by probability, 1 for the likeliest."""
+    """Place of the true next token among all by probability, 1 for the likeliest."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class Estimate:
     """Mean over all tokens."""
 
     error: float | None
-    """Its standard error, over sequences; `None` for a single one."""
+    """Standard error of `mean`, over sequences; `None` for a single one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class LayerReading:
     """What one layer predicts through the pretrained norm and head (the logit lens)."""
 
     layer: int
-    """Its number, from 1 to `num_hidden_layers`."""
+    """Number of the layer, from 1 to `num_hidden_layers`."""
 
     jsd: Estimate
     """Jensen-Shannon divergence to the final layer's prediction, nats per token, at most ln 2."""

@@ -55,10 +55,10 @@ class JudgeSpec:
     """Requests under way at once."""
 
     max_attempts: int = 3
-    """Answers to ask for until one holds a verdict; after that the item stays unrated."""
+    """Answers to ask for until one holds a rating; after that the item stays unrated."""
 
     temperature: float | None = 0.0
-    """Of the judge; `None` leaves it to the endpoint, for models that refuse one."""
+    """Temperature of the judge; `None` leaves it to the endpoint, for models that refuse one."""
 
     max_tokens: int | None = 2048
     """Longest answer of the judge; `None` leaves it to the endpoint."""
@@ -95,14 +95,14 @@ class JudgeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Rating:
     """What the judge said on one conversation."""
 
     value: float | None
-    """The verdict; `None` if no answer held one."""
+    """The rating; `None` if no answer held one."""
 
     text: str
-    """The answer with the verdict, or the last one without."""
+    """The answer with the rating, or the last one without."""
 
 
 class Judge:
@@ -141,7 +141,7 @@ class Judge:
 
     def ask(
         self, conversations: Sequence[Conversation], read: Callable[[str], float | None]
-    ) -> list[Verdict]:
+    ) -> list[Rating]:
         """Let the judge answer conversations, after telling how much that is.
 
         Answers of an earlier call are taken from the folder. On an error or an interruption the
@@ -149,10 +149,10 @@ class Judge:
 
         Args:
             conversations: What to judge.
-            read: Finds the verdict in an answer; gives `None` if there is none.
+            read: Finds the rating in an answer; gives `None` if there is none.
 
         Returns:
-            One verdict per conversation, in their order.
+            One rating per conversation, in their order.
 
         Raises:
             JudgeError: If the endpoint refuses, or stays silent after all repetitions.
@@ -226,7 +226,7 @@ class Judge:
     def _settle(
         self, file: Path, body: Mapping[str, Any], read: Callable[[str], float | None]
     ) -> None:
-        """Ask until there is a verdict, and keep each answer at once."""
+        """Ask until there is a rating, and keep each answer at once."""
         while self._lacks(file, read):
             answers = [*_read_answers(file), self._complete(body)]
             self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -262,9 +262,9 @@ def _read_answers(file: Path) -> list[str]:
     return json.loads(file.read_text("utf-8"))["answers"] if file.is_file() else []
 
 
-def _decide(answers: Sequence[str], read: Callable[[str], float | None]) -> Verdict:
-    """Take the first answer that holds a verdict."""
+def _decide(answers: Sequence[str], read: Callable[[str], float | None]) -> Rating:
+    """Take the first answer that holds a rating."""
     for text in answers:
         if (value := read(text)) is not None:
-            return Verdict(value=value, text=text)
-    return Verdict(value=None, text=answers[-1] if answers else "")
+            return Rating(value=value, text=text)
+    return Rating(value=None, text=answers[-1] if answers else "")

@@ -28,13 +28,13 @@ class Mean:
     would take for certainty."""
 
     standard_error: float | None
-    """Of the mean; `None` for fewer than two ratings."""
+    """Standard error of the mean; `None` for fewer than two ratings."""
 
     num_rated: int
     """Items with a rating."""
 
     num_unrated: int
-    """Items on which the judge gave no verdict, however often it was asked."""
+    """Items on which the judge gave no rating, however often it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def mean_rating(ratings: Sequence[float | None], *, seed: int = 0) -> Mean:
     """Average ratings, leaving out items without one.
 
     Args:
-        ratings: One per item; `None` for no verdict.
+        ratings: One per item; `None` where there is none.
         seed: Of the 9999 resamples.
 
     Returns:

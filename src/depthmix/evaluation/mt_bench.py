@@ -14,7 +14,7 @@ from depthmix.data.catalog import load_split
 from depthmix.evaluation.answer_file import AnswerFile, fingerprint
 from depthmix.evaluation.answering import Generator
 from depthmix.evaluation.conversations import MTBenchSpec, generate_conversations, render
-from depthmix.evaluation.judge import Judge, JudgeSpec, Verdict
+from depthmix.evaluation.judge import Judge, JudgeSpec, Rating
 from depthmix.evaluation.judged import JudgedEvaluation, make_sample, mean_rating
 
 TASK = "mt_bench"
@@ -77,8 +77,8 @@ def evaluate_mt_bench(
         for question in questions
         for turn in (1, 2)
     ]
-    verdicts = rater.ask(conversations, read_rating)
-    pairs = list(zip(verdicts[::2], verdicts[1::2], strict=True))
+    rated = rater.ask(conversations, read_rating)
+    pairs = list(zip(rated[::2], rated[1::2], strict=True))
     samples = []
     for number, (question, pair) in enumerate(zip(questions, pairs, strict=True)):
         answers = file.answers[question["question_id"]]
@@ -92,7 +92,7 @@ def evaluate_mt_bench(
                 target=question.get("reference"),
                 prompts=prompts,
                 answers=answers,
-                judgments={f"turn_{turn}": verdict.text for turn, verdict in enumerate(pair, 1)},
+                judgments={f"turn_{turn}": rating.text for turn, rating in enumerate(pair, 1)},
                 ratings=_rate(pair),
             )
         )
@@ -167,9 +167,9 @@ def read_rating(text: str) -> float | None:
     return None
 
 
-def _rate(pair: tuple[Verdict, Verdict]) -> dict[str, float | None]:
+def _rate(pair: tuple[Rating, Rating]) -> dict[str, float | None]:
     """Rate one question by its turns."""
-    turns = {f"turn_{turn}": verdict.value for turn, verdict in enumerate(pair, start=1)}
+    turns = {f"turn_{turn}": rating.value for turn, rating in enumerate(pair, start=1)}
     rated = [value for value in turns.values() if value is not None]
     return turns | {"score": sum(rated) / len(rated) if rated else None}
 

@@ -54,7 +54,7 @@ class EvaluationPlan:
     """Sequences that are run together."""
 
     seed: int = 0
-    """Of few-shot examples and sampling."""
+    """Random state of few-shot examples and of sampling."""
 
     judge: JudgeSpec | None = None
     """Who rates answers; needed by `mt_bench` and `truthfulqa_judged` alone."""

@@ -29,7 +29,7 @@ class Curve:
     """One quantity over training, measured at the same steps in every seed."""
 
     label: str
-    """Its name in the legend."""
+    """Name of the curve in the legend."""
 
     steps: tuple[int, ...]
     """Optimiser steps at which it was measured."""

@@ -50,7 +50,7 @@ class Grid:
     """Lower end of each accuracy's 95 % interval."""
 
     high: Cells
-    """Upper end."""
+    """Upper end of each accuracy's 95 % interval."""
 
     num_items: int
     """Items that every cell was measured on."""

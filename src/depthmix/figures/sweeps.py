@@ -18,7 +18,7 @@ class Point:
     """One method's or setting's difference from the baseline."""
 
     label: str
-    """Its name."""
+    """Name of the method or setting."""
 
     mean: float
     """Mean score minus the baseline's, from -1 to 1."""
@@ -27,7 +27,7 @@ class Point:
     """Lower end of the difference's 95 % interval."""
 
     high: float
-    """Upper end."""
+    """Upper end of the difference's 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)

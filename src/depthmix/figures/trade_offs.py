@@ -19,16 +19,16 @@ class TradeOff:
     """One setting: how well, and how fast."""
 
     label: str
-    """Its name."""
+    """Name of the setting."""
 
     score: float
     """Mean score, from 0 to 1."""
 
     low: float
-    """Lower end of its 95 % interval."""
+    """Lower end of the score's 95 % interval."""
 
     high: float
-    """Upper end."""
+    """Upper end of the score's 95 % interval."""
 
     speedups: tuple[float, ...]
     """Speed over the dense model's, for each training seed."""

@@ -33,10 +33,10 @@ class VennLayout:
     """Share of each region in the area of all circles; 0 for the region outside."""
 
     middles: Float[np.ndarray, "regions 2"]
-    """Of each region, the centre of about the largest disc that fits into it."""
+    """Centre of about the largest disc that fits into each region."""
 
     room: Float[np.ndarray, " regions"]
-    """Radius of that disc; 0 for a region that is not there."""
+    """Radius of the disc around `middles`; 0 for a region that is not there."""
 
     to_scale: bool
     """Whether the areas are those that were asked for."""

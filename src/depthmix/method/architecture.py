@@ -36,8 +36,8 @@ LOGIT_FACTORS = {
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
 """Config fields that hold c where a model caps its logits, `c tanh(logits / c)`."""
 
-PROBED_LOGIT = 64.0
-"""Size to which the probe's logits are scaled up, so that a cap of any usual size shows."""
+TRIED_LOGIT = 64.0
+"""Size to which the logits of a trial are scaled up, so that a cap of any usual size shows."""
 
 
 def find_backbone(
@@ -45,7 +45,7 @@ def find_backbone(
     *,
     final_norm: str | None = None,
     decoder_layers: str | None = None,
-    probe: bool = True,
+    try_out: bool = True,
 ) -> Backbone:
     """Find a decoder's layers, final norm and head, and verify them by a forward pass.
 
@@ -53,7 +53,7 @@ def find_backbone(
         model: A decoder-only language model with its head.
         final_norm: Full name of the final norm, where the search fails.
         decoder_layers: Full name of the `ModuleList` of layers, where the search fails.
-        probe: Verify what was found on three tokens, where the weights are there to do it: not on
+        try_out: Verify what was found on three tokens, where the weights are there to do it: not on
             the meta device, and not while DeepSpeed has them partitioned.
 
     Returns:
@@ -105,8 +105,8 @@ def find_backbone(
         model=model,
     )
     absent = any(p.is_meta or not p.numel() for p in model.parameters())  # meta, or ZeRO-3
-    if probe and not absent:
-        _probe(backbone)
+    if try_out and not absent:
+        _try_out(backbone)
     return backbone
 
 
@@ -175,7 +175,7 @@ def _soft_cap(config: PretrainedConfig) -> float | None:
 
 
 @torch.no_grad()
-def _probe(backbone: Backbone) -> None:
+def _try_out(backbone: Backbone) -> None:
     """Check on three tokens that the layers form a chain from the embeddings to the head.
 
     What the norm returns is scaled up on the way, since a cap hardly shows in small logits.
@@ -192,7 +192,7 @@ def _probe(backbone: Backbone) -> None:
 
     def enlarge(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
         product = backbone.project(output).float().abs().max()
-        return output * (PROBED_LOGIT / product.clamp(1e-6, PROBED_LOGIT)).to(output.dtype)
+        return output * (TRIED_LOGIT / product.clamp(1e-6, TRIED_LOGIT)).to(output.dtype)
 
     stages = [*backbone.layers, backbone.final_norm]
     handles = [backbone.final_norm.register_forward_hook(enlarge)]

@@ -38,7 +38,7 @@ class Verdict:
     of this run's method, the first evaluation is the run's own."""
 
     comparison: Comparison
-    """Their scores; differences are from this run's method."""
+    """Scores of `methods`; differences are from this run's method."""
 
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Evaluations that cannot be compared, by folder, and why."""

@@ -28,10 +28,10 @@ class Interval:
     """A 95 % confidence interval."""
 
     low: float
-    """Lower end."""
+    """Lower end of the interval."""
 
     high: float
-    """Upper end."""
+    """Upper end of the interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class PairedDifference:
     """Mean score after minus mean score before, between -1 and 1."""
 
     interval: Interval
-    """Of the estimate, over other items of the same kind and, with several seeds, other seeds."""
+    """95 % interval of `estimate`, over other items of the same kind and, with several seeds, other
+    seeds."""
 
     p_value: float
     """Two-sided: chance of so large a difference if neither method were better."""
