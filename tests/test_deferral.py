@@ -459,3 +459,17 @@ def test_one_token_after_a_padded_conversation(way):
         inputs = {"input_ids": turn.sequences, "attention_mask": mask}
         results.append(decode(generator, inputs, past_key_values=turn.past_key_values))
     assert torch.equal(*results)
+
+
+def test_a_constant_that_changes_between_passes_is_refused():
+    model, count = top_1(), iter(range(1, 100))
+
+    def change(_layer, args, kwargs):
+        return args, {**kwargs, "use_cache": next(count)}
+
+    before = decode(model, INPUTS)
+    handle = model.model.layers[3].register_forward_pre_hook(change, with_kwargs=True)
+    with pytest.raises(ValueError, match="`use_cache` of the model's layers must stay the same"):
+        decode(LazyDepth(model), INPUTS, max_new_tokens=12)
+    handle.remove()
+    assert torch.equal(decode(LazyDepth(model), INPUTS), before)

@@ -11,12 +11,13 @@ import weakref
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+from peft import get_peft_model
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from adapters import tuned_model
 from decoding import decode, prompts
-from depthmix import attach, detach
+from depthmix import MoDEConfig, attach, detach
 from depthmix.depth.readout import reading_out
 from depthmix.method.capture import HiddenStateCapture
 from depthmix.method.norm import active_mixture, find_mixture_norm
@@ -393,3 +394,51 @@ def test_an_interrupt_while_the_lens_is_attached(monkeypatch):
     assert find_mixture_norm(model) is None
     assert torch.equal(logits(model), expected)
     assert isinstance(model.model.norm, nn.Module)
+
+
+def holdings(model):
+    """Say what a model holds beside its weights: parts, hooks, modes, configuration."""
+    parts = {
+        name: (id(part), list(part._forward_pre_hooks), list(part._forward_hooks), part.training)
+        for name, part in model.named_modules()
+    }
+    return parts, sorted(vars(model.config)), getattr(model, "_weight_conversions", None)
+
+
+STEPS = ("register_forward_pre_hook", "register_forward_hook", "set_submodule", "train")
+
+
+@pytest.mark.parametrize("way", ["attach", "peft"])
+def test_an_interrupted_beginning_is_undone(way, monkeypatch):
+    """Interrupted after each of the steps that write into the model."""
+    model, moments, done = tiny_model(num_hidden_layers=3), 0, False
+    before, expected = holdings(model), logits(model)
+    config = MoDEConfig(late_layers=[2, 3], target_modules=["q_proj"])
+    while not done:
+        moments, left = moments + 1, [moments]
+
+        def stepping(own, left):
+            def step(*args, **kwargs):
+                result = own(*args, **kwargs)
+                left[0] -= 1
+                if left[0] == -1:
+                    raise KeyboardInterrupt
+                return result
+
+            return step
+
+        with monkeypatch.context() as patch:
+            for name in STEPS:
+                patch.setattr(nn.Module, name, stepping(getattr(nn.Module, name), left))
+            try:
+                attach(model, late_layers=[2, 3]) if way == "attach" else get_peft_model(
+                    model, config
+                )
+                done = True
+            except KeyboardInterrupt:
+                pass
+        if not done:
+            assert holdings(model) == before
+            assert torch.equal(logits(model), expected)
+    assert moments > 20
+    assert find_mixture_norm(model) is not None

@@ -18,6 +18,7 @@ from depthmix.adapters.witness import PeftWitness
 from depthmix.loss.objective import Objective
 from depthmix.method.architecture import find_backbone
 from depthmix.method.backbone import Backbone
+from depthmix.method.capture import undoing_hooks
 from depthmix.method.config import MixtureConfig
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import find_mixture_norm
@@ -79,18 +80,43 @@ def attach(model: PreTrainedModel, config: MixtureConfig | None = None, **option
         hidden_size=backbone.hidden_size,
     )
     mixture.to(find_device(backbone.final_norm) or find_device(backbone.head), torch.float32)
-    norm = install(backbone, mixture)
-    norm.witness.is_new()
-    return norm
+    return install(backbone, mixture, is_new=True)
 
 
-def install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
+def install(backbone: Backbone, mixture: Mixture, *, is_new: bool = False) -> MoDENorm:
     """Put an existing mixture in the place of the final norm, with its training objective.
 
     The model's configuration says so from then on, and is saved with it. The pretrained norm is
     saved under its ordinary names, by transformers' renaming of weights, which also holds for the
-    state dicts that FSDP and DeepSpeed gather.
+    state dicts that FSDP and DeepSpeed gather. Where it is interrupted, the model stays as it was.
+
+    Args:
+        backbone: The model's parts.
+        mixture: The mixture that predicts from now on.
+        is_new: Whether it has learnt nothing yet.
+
+    Returns:
+        The module that now stands for the final norm.
     """
+    model: Any = backbone.model
+    final_norm = backbone.final_norm
+    before = [(owner, dict(owner)) for owner in (vars(model), vars(model.config))]
+    with undoing_hooks([model, backbone.trunk, *backbone.layers]):
+        try:
+            norm = _install(backbone, mixture)
+            if is_new:
+                norm.witness.is_new()
+            return norm
+        except BaseException:
+            model.set_submodule(backbone.final_norm_name, final_norm)
+            for owner, entries in before:
+                owner.clear()
+                owner.update(entries)
+            raise
+
+
+def _install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
+    """Do so, step by step."""
     norm = MoDENorm(backbone, mixture)
     norm.train(backbone.model.training)
     model: Any = backbone.model

@@ -25,6 +25,7 @@ from depthmix.adapters.targets import check_targets, rename_targets
 from depthmix.adapters.weights import check_weights, load_weights
 from depthmix.method.architecture import find_backbone
 from depthmix.method.backbone import Backbone
+from depthmix.method.capture import undoing_hooks
 from depthmix.method.norm import find_mixture_norm
 from depthmix.method.placement import check_adapted, check_base_files
 
@@ -46,12 +47,13 @@ class MoDEModel(LoraModel):
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         assert isinstance(config, MoDEConfig)
         self._complete(config)
-        try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
-            check_adapted(self.model, str(config.final_norm))
-        except Exception:
-            self._take_back(adapter_name)
-            raise
+        with undoing_hooks(list(self.model.modules())):
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                check_adapted(self.model, str(config.final_norm))
+            except BaseException:
+                self._take_back(adapter_name)
+                raise
 
     def _complete(self, config: MoDEConfig) -> None:
         """Fill in what only the model tells, and check the rest against it."""

@@ -12,6 +12,9 @@ from transformers import DynamicCache
 POSITION_ARGUMENTS = ("position_ids", "cache_position", "position_embeddings")
 """Arguments of a layer that hold something for each position."""
 
+VARYING_ARGUMENTS = ("attention_mask", *POSITION_ARGUMENTS)
+"""Arguments of a layer that differ from pass to pass."""
+
 CONSTANTS = (type(None), bool, int, float, str)
 """Kinds of arguments that are the same at each position."""
 
@@ -47,11 +50,10 @@ def read_call(
             f"{name} cannot defer layers that do not take the decoding loop's cache, as "
             f"{type(module).__name__} does not in this call; leave out {door}."
         )
-    known = {"attention_mask", *POSITION_ARGUMENTS}
     unknown = sorted(
         key
         for key, value in call.items()
-        if key not in known and value is not cache and not isinstance(value, CONSTANTS)
+        if key not in VARYING_ARGUMENTS and value is not cache and not isinstance(value, CONSTANTS)
     )
     if isinstance(call.get("position_embeddings"), Tensor):  # complex ones, with axes of their own
         unknown.append("position_embeddings")
@@ -64,8 +66,25 @@ def read_call(
 
 
 def join_calls(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join what several passes handed to a layer into one call over all of their positions."""
+    """Join what several passes handed to a layer into one call over all of their positions.
+
+    Args:
+        calls: From `read_call`, earliest first.
+
+    Returns:
+        One call; its mask is the last one's.
+
+    Raises:
+        ValueError: If a constant was another one in one of them.
+    """
     joined = dict(calls[-1])
+    for name in {name for call in calls for name in call}.difference(VARYING_ARGUMENTS):
+        values = [call.get(name) for call in calls]
+        if not all(value is values[0] or value == values[0] for value in values):
+            raise ValueError(
+                f"`{name}` of the model's layers must stay the same while they are deferred, got "
+                f"{values[0]!r:.40} and then {values[-1]!r:.40}; call the model's own `generate`."
+            )
     for name in POSITION_ARGUMENTS:
         parts: list[Any] = [call.get(name) for call in calls]
         if isinstance(parts[0], Tensor):

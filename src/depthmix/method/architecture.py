@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from depthmix.method.backbone import Backbone
+from depthmix.method.capture import undoing_hooks
 
 FINAL_NORM_NAMES = (
     "norm",
@@ -195,12 +196,11 @@ def _try_out(backbone: Backbone) -> None:
         return output * (TRIED_LOGIT / product.clamp(1e-6, TRIED_LOGIT)).to(output.dtype)
 
     stages = [*backbone.layers, backbone.final_norm]
-    handles = [backbone.final_norm.register_forward_hook(enlarge)]
-    handles += [stage.register_forward_hook(watch, with_kwargs=True) for stage in stages]
-    try:
+    with undoing_hooks(stages):
+        handles = [backbone.final_norm.register_forward_hook(enlarge)]
+        handles += [stage.register_forward_hook(watch, with_kwargs=True) for stage in stages]
         with evaluating(model):
             logits = model(input_ids=input_ids, use_cache=False).logits
-    finally:
         for handle in handles:
             handle.remove()
     chained = len(entered) == len(stages) and all(
@@ -231,8 +231,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model: Any module.
     """
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, training in modes.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks")
+HOOKS += ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+"""Where a module holds its hooks on the forward pass."""
+
+
+@contextmanager
+def undoing_hooks(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take the hooks away that a block has put onto modules, if it is interrupted.
+
+    Args:
+        modules: Those that the block may hook into.
+    """
+    held = [(own, dict(own)) for module in modules for own in (getattr(module, n) for n in HOOKS)]
+    try:
+        yield
+    except BaseException:
+        for own, before in held:
+            own.clear()
+            own.update(before)
+        raise
 
 
 class PassState:
