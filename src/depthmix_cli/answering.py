@@ -4,37 +4,31 @@ from __future__ import annotations
 
 from typing import Literal
 
-from depthmix_cli.options import Dtype, Options
+from depthmix_cli.options import Adapter, Dtype, Generation, Model, TopK
 
 
 def generate(
-    model: str,
+    model: Model,
     prompts: list[str],
     *,
-    adapter: str | None = None,
+    adapter: Adapter = None,
     dtype: Dtype = "auto",
     template: Literal["plain", "alpaca", "chat"] | None = None,
-    top_k: int | None = None,
+    top_k: TopK = None,
     lazy: bool = False,
     draft_layer: int | None = None,
     num_draft_tokens: int | None = None,
-    generation: Options | None = None,
+    generation: Generation = None,
 ) -> None:
     """Print a model's answers to prompts.
 
     Args:
-        model: Output folder of a training run, or a model as `model.name` takes it.
         prompts: One or more texts to answer.
-        adapter: Folder of an adapter, where `model` is not one itself.
-        dtype: Type of the weights in memory.
         template: What stands around a prompt: nothing (`plain`), Alpaca's words or the chat
             template. By default what the run was trained with; for other models `plain`.
-        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         lazy: Run late layers only when a token needs them: the same text, sooner.
         draft_layer: Let this late layer draft, and the ensemble verify: the same text.
         num_draft_tokens: Tokens that it drafts at a time, 4 by default.
-        generation: All options of transformers' `GenerationConfig`, with a dot:
-            `--generation.max-new-tokens 64`, `--generation.temperature 0.7`.
     """
     from depthmix.models.generation import generate
     from depthmix.models.spec import ModelSpec
@@ -54,29 +48,24 @@ def generate(
 
 
 def chat(
-    model: str,
+    model: Model,
     *,
-    adapter: str | None = None,
+    adapter: Adapter = None,
     dtype: Dtype = "auto",
-    top_k: int | None = None,
+    top_k: TopK = None,
     system: str | None = None,
     template: Literal["plain", "alpaca", "chat"] | None = None,
     depth: bool = False,
-    generation: Options | None = None,
+    generation: Generation = None,
 ) -> None:
     """Talk with a model; `/exit` or Ctrl-D ends.
 
     Args:
-        model: Output folder of a training run, or a model as `model.name` takes it.
-        adapter: Folder of an adapter, where `model` is not one itself.
-        dtype: Type of the weights in memory.
-        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         system: Instruction that stands before the conversation.
         template: How the conversation becomes text: by the chat template (`chat`), as Alpaca's
             prompts (`alpaca`), or each message by itself (`plain`). By default as the run was
             trained; for other models `chat`.
         depth: Colour each token by the mean depth that its routing weights give.
-        generation: All options of transformers' `GenerationConfig`, with a dot.
     """
     from depthmix.models.generation import chat
     from depthmix.models.spec import ModelSpec

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from depthmix_cli.options import Dtype
+from depthmix_cli.options import Dtype, Model, TopK
 
 
 def lens(
-    model: str,
+    model: Model,
     text: str = "",
     *,
     serve: bool = False,
@@ -18,7 +18,7 @@ def lens(
     layers: str = "all",
     template: Literal["plain", "alpaca", "chat"] | None = None,
     tokens: tuple[int, int] | None = None,
-    top_k: int | None = None,
+    top_k: TopK = None,
     dtype: Dtype = "auto",
     output: Path | None = None,
 ) -> None:
@@ -32,7 +32,6 @@ def lens(
     `depthmix lens runs/arc --serve`
 
     Args:
-        model: Output folder of a training run, or a model as `model.name` takes it.
         text: What the model reads; with `--serve`, at first.
         serve: Open the page on this machine alone, with a box to type texts into, until Ctrl-C.
         port: Where it is then; 0 takes any that is free.
@@ -41,8 +40,6 @@ def lens(
         template: What stands around the text: nothing (`plain`), Alpaca's words or the chat
             template. By default what the run was trained with; for other models `plain`.
         tokens: First and last token that a figure shows, counted from 1.
-        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
-        dtype: Type of the weights in memory.
         output: The page to write (`lens.html`), or with `.svg`, `.png` or `.pdf` a figure.
     """
     from depthmix.models.spec import ModelSpec

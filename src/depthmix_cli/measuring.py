@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from depthmix_cli.options import Dtype, Options
+from depthmix_cli.options import Dtype, Options, TopK
 
 
 def evaluate(
@@ -19,7 +19,7 @@ def evaluate(
     template: Literal["auto", "plain", "alpaca", "chat"] | None = None,
     protocol: Literal["default", "llm-adapters"] = "default",
     layer: str = "ensemble",
-    top_k: int | None = None,
+    top_k: TopK = None,
     data_dir: str | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
@@ -48,13 +48,11 @@ def evaluate(
         protocol: `default` (lm-eval's tasks, greedy and strict) or `llm-adapters` (its prompt,
             beams and rules, for comparison with published numbers).
         layer: Which depth answers: `ensemble`, `final`, or the number of a late layer.
-        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         data_dir: Local folder of data sets, instead of DEPTHMIX_DATA or public sources.
         limit: Items per task, from the start.
         num_fewshot: Examples in the prompt, instead of each task's own number.
         batch_size: Sequences that are run together.
         seed: Of few-shot examples and sampling.
-        dtype: Type of the weights in memory.
         judge: Who rates answers of `mt_bench` and `truthfulqa_judged`: `model`, `base_url`, …,
             with a dot. The key stays in the environment variable OPENAI_API_KEY.
         mt_bench: How the model answers MT-Bench, with a dot: `template` (chat or alpaca),
