@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install check fix test quickstart bench clean
+.PHONY: install check fix test test-core quickstart bench clean
 
 install: .venv/installed  ## Make the environment.
 
@@ -26,6 +26,17 @@ fix: install  ## Format, and mend what can be mended.
 test: install  ## Run the tests, a process per core; ARGS are pytest's.
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
+# What `pip install .` alone must do: an environment with nothing of the extras.
+CORE = adapter_from_lora adapter_loading adapter_options adapter_targets adapter_variants \
+	adapter_weights architectures deferral fused_loss lazy_depth losses mixture norm_attributes \
+	objective peft_methods probe problems readout self_speculation shared_weights state
+
+test-core:  ## Install the core alone into .core, and run the tests of its rooms there.
+	rm -rf .core
+	$(PYTHON) -m venv .core
+	.core/bin/pip install --quiet --constraint constraints.txt . pytest hypothesis attrs
+	.core/bin/python -m pytest $(CORE:%=tests/test_%.py) $(ARGS)
+
 quickstart: install  ## Tune, evaluate, save, reload, generate, and write quickstart/report.html.
 	$(BIN)/python -m examples.quickstart $(ARGS)
 
@@ -33,4 +44,4 @@ bench: install  ## One benchmark, by NAME; ARGS=--quick or --toy.
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 clean:  ## Remove the environment and the quickstart's run; runs/ stays.
-	rm -rf .venv quickstart
+	rm -rf .venv .core quickstart
