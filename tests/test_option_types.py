@@ -174,6 +174,8 @@ def test_what_a_later_version_wrote_is_told_by_peft(tmp_path):
         ({"target_modules": ""}, r"`target_modules` must hold names .*an empty text is none"),
         ({"target_modules": ["q_proj", " "]}, r"`target_modules` must hold names"),
         ({"exclude_modules": [""]}, r"`exclude_modules` must hold names"),
+        ({"layers_to_transform": []}, r"`layers_to_transform` must hold at least one layer"),
+        ({"lora_alpha": 0}, r"`lora_alpha` must not be 0"),
         ({"target_parameters": [""]}, r"`target_parameters` must hold names"),
         ({"layers_to_transform": -1}, "`layers_to_transform` must hold indices .* got -1"),
         ({"layers_to_transform": [0, -2]}, "`layers_to_transform` must hold indices .* got -2"),

@@ -89,25 +89,29 @@ def run(folder, record, *, base=None, template="auto", method="mode", **options)
     return folder / "run"
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("record", "setup"),
     [
-        (CHAT, {}),
-        (CHAT, {"file": True}),
+        slow(CHAT, {}),
+        slow(CHAT, {"file": True}),
         (CHAT, {"source": True}),
-        (CHAT, {"source": True, "tied": True}),
-        (CHAT, {"adds": "bos", "template": TEMPLATES["bos"]}),
+        slow(CHAT, {"source": True, "tied": True}),
+        slow(CHAT, {"adds": "bos", "template": TEMPLATES["bos"]}),
         (CHAT, {"adds": "bos", "template": CHAT_TEMPLATE}),
         (
             {**CHAT, "chat_template_kwargs": {"think": False}},
             {"template": TEMPLATES["tools"], "adds": "bos"},
         ),
-        (TEXT, {"adds": "bos", "template": CHAT_TEMPLATE}),
-        (TEXT, {"eos_token": "<|user|>"}),
+        slow(TEXT, {"adds": "bos", "template": CHAT_TEMPLATE}),
+        slow(TEXT, {"eos_token": "<|user|>"}),
         (TEXT, {"pad_token": "<|user|>", "adds": "bos eos"}),
-        (TEXT, {"data": "chat", "adds": "bos", "template": CHAT_TEMPLATE}),
-        (TEXT, {"data": "alpaca", "adds": "bos"}),
-        (INSTRUCTION, {"adds": "bos"}),
+        slow(TEXT, {"data": "chat", "adds": "bos", "template": CHAT_TEMPLATE}),
+        slow(TEXT, {"data": "alpaca", "adds": "bos"}),
+        slow(INSTRUCTION, {"adds": "bos"}),
         (INSTRUCTION, {"data": "plain"}),
     ],
 )

@@ -146,6 +146,11 @@ class MoDEConfig(MixtureConfig, LoraConfig):
                 f"`r` must be at least 1, got {self.r}; `target_modules=[]` trains the mixture "
                 "without adapters."
             )
+        if self.lora_alpha == 0:
+            raise ValueError(
+                "`lora_alpha` must not be 0, by which all adapters are multiplied, so that they "
+                "learn nothing; `target_modules=[]` trains the mixture without adapters."
+            )
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(
                 f"`lora_dropout` must be at least 0 and below 1, got {self.lora_dropout}; 0 drops "
@@ -176,6 +181,11 @@ class MoDEConfig(MixtureConfig, LoraConfig):
                         f"`{name}` must hold numbers of at least {least}, got {value!r}."
                     )
         layers = self.layers_to_transform
+        if layers == []:
+            raise ValueError(
+                "`layers_to_transform` must hold at least one layer, and PEFT takes an empty list "
+                "for all of them; leave it out, or give `target_modules=[]` to adapt none."
+            )
         layers = [layers] if isinstance(layers, int) else layers or [0]
         if min(layers) < 0:
             raise ValueError(
