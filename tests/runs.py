@@ -50,7 +50,10 @@ def make_runs(folder: Path, runs: dict[str, dict]) -> Path:
 
 def judge_by(folder: Path, moment: str, correct: str) -> None:
     """Say which items a finished run has right, as ones and zeros."""
-    path = folder / "results.json"
-    content = json.loads(path.read_text())
-    content[moment]["correct"] = [sign == "1" for sign in correct]
-    path.write_text(json.dumps(content))
+    place = json.loads((folder / "results.json").read_text())[moment]
+    path = folder / place / "samples_records.jsonl"
+    samples = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert len(samples) == len(correct)
+    for sample, sign in zip(samples, correct, strict=True):
+        sample["acc_bytes"] = float(sign)
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples), "utf-8")

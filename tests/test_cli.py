@@ -8,7 +8,8 @@ import pytest
 
 import depthmix_cli
 from checkpoints import save_checkpoint
-from depthmix.evaluation.provenance import count_devices, describe_adapter
+from depthmix.evaluation.identity import count_devices
+from depthmix.evaluation.provenance import describe_adapter
 
 IN_A_FRESH_PROCESS = """
 import sys

@@ -14,7 +14,6 @@ import depthmix_cli
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.folders import find_evaluation
 from depthmix.comparison.notes import notes
-from depthmix.comparison.outcomes import load_outcomes
 from depthmix.comparison.overlaps import count_overlaps, measure_disagreements
 from depthmix.comparison.tables import (
     to_csv,
@@ -24,6 +23,7 @@ from depthmix.comparison.tables import (
     to_text,
     write_tables,
 )
+from depthmix.evaluation.reading import load_evaluation
 from depthmix.statistics.intervals import (
     Interval,
     PairedDifference,
@@ -90,7 +90,7 @@ def test_several_seeds_tasks_and_the_average(runs):
     comparison = compare(runs)
     assert [m.seeds for m in comparison.methods] == [(0,), (0, 1, 2)]
     assert [row.task for row in comparison.rows] == ["arc", "gsm8k", "average"]
-    outcomes = [load_outcomes(find_evaluation(run)) for run in runs]
+    outcomes = [load_evaluation(find_evaluation(run)) for run in runs]
     for row in comparison.tasks:
         table = np.array([list(o.tasks[row.task].scores.values()) for o in outcomes])
         ours, expected = row.scores[1], paired_difference(table[0], table[1:])
@@ -151,7 +151,7 @@ def test_items_are_matched_whatever_their_order(tmp_path):
     a = write_evaluation(tmp_path / "a", {"arc": first})
     b = write_evaluation(tmp_path / "b", {"arc": second})
     c = write_evaluation(tmp_path / "c", {"arc": second}, order=lambda n: range(n)[::-1])
-    assert load_outcomes(b).tasks == load_outcomes(c).tasks
+    assert load_evaluation(b).tasks == load_evaluation(c).tasks
     ours, shuffled = (compare([a, run]).tasks[0].scores[1] for run in (b, c))
     assert ours == replace(shuffled, method="b")
 
@@ -160,7 +160,7 @@ def test_equal_documents_are_told_apart(tmp_path):
     folder = write_evaluation(tmp_path / "a", {"arc": [1, 0, 1]})
     path = folder / "samples_arc.jsonl"
     path.write_text(path.read_text().replace("arc-2", "arc-0"))
-    scores = load_outcomes(folder).tasks["arc"].scores
+    scores = load_evaluation(folder).tasks["arc"].scores
     assert scores == {("arc", "arc-0", 0): 1, ("arc", "arc-1", 0): 0, ("arc", "arc-0", 1): 1}
 
 
@@ -487,16 +487,16 @@ def test_damaged_evaluations_are_named(tmp_path):
     ):
         samples.write_text(damage)
         with pytest.raises(ValueError, match=message):
-            load_outcomes(folder)
+            load_evaluation(folder)
     samples.unlink()
     with pytest.raises(OSError, match=r"Cannot find .*samples_arc.jsonl"):
-        load_outcomes(folder)
+        load_evaluation(folder)
     results.write_text("[")
     with pytest.raises(ValueError, match=r"Cannot read .*results.json"):
-        load_outcomes(folder)
+        load_evaluation(folder)
     results.write_text('{"results": {}}')
     with pytest.raises(ValueError, match="does not say the method, model"):
-        load_outcomes(folder)
+        load_evaluation(folder)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
+from depthmix.data.evaluation_records import load_evaluation_records
 from depthmix.data.records import load_records
 from depthmix.data.spec import EvaluationSpec
 from depthmix.data.templates import (
     check_label_tokens,
-    load_evaluation_records,
     render_prompt,
     to_training_dataset,
 )

@@ -10,10 +10,11 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from data_folder import REAL, needs_data
+from depthmix.data.evaluation_records import load_evaluation_records
 from depthmix.data.instructions import from_aqua
 from depthmix.data.records import load_published, load_records
 from depthmix.data.spec import EvaluationSpec
-from depthmix.data.templates import load_evaluation_records, to_training_dataset
+from depthmix.data.templates import to_training_dataset
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
 
@@ -220,7 +221,7 @@ def test_a_run_trains_and_validates_in_the_benchmarks_text(small_data, tmp_path,
     monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
     written = []
     monkeypatch.setattr(
-        "depthmix.training.train.to_training_dataset",
+        "depthmix.training.material.to_training_dataset",
         lambda records, *args, **options: (
             written.append(records) or to_training_dataset(records, *args, **options)
         ),

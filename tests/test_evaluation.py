@@ -1,4 +1,4 @@
-"""Evaluation: judging answers, intervals, and the likelihoods against a naive loop."""
+"""Own records on a model in memory: answers and likelihoods against naive loops."""
 
 import copy
 import math
@@ -11,11 +11,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from depthmix.evaluation.scoring import (
-    Evaluation,
-    choice_likelihood,
-    exact_match,
-)
+from depthmix.evaluation.result import TaskResult
+from depthmix.evaluation.scoring import find_intervals, score
+from depthmix.evaluation.tasks import records_config
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +43,30 @@ def model():
     return LlamaForCausalLM(config).eval()
 
 
-def evaluation(correct):
-    correct = tuple(map(bool, correct))
-    return Evaluation(metric="exact_match", correct=correct, responses=("",) * len(correct))
+def ask(model, tokenizer, records, metric, *, max_new_tokens=128, batch_size=16):
+    """Measure records that are tokenised as texts; give lm-eval's samples and means."""
+    configs = records_config(records, metric=metric, max_new_tokens=max_new_tokens)
+    outcome = score(model, tokenizer, configs, batch_size=batch_size)
+    return outcome["samples"]["records"], outcome["results"]["records"]
 
 
-def test_accuracy_and_wilson_interval():
-    result = evaluation([True] * 3 + [False] * 7)
+def test_a_task_says_its_mean_with_wilsons_interval():
+    scores = {("t", str(item), 0): float(item < 3) for item in range(10)}
+    result = TaskResult(metric="exact_match,stated", scores=scores)
     z, p, n = 1.959964, 0.3, 10
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     radius = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert result.accuracy == pytest.approx(p)
+    assert result.mean == pytest.approx(p)
     assert result.interval.low == pytest.approx(centre - radius, abs=1e-6)
     assert result.interval.high == pytest.approx(centre + radius, abs=1e-6)
+    assert str(result) == "30.0% right (95 % interval 10.8% to 60.3%)"
 
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w13", "w3 w14"]
 
 
 def test_exact_match_batched_equals_plain_generate(model, tokenizer):
+    pytest.importorskip("lm_eval")
     responses = []
     for prompt in PROMPTS:
         input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -78,9 +81,10 @@ def test_exact_match_batched_equals_plain_generate(model, tokenizer):
         {"prompt": prompt, "answer": response if index else "something else"}
         for index, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True))
     ]
-    result = exact_match(model, tokenizer, records, max_new_tokens=6, batch_size=2)
-    assert result.responses == tuple(responses)
-    assert result.correct == (False, True, True, True, True)
+    samples, means = ask(model, tokenizer, records, "exact_match", max_new_tokens=6, batch_size=2)
+    assert [sample["resps"][0][0] for sample in samples] == responses
+    assert [sample["exact_match"] for sample in samples] == [0, 1, 1, 1, 1]
+    assert means["exact_match,stated"] == 0.8
     assert len(set(responses)) == len(responses)
 
 
@@ -109,24 +113,61 @@ def test_choice_likelihood_equals_naive_loop(model, tokenizer):
         acc_bytes.append(best == answer)
         nll.append(-sums[answer] / len(record["choices"][answer].split()))
         preferred.append(record["choices"][best])
-    result = choice_likelihood(model, tokenizer, records, batch_size=4)
-    assert result.correct == tuple(acc_bytes)
-    assert result.responses == tuple(preferred)
-    assert result.measures["acc"] == pytest.approx(np.mean(acc))
-    assert result.measures["acc_bytes"] == result.accuracy
-    assert result.measures["nll"] == pytest.approx(np.mean(nll), rel=1e-4)
+    samples, means = ask(model, tokenizer, with_ids(records, tokenizer), "choices", batch_size=4)
+    assert [sample["acc_bytes"] for sample in samples] == acc_bytes
+    assert [sample["nll"] for sample in samples] == pytest.approx(nll, rel=1e-4)
+    assert means["acc,none"] == pytest.approx(np.mean(acc))
+    assert means["acc_bytes,none"] == pytest.approx(np.mean(acc_bytes))
+    assert means["nll,none"] == pytest.approx(np.mean(nll), rel=1e-4)
+    low, high = find_intervals(samples)["nll,none"]
+    assert low < np.mean(nll) < high
+    texts, _ = ask(model, tokenizer, records, "choices", batch_size=4)
+    assert [sample["acc_bytes"] for sample in texts] == acc_bytes
+    assert "nll" not in texts[0]
     assert len(set(preferred)) > 1
 
 
-@pytest.mark.parametrize("metric", [exact_match, choice_likelihood])
+def test_loss_equals_naive_loop(model, tokenizer):
+    pytest.importorskip("lm_eval")
+    texts = [("w1 w2", "w3 w4 w5"), ("w1 w2", "w6"), ("w7", "w8 w9"), ("", "w10 w11")]
+    records, expected = [], []
+    for prompt, completion in texts:
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        ids = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+        row = {"prompt": prompt, "completion": completion}
+        records.append({**row, "prompt_ids": prompt_ids, "completion_ids": ids})
+        given = prompt_ids or [tokenizer.eos_token_id]  # something must predict the first token
+        log_probs = model(torch.tensor([given + ids])).logits.float().log_softmax(-1)[0]
+        nll = [-log_probs[len(given) - 1 + at, token].item() for at, token in enumerate(ids)]
+        expected.append(np.mean(nll))
+    samples, means = ask(model, tokenizer, records, "loss", batch_size=2)
+    assert [sample["nll"] for sample in samples] == pytest.approx(expected, rel=1e-4)
+    assert means["nll,none"] == pytest.approx(np.mean(expected), rel=1e-4)
+    long = {**records[0], "completion_ids": [3] * 65}
+    with pytest.raises(ValueError, match=r"texts of at most 64 tokens.*one has 65"):
+        ask(model, tokenizer, [long], "loss")
+
+
+def with_ids(records, tokenizer):
+    """Add the tokens that rendering gives."""
+    return [
+        {
+            **record,
+            "prompt_ids": tokenizer(record["prompt"])["input_ids"],
+            "choice_ids": [tokenizer(choice)["input_ids"] for choice in record["choices"]],
+        }
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "choices"])
 def test_model_and_tokenizer_are_left_as_they_were(model, tokenizer, metric):
-    if metric is choice_likelihood:
-        pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval")
     records = [{"prompt": "w1", "choices": [" w2"], "answer": 0}]
     model.train()
     model.model.norm.eval()
     try:
-        metric(model, tokenizer, records, batch_size=1)
+        ask(model, tokenizer, records, metric, batch_size=1, max_new_tokens=4)
         modes = {name for name, module in model.named_modules() if not module.training}
     finally:
         model.eval()
@@ -135,30 +176,16 @@ def test_model_and_tokenizer_are_left_as_they_were(model, tokenizer, metric):
     assert tokenizer.pad_token is None
 
 
-@pytest.mark.parametrize("metric", [exact_match, choice_likelihood])
+@pytest.mark.parametrize("metric", ["exact_match", "choices"])
 def test_an_untrained_adapter_changes_nothing(model, tokenizer, metric):
-    if metric is choice_likelihood:
-        pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval")
     records = [{"prompt": prompt, "choices": [" w2", " w3 w4"], "answer": 1} for prompt in PROMPTS]
-    expected = metric(model, tokenizer, records)
+    expected = ask(model, tokenizer, records, metric, max_new_tokens=4)[1]
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"]))
-    assert metric(adapted, tokenizer, records) == expected
-
-
-def test_records_are_checked(model, tokenizer):
-    with pytest.raises(ValueError, match="must hold at least one item"):
-        exact_match(model, tokenizer, [])
-    with pytest.raises(ValueError, match="record 0 lacks answer; it has prompt"):
-        exact_match(model, tokenizer, [{"prompt": "w1"}])
-    with pytest.raises(ValueError, match="index of one of the 2 choices, counted from 0, got 2"):
-        choice_likelihood(
-            model, tokenizer, [{"prompt": "w1", "choices": [" w2", " w3"], "answer": 2}]
-        )
+    assert ask(adapted, tokenizer, records, metric, max_new_tokens=4)[1] == expected
 
 
 def test_missing_lm_eval_names_the_extra(model, tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(RuntimeError, match=r"needs lm-eval, .*`pip install 'depthmix\[eval\]'`"):
-        choice_likelihood(
-            model, tokenizer, [{"prompt": "w1", "choices": [" w2", " w3"], "answer": 0}]
-        )
+        score(model, tokenizer, [], batch_size=1)

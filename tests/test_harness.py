@@ -260,7 +260,9 @@ def test_every_metric_has_an_interval(model, records, tmp_path):
     plan = EvaluationPlan(records=records, metric="choices")
     results = evaluate(section(model), plan, output_dir=tmp_path / "out")
     intervals = results["depthmix"]["intervals"]["records"]
-    assert set(intervals) == {"acc,none", "acc_norm,none", "acc_bytes,none"}
+    assert set(intervals) == {"acc,none", "acc_norm,none", "acc_bytes,none", "nll,none"}
+    low, high = intervals.pop("nll,none")
+    assert low < results["results"]["records"]["nll,none"] < high
     for metric, (low, high) in intervals.items():
         assert 0 <= low <= results["results"]["records"][metric] <= high <= 1
         assert high - low > 0.3  # of nine items

@@ -133,7 +133,7 @@ def test_lora_adapts_the_same_layers(run, monkeypatch):
 
 
 def test_a_run_with_given_layers_probes_nothing(run, monkeypatch):
-    monkeypatch.setattr("depthmix.training.train.choose_on_records", None)
+    monkeypatch.setattr("depthmix.training.setup.choose_on_records", None)
     start, folder = run
     assert start(mode={"late_layers": "2"}).choice is None
     assert "layer_choice" not in json.loads((folder / "results.json").read_text())

@@ -11,7 +11,8 @@ import pytest
 
 import depthmix_cli
 from checkpoints import make_tokenizer
-from depthmix.comparison.outcomes import load_outcomes
+from depthmix.evaluation.reading import load_evaluation
+from depthmix.evaluation.wordings import read_wordings
 from depthmix.figures.accuracies import draw_accuracies
 from depthmix.figures.style import to_svg
 from depthmix.figures.training_panels import loss_panels, optimisation_panels, routing_panels
@@ -24,9 +25,9 @@ from depthmix.pages import (
     show_report,
     write_report,
 )
-from depthmix.pages.examples import Example, find_examples, first_items, read_wordings
+from depthmix.pages.examples import Example, find_examples, first_items
 from depthmix.pages.page import hash_text
-from depthmix.pages.verdict import judge_run, outcomes_of_training
+from depthmix.pages.verdict import judge_run
 from depthmix.statistics.intervals import paired_difference, wilson_interval
 from depthmix.training.folder import load_result
 from runs import HOSTILE_QUESTION, ITEMS, judge_by, make_runs
@@ -119,7 +120,10 @@ def test_a_run_is_judged_beside_its_neighbours(runs):
     assert scores["LoRA_¬K"].mean == pytest.approx(5 / 8)
     assert scores["pretrained"].interval == wilson_interval(2, 8)
     assert scores["pretrained"].difference.estimate == pytest.approx((4 - 10) / 16)
-    reasons = {Path(folder).name: reason for folder, reason in verdict.left_out.items()}
+    reasons = {
+        Path(folder).relative_to(runs).parts[0]: reason
+        for folder, reason in verdict.left_out.items()
+    }
     assert reasons.keys() == {"short"}
     assert "must have judged the same items" in reasons["short"]
 
@@ -155,13 +159,10 @@ def test_an_unmeasured_run_has_no_verdict(runs):
 
 
 def test_a_run_that_parts_from_none_reads_the_first_of_its_items(runs):
-    path = runs / "mode-0" / "results.json"
-    result = json.loads(path.read_text())
-    result["before"]["correct"] = result["after"]["correct"]
-    path.write_text(json.dumps(result))
+    judge_by(runs / "mode-0", "before", "10111000")
     (verdict,) = judge_run(runs / "mode-0", [])
     assert find_examples(verdict, verdict.rivals[0]) == ()
-    items, responses = first_items(verdict, limit=3), result["after"]["responses"]
+    items, responses = first_items(verdict, limit=3), read_responses(runs / "mode-0", "after")
     assert [(e.kind, e.prompt, e.reference) for e in items] == [
         ("item", item["prompt"], item["choices"][1]) for item in ITEMS[:3]
     ]
@@ -177,10 +178,18 @@ def test_a_run_that_parts_from_none_reads_the_first_of_its_items(runs):
     ]
 
 
+def read_responses(run, moment):
+    """What a run's model answered, in the order of the records."""
+    evaluation = getattr(load_result(run), moment)
+    items = list(evaluation.task.scores)
+    words = read_wordings(evaluation, items)
+    return [words[item].response for item in items]
+
+
 def test_examples_are_the_items_on_which_two_models_part(runs):
     (verdict,) = judge_run(runs / "mode-0")
     examples = find_examples(verdict, "LoRA_¬K")
-    ours, theirs = (load_result(runs / name).after.responses for name in ("mode-0", "lora"))
+    ours, theirs = (read_responses(runs / name, "after") for name in ("mode-0", "lora"))
     found = [(e.kind, e.prompt, [(a.text, a.correct) for a in e.answers]) for e in examples]
     assert found == [  # 10111000 against 01111100
         ("win", ITEMS[0]["prompt"], [(ours[0], True), (theirs[0], False)]),
@@ -189,7 +198,7 @@ def test_examples_are_the_items_on_which_two_models_part(runs):
     ]
     assert [e.reference for e in examples] == [" 0", " 2", " 10"]
     assert len(find_examples(verdict, "LoRA_¬K", limit=1)) == 2
-    before = load_result(runs / "mode-0").before.responses
+    before = read_responses(runs / "mode-0", "before")
     (first, *_) = find_examples(verdict, "pretrained")
     assert first.answers[1].text == before[2]  # 10111000 against 11000000
     titles = {
@@ -231,7 +240,7 @@ def test_samples_of_lm_eval_are_put_into_words(metric, sample, expected, tmp_pat
     path = folder / "samples_arc.jsonl"
     lines = [json.loads(line) | sample for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    outcomes = load_outcomes(folder)
+    outcomes = load_evaluation(folder)
     item = ("arc", "arc-1", 0)
     assert item in outcomes.tasks["arc"].scores
     (wording,) = read_wordings(outcomes, {item}).values()
@@ -250,7 +259,7 @@ def test_evaluations_of_layers_and_other_protocols_are_kept_apart(runs):
     whole, during = judge_run(runs / "mode-0")
     assert list(whole.methods) == ["mode-0", "lora", "mode-0, layer 4"]
     assert whole.rivals[0] == "lora"
-    assert during.comparison.methods[0].protocol == "depthmix train"
+    assert [task.task for task in during.comparison.tasks] == ["records"]
     report = collect_report(runs / "mode-0", baselines=[runs / "lora"], num_examples=0)
     figures = draw_report(report)
     assert figures.keys() >= {"accuracies_0", "overlaps_0", "accuracies_1", "overlaps_1"}
@@ -258,7 +267,7 @@ def test_evaluations_of_layers_and_other_protocols_are_kept_apart(runs):
 
 def evaluate_by(run, name, scores, *, task="arc", **facts):
     """Write an evaluation into a run's folder, as of the method that the run has."""
-    known = outcomes_of_training(run)[0]
+    known = load_evaluation(run / "evaluation" / "training")
     about = {"method": known.method, "seed": known.seed, "settings": known.settings}
     about |= {"adapter_sha256": known.adapter, "dtype": "float32"}
     write_evaluation(run / "evaluation" / name, {task: scores}, **about | facts)
@@ -324,24 +333,21 @@ def test_what_is_gone_is_told(runs, trained):
     path = runs / "mode-0" / "adapter_config.json"
     path.write_text(path.read_text().replace(str(trained.parent / "base"), str(runs / "gone")))
     page = show_report(runs / "mode-0", baselines=[]).read_text("utf-8")
-    assert "Cannot find data" in page
-    assert "Their texts could not be read" in page
+    assert "No text was read. Cannot find model" in page
     assert "hf_secret" not in page
     with pytest.raises(OSError, match="Cannot find model"):
         show_report(runs / "mode-0", baselines=[], texts=["1 + 1"])
 
 
-def test_records_that_have_changed_are_no_examples(runs):
-    items = runs / "items.jsonl"
-    items.write_text("".join(json.dumps(item) + "\n" for item in ITEMS[:3]))
-    for run in ("mode-0", "lora"):
-        path = runs / run / "run_config.json"
-        config = json.loads(path.read_text())
-        config["evaluation"]["data"] = str(items)
-        path.write_text(json.dumps(config))
+def test_texts_that_are_damaged_are_told(runs):
+    path = runs / "mode-0" / "evaluation" / "training" / "samples_records.jsonl"
+    samples = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for sample in samples:
+        del sample["resps"], sample["filtered_resps"]
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples), "utf-8")
     report = collect_report(runs / "mode-0", baselines=[runs / "lora"])
     assert report.examples == ()
-    assert "must hold the 8 records" in report.missing["examples"]
+    assert "must hold lm-eval's samples with their texts" in report.missing["examples"]
 
 
 def test_wins_and_losses_too_long_for_the_model_are_told(runs, monkeypatch):
@@ -385,7 +391,7 @@ def test_the_page_says_what_happened(runs):
         "3, 4",
         "8 records of sums.jsonl",
         "make it",
-        "Not compared: 1 evaluation<",
+        "Not compared: 2 evaluations<",
         "p is McNemar&#39;s exact test",
         "Question: 5 + 5?",
     ):

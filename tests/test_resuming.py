@@ -102,7 +102,12 @@ def outcome(folder):
     content = json.loads((folder / "results.json").read_text())
     content["log_history"] = [untimed(entry) for entry in content["log_history"]]
     content["metrics"] = untimed(content["metrics"])
-    return content, (folder / "adapter_model.safetensors").read_bytes()
+    measured = [
+        (folder / content[moment] / "samples_records.jsonl").read_text()
+        for moment in ("before", "after")
+        if moment in content
+    ]
+    return content, measured, (folder / "adapter_model.safetensors").read_bytes()
 
 
 class Killed(BaseException):
@@ -320,7 +325,9 @@ def test_other_records_are_refused(interrupted, inputs, tmp_path):
 def test_the_layers_that_were_chosen_are_kept(interrupted, inputs, whole, monkeypatch):
     folder = interrupted("auto")
     shutil.rmtree(folder / "checkpoint-3")
-    monkeypatch.setattr(training, "choose_on_records", lambda *_, **__: pytest.fail("probed"))
+    monkeypatch.setattr(
+        "depthmix.training.setup.choose_on_records", lambda *_, **__: pytest.fail("probed")
+    )
     run(inputs, folder, "auto", resume=True)
     assert outcome(folder) == outcome(whole("auto"))
 

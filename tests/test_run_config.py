@@ -171,7 +171,6 @@ def test_paths_are_looked_up_beside_the_file_first(tmp_path, monkeypatch):
         ),
         ({"mode": {"r": "2.5"}}, "`mode.r` must be int, got '2.5'"),
         ({"mode": {"task_loss": "last"}}, "`mode.task_loss` must be 'ensemble' or 'lay.* or int, "),
-        ({"evaluation": {"data": "x"}}, "`evaluation.metric` is missing; set it"),
     ],
 )
 def test_wrong_settings_are_named(overrides, message):

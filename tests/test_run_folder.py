@@ -8,15 +8,19 @@ import pytest
 
 from depthmix import TrainResult
 from depthmix.adapters.ledger import Ledger
-from depthmix.evaluation.scoring import Evaluation
+from depthmix.evaluation.reading import load_evaluation
 from depthmix.training.config import load_run_config, save_run_config
 from depthmix.training.folder import load_result, save_result
 from depthmix.training.start import check_resumed
+from evaluation_folder import write_evaluation
 
 
 @pytest.fixture
 def result(tmp_path):
-    before = Evaluation(metric="choices", correct=(True, False), responses=(" a", " b"))
+    places = {"before": tmp_path / "pretrained" / "evaluation" / "training"}
+    places["after"] = tmp_path / "evaluation" / "training"
+    for moment, scores in (("before", [1, 0]), ("after", [1, 1])):
+        write_evaluation(places[moment], {"records": scores}, method=moment)
     return TrainResult(
         output_dir=tmp_path,
         metrics={"train_runtime": 1.5, "total_seconds": 2.0},
@@ -25,8 +29,8 @@ def result(tmp_path):
             lora_below=5, lora_late=0, norms=2, router=3, other=0, total=10, model=1000
         ),
         data={"given": 3, "dropped": 1, "used": 2},
-        before=before,
-        after=replace(before, correct=(True, True), measures={"acc": 1.0, "nll": 0.25}),
+        before=load_evaluation(places["before"]),
+        after=load_evaluation(places["after"]),
         choice=None,
         num_devices=2,
         versions={"depthmix": "0.1.0", "commit": "0123abcde"},
@@ -38,17 +42,27 @@ def test_a_result_is_read_as_it_was_saved(result):
     assert load_result(result.output_dir) == result
 
 
-def test_runs_without_evaluation_or_responses_are_read(result):
+def test_runs_of_earlier_versions_are_read(result):
     path = save_result(replace(result, before=None))
+    assert load_result(result.output_dir).before is None
     content = json.loads(path.read_text())
+    assert "before" not in content
     # As earlier versions wrote it.
-    del content["after"]["responses"], content["data"], content["num_devices"]
+    del content["data"], content["num_devices"]
+    content["after"] = {"metric": "choices", "correct": [True, False], "measures": {"nll": 0.25}}
     path.write_text(json.dumps(content))
     read = load_result(result.output_dir)
     assert read.before is None
-    assert read.after == replace(result.after, responses=("", ""))
+    assert read.after.task.mean == 0.5
+    assert list(read.after.task.scores.values()) == [1, 0]
+    assert read.after.task.measures == {"nll": 0.25}
+    assert read.after == load_evaluation(result.output_dir)
     assert read.data == {}
     assert read.num_devices == 1
+    for damaged in ({"metric": "choices"}, {"correct": [1]}):
+        path.write_text(json.dumps({**content, "after": damaged}))
+        with pytest.raises(ValueError, match=r"Cannot read .*results.json: KeyError"):
+            load_result(result.output_dir)
 
 
 def test_what_is_no_finished_run_is_refused(result):

@@ -19,7 +19,8 @@ from depthmix.models.generation import chat, generate
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec
 from depthmix.models.template import recall_template
-from depthmix.training import train as training
+from depthmix.training import material as gathering
+from depthmix.training import setup as preparation
 from depthmix.training.tokenizer import adopt_options, find_template_source
 from models import tiny_model
 from test_rendering import TEMPLATES, build_tokenizer, given_ids
@@ -126,7 +127,7 @@ def test_a_run_is_asked_as_it_was_trained(record, setup, tmp_path, monkeypatch, 
     built = {name: setup[name] for name in ("adds", "template", "tied") if name in setup}
     base = write_base(tmp_path / "base", **({"template": CHAT_TEMPLATE} | built))
     seen = {"trained": [], "probed": [], "asked": [], "looked": []}
-    check, probe = training.check_label_tokens, layer_choice.probe_layers
+    check, probe = preparation.check_label_tokens, layer_choice.probe_layers
     look = lens_subjects.read_out
     answer = GenerationMixin.generate
 
@@ -149,7 +150,7 @@ def test_a_run_is_asked_as_it_was_trained(record, setup, tmp_path, monkeypatch, 
         seen["looked"].append(list(prompt.token_ids))
         return look(model, tokenizer, prompt, **rest)
 
-    monkeypatch.setattr(training, "check_label_tokens", keep_trained)
+    monkeypatch.setattr(preparation, "check_label_tokens", keep_trained)
     monkeypatch.setattr(layer_choice, "probe_layers", keep_probed)
     monkeypatch.setattr(GenerationMixin, "generate", keep_asked)
     monkeypatch.setattr(lens_subjects, "read_out", keep_looked)
@@ -212,9 +213,9 @@ def test_new_tokens_of_a_tied_head_need_the_mixtures_loss(tmp_path):
 def test_tokens_of_another_tokenizer_come_back(tied, method, tmp_path, monkeypatch):
     base = write_base(tmp_path / "base", tied=tied, template=CHAT_TEMPLATE)
     source, trainers = write_source(tmp_path / "source"), []
-    make = training.MoDESFTTrainer
+    make = preparation.MoDESFTTrainer
     monkeypatch.setattr(
-        training, "MoDESFTTrainer", lambda **o: trainers.append(make(**o)) or trainers[-1]
+        preparation, "MoDESFTTrainer", lambda **o: trainers.append(make(**o)) or trainers[-1]
     )
     folder = run(
         tmp_path, CHAT, base=base, method=method, chat_template_path=source, learning_rate=0.1
@@ -288,7 +289,7 @@ def test_the_tokens_of_the_assistant_are_marked():
     assert tokenizer.chat_template == marked
     records = [{"messages": [*CHAT["messages"], *CHAT["messages"]]}]
     options = {"marks_assistant": True}
-    (row,) = training.to_training_dataset(records, "auto", tokenizer, **options)
+    (row,) = gathering.to_training_dataset(records, "auto", tokenizer, **options)
     pairs = list(zip(row["input_ids"], row["assistant_masks"], strict=True))
     assert tokenizer.decode([token for token, mask in pairs if mask]).endswith("yes</s>")
     assert len(given_ids(row)) == len(pairs) - len("yes") - 1

@@ -19,7 +19,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from depthmix.data.catalog import describe
 from depthmix.data.forms import ALPACA_PROMPT
-from depthmix.evaluation import scoring as evaluation
+from depthmix.evaluation.answers import is_correct
 from depthmix.evaluation.harness_model import HarnessModel
 from depthmix.evaluation.tasks import PROTOCOLS, TASKS, main_metric, records_config, task_config
 from depthmix.evaluation.tasks.configs import BUILTIN, OURS, THEIRS
@@ -292,32 +292,34 @@ def test_the_yaml_files_serve_lm_evals_own_command_line():
         assert len(task.eval_docs) == len(RECORDS[name.removesuffix("_llm_adapters")])
 
 
-def test_own_records_are_judged_as_in_training(model, tokenizer):
+def test_own_records_are_judged_by_the_rule(model, tokenizer):
     rows = [{"prompt": f"Say {n}:", "answer": str(n)} for n in range(4)]
-    expected = evaluation.exact_match(model, tokenizer, rows, max_new_tokens=5, batch_size=2)
-    rows[1]["answer"] = "another"
-    rows[2]["answer"] = expected.responses[2]
-    expected = evaluation.exact_match(model, tokenizer, rows, max_new_tokens=5, batch_size=2)
     lm = HarnessModel(pretrained=model, tokenizer=tokenizer, batch_size=2)
-    results = run(lm, records_config(rows, metric="exact_match", name="mine", max_new_tokens=5))
-    samples = results["samples"]["mine"]
-    assert tuple(sample["resps"][0][0] for sample in samples) == expected.responses
-    assert tuple(bool(sample["exact_match"]) for sample in samples) == expected.correct
-    assert True in expected.correct
+    config = {"metric": "exact_match", "name": "mine", "max_new_tokens": 5}
+    samples = run(lm, records_config(rows, **config))["samples"]["mine"]
+    responses = [sample["resps"][0][0] for sample in samples]
+    rows[2]["answer"] = responses[2]
+    results = run(lm, records_config(rows, **config))
+    judged = [bool(sample["exact_match"]) for sample in results["samples"]["mine"]]
+    assert judged == [
+        is_correct(response, row["answer"]) for response, row in zip(responses, rows, strict=True)
+    ]
+    assert judged[2]
     assert main_metric(results["configs"]["mine"]) == "exact_match,stated"
 
 
-def test_own_choices_are_judged_as_in_training(model, tokenizer, tmp_path):
+def test_own_choices_are_headed_by_their_accuracy_per_byte(model, tokenizer, tmp_path):
     rows = [{"prompt": f"Is {n} odd?", "choices": [" no", " yes!!"], "answer": 1} for n in range(6)]
     path = tmp_path / "odd.json"
     Dataset.from_list(rows).to_json(path, lines=False)
     lm = HarnessModel(pretrained=model, tokenizer=tokenizer, softmax_dtype="float32")
     results = run(lm, records_config(path, metric="choices"))
-    expected = evaluation.choice_likelihood(model, tokenizer, rows)
-    metrics = results["results"]["records"]
-    assert metrics["acc,none"] == expected.measures["acc"]
-    assert metrics["acc_bytes,none"] == expected.accuracy
-    assert main_metric(results["configs"]["records"]) == "acc_norm,none"
+    expected = []
+    for sample in results["samples"]["records"]:
+        no, yes = (answer[0] for answer in sample["filtered_resps"])
+        expected.append(float(yes / len(" yes!!") > no / len(" no")))
+    assert [sample["acc_bytes"] for sample in results["samples"]["records"]] == expected
+    assert main_metric(results["configs"]["records"]) == "acc_bytes,none"
     assert results["configs"]["records"]["metadata"]["source"] == "odd.json"
 
 

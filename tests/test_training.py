@@ -23,6 +23,7 @@ from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec
 from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from depthmix.training.config import load_run_config
+from depthmix.training.train import train
 from models import random_ids, randomise, tiny_model
 from references import reference_step
 
@@ -462,7 +463,7 @@ def test_golden_run(tmp_path):
 def run_on(data, checkpoint, output_dir, *, revision=None, mode=None):
     """Train two steps on a named data set; give the prepared records as text, and the result."""
     prepared = []
-    training = importlib.import_module("depthmix.training.train")
+    setup = importlib.import_module("depthmix.training.setup")
 
     def keep(dataset, numbers):
         for ids, labels in zip(dataset["input_ids"], dataset["labels"], strict=True):
@@ -486,8 +487,8 @@ def run_on(data, checkpoint, output_dir, *, revision=None, mode=None):
         },
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "check_label_tokens", keep)
-        return prepared, training.train(config)
+        patch.setattr(setup, "check_label_tokens", keep)
+        return prepared, train(config)
 
 
 @pytest.mark.parametrize(

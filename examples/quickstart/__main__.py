@@ -105,7 +105,8 @@ def main() -> None:
         seconds=time.monotonic() - started,
     )
     path = write_report(report, output / "report.html")
-    print(f"\nAccuracy {result.before.accuracy:.0%} before, {result.after.accuracy:.0%} after.")
+    before, after = result.before.task.mean, result.after.task.mean
+    print(f"\nAccuracy {before:.0%} before, {after:.0%} after.")
     print(f"Adapter: {result.output_dir}\nReport: {path}")
 
 

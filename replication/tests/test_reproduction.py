@@ -14,9 +14,10 @@ from submitit.helpers import DelayedSubmission
 from trl import SFTConfig
 
 from depthmix.comparison.comparison import compare
-from depthmix.comparison.outcomes import TaskOutcomes, load_outcomes
 from depthmix.data.catalog import describe
 from depthmix.evaluation.generation_speed import GenerationSpeed
+from depthmix.evaluation.reading import load_evaluation
+from depthmix.evaluation.result import TaskResult
 from depthmix.statistics.intervals import holm
 from depthmix_replication.departures import NO_RESULT, list_departures
 from depthmix_replication.drawings import make_trade_offs
@@ -757,9 +758,9 @@ class TestPages:
 
     def test_items_without_a_rating_are_left_empty(self, tmp_path):
         rated, unrated = ("chat", "a" * 64, 0), ("chat", "a" * 64, 1)
-        task = TaskOutcomes(metric="score,none", scores={rated: 0.7}, unrated=frozenset([unrated]))
-        other = TaskOutcomes(metric="acc,none", scores={("more", "b" * 64, 0): 1.0})
-        one = load_outcomes(write_evaluation(tmp_path / "e", {"arc": [1]}, seed=3))
+        task = TaskResult(metric="score,none", scores={rated: 0.7}, unrated=frozenset([unrated]))
+        other = TaskResult(metric="acc,none", scores={("more", "b" * 64, 0): 1.0})
+        one = load_evaluation(write_evaluation(tmp_path / "e", {"arc": [1]}, seed=3))
         tuned, more = (
             replace(one, adapter="x", tasks={"chat": task}),
             replace(one, adapter="y", tasks={"more": other}),

@@ -15,7 +15,8 @@ def evaluate(
     *,
     tasks: str | None = None,
     records: str | None = None,
-    metric: Literal["exact_match", "choices"] = "exact_match",
+    metric: Literal["exact_match", "choices", "loss"] | None = None,
+    max_new_tokens: int = 128,
     template: Literal["auto", "plain", "alpaca", "chat"] | None = None,
     protocol: Literal["default", "llm-adapters"] = "default",
     layer: str = "ensemble",
@@ -41,8 +42,10 @@ def evaluate(
     Args:
         models: Models as `model.name` takes them, runs, or folders of runs.
         tasks: Data sets by name, with commas between; `all` stands for those that need no judge.
-        records: File of own records, in the forms that `depthmix train` evaluates on.
-        metric: How own records are judged: by a generated answer, or by the likeliest choice.
+        records: File of own records, in a form of training records or with `answer`.
+        metric: How own records are judged: by a generated answer, by the likeliest choice, or by
+            their loss; by default by what they hold.
+        max_new_tokens: Tokens to generate per answer to own records at most.
         template: How a record of one's own becomes text; by default as in the run's training, and
             for other models `auto`.
         protocol: `default` (lm-eval's tasks, greedy and strict) or `llm-adapters` (its prompt,
@@ -71,6 +74,7 @@ def evaluate(
             "tasks": tasks,
             "records": records,
             "metric": metric,
+            "max_new_tokens": max_new_tokens,
             "template": template,
             "protocol": protocol,
             "layer": layer,

@@ -47,8 +47,9 @@ def train(
             q_proj,v_proj`.
         training: All options of TRL's `SFTConfig`, which has those of transformers'
             `TrainingArguments`: `output_dir`, `learning_rate`, `max_steps`, `max_length`, ….
-        evaluation: Measured before and after training: `data`, `metric` (exact_match or choices),
-            `num_items`, `max_new_tokens`, `batch_size`; `before = false` only afterwards.
+        evaluation: Measured before and after training: `data`, `metric` (exact_match, choices or
+            loss; by default by what the records hold), `num_items`, `max_new_tokens`,
+            `batch_size`; `before = false` only afterwards.
         method: `lora` trains the same adapters without the mixture, as a baseline.
         preset: `paper` starts from the paper's settings.
         overwrite: Replace what the output folder holds.
@@ -96,9 +97,9 @@ def _summarise(result: TrainResult) -> Iterator[str]:
         yield f"{name}: {value:.4g}"
     for moment, evaluation in (("before", result.before), ("after", result.after)):
         if evaluation is not None:
-            low, high = evaluation.interval.low, evaluation.interval.high
-            yield (
-                f"accuracy {moment} training: {evaluation.accuracy:.1%} of "
-                f"{evaluation.num_items} items (95 % interval {low:.1%} to {high:.1%})"
-            )
+            task = evaluation.task
+            yield f"{moment} training: {task} of {task.num_items:,} items"
+    if result.before is not None and result.after is not None:
+        runs = f"{result.output_dir}/pretrained {result.output_dir}"
+        yield f"Compare the two with `depthmix compare {runs}`."
     yield f"Saved in {result.output_dir}; try it with `depthmix chat {result.output_dir}`."

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.scores import Comparison
 from depthmix.evaluation.generation_speed import GenerationSpeed
+from depthmix.evaluation.result import EvaluationResult
 from depthmix.statistics.intervals import PairedDifference
 from depthmix_replication.departures import Departure
 from depthmix_replication.experiment import Experiment, Scale
@@ -130,7 +130,7 @@ class Findings:
     logs: tuple[RunLog, ...] = ()
     """What each training run logged."""
 
-    outcomes: Mapping[str, Sequence[Outcomes]] = field(default_factory=dict)
+    outcomes: Mapping[str, Sequence[EvaluationResult]] = field(default_factory=dict)
     """The evaluations of each row, with every item's score."""
 
 

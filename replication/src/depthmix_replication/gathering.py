@@ -11,10 +11,10 @@ from typing import Any
 
 from depthmix.comparison.comparison import compare_outcomes
 from depthmix.comparison.methods import read_methods
-from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.recovery import Gap
 from depthmix.evaluation.folder import RESULTS_NAME as EVALUATION_NAME
 from depthmix.evaluation.generation_speed import GenerationSpeed
+from depthmix.evaluation.result import EvaluationResult
 from depthmix.files.runs import RESULTS_NAME
 from depthmix.statistics.intervals import holm
 from depthmix_replication.departures import list_departures
@@ -81,7 +81,9 @@ def _list_gaps(experiment: Experiment, trials: Sequence[Trial]) -> list[Gap]:
 
 
 def _contrast(
-    experiment: Experiment, trials: Sequence[Trial], outcomes: Mapping[str, Sequence[Outcomes]]
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    outcomes: Mapping[str, Sequence[EvaluationResult]],
 ) -> tuple[Contrast, ...]:
     """Compare methods with those that they are to stand beside, task by task and on average.
 

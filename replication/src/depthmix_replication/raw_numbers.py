@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from depthmix.comparison.outcomes import Outcomes
-from depthmix.comparison.samples import Item
+from depthmix.evaluation.result import EvaluationResult
+from depthmix.evaluation.samples import Item
 from depthmix.files.drafts import drafting
 from depthmix_replication.findings import RunLog
 
@@ -37,7 +37,7 @@ def write_training(path: Path, logs: Sequence[RunLog]) -> None:
     _write(path, columns, ({**place, **entry} for place, entry in logged))
 
 
-def write_scores(path: Path, outcomes: Mapping[str, Sequence[Outcomes]]) -> None:
+def write_scores(path: Path, outcomes: Mapping[str, Sequence[EvaluationResult]]) -> None:
     """Write each item's score from 0 to 1, a line for each item and a column for each run.
 
     Items go by the beginning of lm-eval's hash of the document. Where no judge rated an item, and

@@ -23,13 +23,14 @@ from depthmix.data.source_files import DATA_VARIABLE
 from depthmix.data.templates import render_prompt
 from depthmix.evaluation.generation_speed import measure_generation
 from depthmix.evaluation.harness import evaluate
+from depthmix.evaluation.identity import DEFAULT_BATCH
 from depthmix.evaluation.judge import JudgeSpec
-from depthmix.evaluation.provenance import DEFAULT_BATCH
 from depthmix.files.drafts import write_whole
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.options.reading import build_section
 from depthmix.training.config import load_run_config
-from depthmix.training.train import choose_form, train
+from depthmix.training.material import choose_form
+from depthmix.training.train import train
 from depthmix_replication.runs import Reading, Run
 from depthmix_replication.test_sets import fetch_test_sets
 from depthmix_replication.workspace import FINISHED_NAME, Workspace, write_json

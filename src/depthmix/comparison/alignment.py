@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from depthmix.comparison.outcomes import Outcomes
-from depthmix.comparison.samples import Reference
+from depthmix.evaluation.result import EvaluationResult
+from depthmix.evaluation.samples import Reference
 from depthmix.statistics.intervals import is_binary
 from depthmix.statistics.resampling import average_seeds, resample_items, resample_seeds
 
@@ -35,13 +35,16 @@ class AlignedTask:
     """Items without a rating in at least one run."""
 
     scores: Mapping[str, Float[np.ndarray, "_ items"]]
-    """By method, from 0 to 1, for every seed and item."""
+    """By method, from 0 to 1 or losses, for every seed and item."""
 
     blind_score: float | None
     """What can be scored without reading the items, as in `TaskComparison`."""
 
     runs: Mapping[str, tuple[str, ...]]
     """By method, what its training runs are known by: their tuned weights, or their folders."""
+
+    is_loss: bool = False
+    """Whether the scores are losses, of which less is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +55,13 @@ class Resamples:
     """What its training runs are known by."""
 
     scores: Float[np.ndarray, "seeds items"]
-    """From 0 to 1."""
+    """From 0 to 1, or losses."""
 
     resampled: Float[np.ndarray, " resamples"]
     """Means over resampled items and seeds."""
 
 
-def align(task: str, chosen: Mapping[str, Sequence[Outcomes]]) -> AlignedTask:
+def align(task: str, chosen: Mapping[str, Sequence[EvaluationResult]]) -> AlignedTask:
     """Put the scores of all runs on the items that all have rated into one order.
 
     Args:
@@ -97,6 +100,7 @@ def align(task: str, chosen: Mapping[str, Sequence[Outcomes]]) -> AlignedTask:
         num_left_out=len(unrated),
         scores=scores,
         blind_score=score_blindly([references.get(item) for item in items]) if says_right else None,
+        is_loss=outcomes[0].is_loss,
         runs={
             label: tuple(run.adapter or str(run.folder) for run in runs)
             for label, runs in chosen.items()

@@ -10,7 +10,6 @@ import numpy as np
 
 from depthmix.comparison.alignment import AlignedTask, Resamples, align, resample
 from depthmix.comparison.methods import choose_runs, read_methods
-from depthmix.comparison.outcomes import Outcomes
 from depthmix.comparison.overlaps import count_overlaps, measure_disagreements
 from depthmix.comparison.recovery import Gap, recover_gap
 from depthmix.comparison.scores import (
@@ -20,6 +19,7 @@ from depthmix.comparison.scores import (
     MethodScore,
     TaskComparison,
 )
+from depthmix.evaluation.result import EvaluationResult
 from depthmix.statistics.intervals import (
     PairedDifference,
     bootstrap_interval,
@@ -46,7 +46,7 @@ def compare(
             Runs of the same name, or with the same label of their method, are one method with
             several seeds. The first method is the baseline.
         tasks: Tasks to compare; `None` takes all tasks of the runs.
-        metric: Metric of all tasks, as `load_outcomes` takes it; `None` takes each task's own.
+        metric: Metric of all tasks, as `load_evaluation` takes it; `None` takes each task's own.
         gaps: Gaps between two methods, of which a third one's share is asked for.
         seed: Of the bootstraps' resamples.
 
@@ -56,7 +56,7 @@ def compare(
     Raises:
         ValueError: If two runs have different items, metrics, numbers of examples, data or judges,
             a method lacks a task, the runs of a method agree in their seed or differ in anything
-            else, or a gap names a method that is not there.
+            else, or a gap names a method that is not there, or is asked for on a loss.
         OSError: If a folder holds no evaluation.
     """
     methods = read_methods(runs, tasks=tasks, metric=metric)
@@ -64,7 +64,7 @@ def compare(
 
 
 def compare_outcomes(
-    methods: Mapping[str, Sequence[Outcomes]],
+    methods: Mapping[str, Sequence[EvaluationResult]],
     *,
     tasks: Sequence[str] | None = None,
     gaps: Sequence[Gap] = (),
@@ -98,12 +98,27 @@ def compare_outcomes(
     rows = [_compare_task(tables[task], samples[task]) for task in names]
     resampled = [{m: own.resampled for m, own in samples[task].items()} for task in names]
     fewest = [row.num_items for row in rows]
-    if len(names) > 1:
-        num_items = len(set().union(*(table.documents for table in tables.values())))
-        fewest.append(min(fewest))
-        resampled.append({m: np.mean([one[m] for one in resampled], axis=0) for m in methods})
+    shares = [number for number, row in enumerate(rows) if not row.is_loss]
+    if gaps and len(shares) < len(names):
+        losses = [row.task for row in rows if row.is_loss]
+        raise ValueError(
+            f"`gaps` must be between scores from 0 to 1, and {losses[0]} is a loss; choose other "
+            "`tasks`."
+        )
+    if len(shares) > 1:
+        averaged = [tables[names[number]] for number in shares]
+        num_items = len(set().union(*(table.documents for table in averaged)))
+        fewest.append(min(fewest[number] for number in shares))
+        resampled.append(
+            {m: np.mean([resampled[number][m] for number in shares], axis=0) for m in methods}
+        )
         rows.append(
-            _compare_average(rows, list(samples.values()), resampled[-1], num_items=num_items)
+            _compare_average(
+                [rows[number] for number in shares],
+                [samples[names[number]] for number in shares],
+                resampled[-1],
+                num_items=num_items,
+            )
         )
     p_values = [s.difference.p_value for row in rows for s in row.scores if s.difference]
     adjusted = iter(holm(p_values))
@@ -123,7 +138,7 @@ def compare_outcomes(
             for label, outcomes in methods.items()
         ),
         tasks=tuple(rows[: len(names)]),
-        average=rows[-1] if len(names) > 1 else None,
+        average=rows[-1] if len(shares) > 1 else None,
         num_tests=len(p_values),
         recoveries=tuple(
             recover_gap(
@@ -139,7 +154,7 @@ def compare_outcomes(
     )
 
 
-def _all_tasks(methods: Mapping[str, Sequence[Outcomes]]) -> list[str]:
+def _all_tasks(methods: Mapping[str, Sequence[EvaluationResult]]) -> list[str]:
     """List the tasks of all methods, each once, in the order in which they come."""
     return [task for outcomes in methods.values() for run in outcomes for task in run.tasks]
 
@@ -156,18 +171,22 @@ def _compare_task(table: AlignedTask, samples: Mapping[str, Resamples]) -> TaskC
         MethodScore(
             method=label,
             mean=float(sample.scores.mean()),
-            interval=summarise_mean(sample.scores, sample.resampled),
+            interval=summarise_mean(sample.scores, sample.resampled, are_losses=table.is_loss),
             num_seeds=len(sample.scores),
             seed_means=tuple(sample.scores.mean(axis=1).tolist()),
             difference=None
             if sample is baseline
             else summarise_difference(
-                baseline.scores, sample.scores, sample.resampled - baseline.resampled
+                baseline.scores,
+                sample.scores,
+                sample.resampled - baseline.resampled,
+                are_losses=table.is_loss,
             ),
         )
         for label, sample in samples.items()
     )
-    solved = table.scores if all(map(is_binary, table.scores.values())) else None
+    says_right = not table.is_loss and all(map(is_binary, table.scores.values()))
+    solved = table.scores if says_right else None
     return TaskComparison(
         task=table.task,
         metric=table.metric,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from depthmix.evaluation.earlier import read_earlier
 from depthmix.evaluation.folder import RESULTS_NAME
+from depthmix.evaluation.result import TRAINING_NAME
 from depthmix.files.runs import RUN_CONFIG_NAME
 
 
@@ -12,10 +14,12 @@ def find_evaluation(run: str | Path) -> Path:
     """Find the evaluation that a path stands for.
 
     Args:
-        run: Folder of an evaluation, or of a run with exactly one evaluation in `evaluation/`.
+        run: Folder of an evaluation, or of a run with exactly one evaluation in `evaluation/`
+            beside the one that training left there, which stands for the run where it is alone; or
+            the folder `pretrained` of a run, which stands for its pretrained model.
 
     Returns:
-        The evaluation's folder.
+        The evaluation's folder; of a run that an earlier version measured in training, its own.
 
     Raises:
         ValueError: If the run has several evaluations.
@@ -23,31 +27,29 @@ def find_evaluation(run: str | Path) -> Path:
     """
     folder = Path(run).expanduser()
     inner = folder / "evaluation"
-    if not inner.is_dir():
-        if (folder / RUN_CONFIG_NAME).is_file() or (folder / "adapter_config.json").is_file():
-            raise FileNotFoundError(
-                f"`runs` must be evaluated by `depthmix evaluate`, and {folder} is a run that was "
-                "not: what it measured in training stays in its results.json, where `depthmix "
-                f"report {folder}` shows it; run `depthmix evaluate {folder}` to compare it."
-            )
-        if (folder / RESULTS_NAME).is_file():
-            return folder
-        raise FileNotFoundError(
-            f"`runs` must be folders of evaluations or of evaluated runs, and {folder} holds "
-            f"neither {RESULTS_NAME} nor evaluation/; run `depthmix evaluate {folder}`."
-        )
     found = list_evaluations(folder)
-    if not found:
-        raise FileNotFoundError(
-            f"`runs` must be evaluated, and {inner} holds no finished evaluation; run "
-            f"`depthmix evaluate {folder}`."
-        )
-    if len(found) > 1:
+    made = [path for path in found if path.name != TRAINING_NAME]
+    if len(made) > 1:
         raise ValueError(
             f"`runs` must each stand for one evaluation, and {folder} has {len(found)}; name one "
             f"of {', '.join(map(str, found))}."
         )
-    return found[0]
+    if found:
+        return (made or list(found))[0]
+    is_run = (folder / RUN_CONFIG_NAME).is_file() or (folder / "adapter_config.json").is_file()
+    if not is_run and not inner.is_dir() and (folder / RESULTS_NAME).is_file():
+        return folder
+    if is_run and read_earlier(folder):
+        return folder
+    if is_run or inner.is_dir():
+        raise FileNotFoundError(
+            f"`runs` must be evaluated, and {folder} holds no finished evaluation; run "
+            f"`depthmix evaluate {folder}`."
+        )
+    raise FileNotFoundError(
+        f"`runs` must be folders of evaluations or of evaluated runs, and {folder} holds "
+        f"neither {RESULTS_NAME} nor evaluation/; run `depthmix evaluate {folder}`."
+    )
 
 
 def list_evaluations(run: str | Path) -> tuple[Path, ...]:

@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.comparison.folders import find_evaluation
-from depthmix.comparison.outcomes import (
-    Outcomes,
-    list_tasks,
-    load_outcomes,
-    printable,
-)
+from depthmix.evaluation.reading import list_tasks, load_evaluation, printable
+from depthmix.evaluation.result import EvaluationResult
 
 ASPECTS = {
     "model": "model",
@@ -35,13 +31,13 @@ def read_methods(
     *,
     tasks: Sequence[str] | None = None,
     metric: str | None = None,
-) -> dict[str, list[Outcomes]]:
+) -> dict[str, list[EvaluationResult]]:
     """Read evaluations, and gather them by the label of their method.
 
     Args:
         runs: Folders, or `NAME=RUN,RUN,…`.
         tasks: Tasks to read from the runs that have them; `None` reads all.
-        metric: Metric of all tasks, as `load_outcomes` takes it.
+        metric: Metric of all tasks, as `load_evaluation` takes it.
 
     Returns:
         The runs of each method, in the order in which they come.
@@ -51,7 +47,7 @@ def read_methods(
             different models, protocols, layers, dtypes or numbers of routes.
         OSError: If a folder holds no evaluation.
     """
-    methods: dict[str, list[Outcomes]] = {}
+    methods: dict[str, list[EvaluationResult]] = {}
     known: dict[str, None] = {}  # keeps the order
     for run in runs:
         name, folders = _parse_run(run)
@@ -61,7 +57,7 @@ def read_methods(
             known |= dict.fromkeys(available)
             # A method may have one run for each task.
             there = None if tasks is None else [task for task in tasks if task in available]
-            outcomes = load_outcomes(found, tasks=there, metric=metric)
+            outcomes = load_evaluation(found, tasks=there, metric=metric)
             methods.setdefault(name or label_outcomes(outcomes), []).append(outcomes)
     if not methods:
         raise ValueError("`runs` must name at least one evaluation, got none.")
@@ -76,8 +72,8 @@ def read_methods(
 
 
 def choose_runs(
-    methods: Mapping[str, Sequence[Outcomes]], task: str
-) -> dict[str, tuple[Outcomes, ...]]:
+    methods: Mapping[str, Sequence[EvaluationResult]], task: str
+) -> dict[str, tuple[EvaluationResult, ...]]:
     """Choose each method's runs with a task, and check that they can be compared on it.
 
     Args:
@@ -104,7 +100,7 @@ def choose_runs(
                 f"{first.folder} has; evaluate it, or choose common tasks by `tasks`."
             )
         _check_one_method(label, outcomes, ASPECTS_OF_SEEDS)
-        by_seed: dict[int, Outcomes] = {}
+        by_seed: dict[int, EvaluationResult] = {}
         for run in outcomes:
             if (other := by_seed.setdefault(run.seed, run)) is not run:
                 raise ValueError(
@@ -116,7 +112,7 @@ def choose_runs(
     return chosen
 
 
-def check_comparable(first: Outcomes, other: Outcomes, task: str) -> None:
+def check_comparable(first: EvaluationResult, other: EvaluationResult, task: str) -> None:
     """Check that two evaluations judged the same items of a task alike.
 
     Args:
@@ -131,7 +127,7 @@ def check_comparable(first: Outcomes, other: Outcomes, task: str) -> None:
     _check_same_conditions(first, other, task)
 
 
-def label_outcomes(outcomes: Outcomes) -> str:
+def label_outcomes(outcomes: EvaluationResult) -> str:
     """Name an evaluation by its method, and by the layer where one was read out."""
     if outcomes.layer == "ensemble":
         return outcomes.method
@@ -161,7 +157,9 @@ def _parse_run(run: str | Path) -> tuple[str | None, list[Path]]:
     return printable(name), folders
 
 
-def _check_one_method(label: str, outcomes: Sequence[Outcomes], aspects: Mapping[str, str]) -> None:
+def _check_one_method(
+    label: str, outcomes: Sequence[EvaluationResult], aspects: Mapping[str, str]
+) -> None:
     """Check that runs of one label have the same value of each aspect."""
     for aspect, name in aspects.items():
         values = {
@@ -177,7 +175,7 @@ def _check_one_method(label: str, outcomes: Sequence[Outcomes], aspects: Mapping
             )
 
 
-def _check_same_items(first: Outcomes, other: Outcomes, task: str) -> None:
+def _check_same_items(first: EvaluationResult, other: EvaluationResult, task: str) -> None:
     """Check that two evaluations judged the same items by the same metric."""
     ours, theirs = first.tasks[task], other.tasks[task]
     if ours.metric != theirs.metric:
@@ -194,7 +192,7 @@ def _check_same_items(first: Outcomes, other: Outcomes, task: str) -> None:
         )
 
 
-def _check_same_conditions(first: Outcomes, other: Outcomes, task: str) -> None:
+def _check_same_conditions(first: EvaluationResult, other: EvaluationResult, task: str) -> None:
     """Check that two evaluations gave as many examples, and used the same data and judge."""
     ours, theirs = first.tasks[task], other.tasks[task]
     known = bool(ours.num_fewshot and theirs.num_fewshot)

@@ -52,6 +52,11 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
             "of the same resamples, where one whose gap is zero or reversed counts on both sides; "
             "it is undefined where the gap's own interval holds 0."
         )
+    if any(row.is_loss for row in comparison.tasks):
+        sentences.append(
+            "Losses are in nats per token, a mean over each record's tokens and then over records: "
+            "less is better, and a difference below zero is a gain."
+        )
     left_out = [(row.task, row.num_left_out) for row in comparison.tasks if row.num_left_out]
     if left_out:
         counts = ", ".join(f"{number:,} of {task}" for task, number in left_out)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from depthmix.comparison.overlaps import Disagreement, Overlap
 from depthmix.comparison.recovery import Recovery
+from depthmix.evaluation.samples import LOSSES
 from depthmix.statistics.intervals import Interval, PairedDifference
 
 AVERAGE = "average"
@@ -44,7 +45,7 @@ class MethodScore:
     """Label of the method."""
 
     mean: float
-    """Mean score over items and seeds, from 0 to 1."""
+    """Mean score over items and seeds, from 0 to 1; or mean loss, in nats per token."""
 
     interval: Interval
     """95 % interval of `mean`, over other items of the same kind and, with several seeds, other
@@ -95,6 +96,11 @@ class TaskComparison:
     """Disagreements of the seeds of each method and of each pair of methods; empty where overlaps
     are."""
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether the numbers are losses in nats per token, of which less is better."""
+        return self.metric.partition(",")[0] in LOSSES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -107,7 +113,8 @@ class Comparison:
     """The comparison on each task."""
 
     average: TaskComparison | None
-    """That of the unweighted mean over tasks; `None` for a single task."""
+    """That of the unweighted mean over the tasks with scores from 0 to 1; `None` for fewer than
+    two of them."""
 
     num_tests: int
     """Tests that Holm's correction accounts for: every difference in the comparison."""

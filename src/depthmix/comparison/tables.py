@@ -19,8 +19,14 @@ from rich.text import Text
 from depthmix.comparison.notes import notes
 from depthmix.comparison.recovery import Gap
 from depthmix.comparison.scores import Comparison, MethodScore, TaskComparison
+from depthmix.comparison.written_numbers import (
+    write_ends,
+    write_ends_in_nats,
+    write_nats,
+    write_p_value,
+    write_percent,
+)
 from depthmix.files.drafts import write_whole
-from depthmix.statistics.intervals import Interval
 
 FILE_STEM = "comparison"
 
@@ -58,7 +64,7 @@ def score_table(comparison: Comparison) -> Table:
             tuple(
                 (
                     *((row.task, f"{row.num_items:,}") if score is row.scores[0] else ("", "")),
-                    *_score_cells(score),
+                    *_score_cells(score, is_loss=row.is_loss),
                 )
                 for score in row.scores
             )
@@ -88,7 +94,7 @@ def overlap_table(comparison: Comparison) -> Table | None:
                     row.task if overlap is row.overlaps[0] else "",
                     "; ".join(overlap.methods) or "none",
                     f"{overlap.num_items:,}",
-                    _percent(overlap.num_items / row.num_items),
+                    write_percent(overlap.num_items / row.num_items),
                 )
                 for overlap in row.overlaps
             )
@@ -112,10 +118,10 @@ def recovery_table(comparison: Comparison) -> Table | None:
     for one in comparison.recoveries:
         gap, own = one.gap, groups.setdefault(one.gap, [])
         labels = ("", "") if own else (gap.method, f"{gap.start} to {gap.goal}")
-        width = f"{_percent(one.width, '+')} ({_ends(one.width_interval, '+')})"
+        width = f"{write_percent(one.width, '+')} ({write_ends(one.width_interval, '+')})"
         share = f"undefined: {one.undefined}"
         if one.share is not None and one.share_interval is not None:
-            share = f"{_percent(one.share)} ({_ends(one.share_interval)})"
+            share = f"{write_percent(one.share)} ({write_ends(one.share_interval)})"
         own.append((*labels, one.task, width, share))
     return Table(
         header=("method", "gap", "task", "gap, points (95 %)", "recovered, % (95 %)"),
@@ -175,7 +181,7 @@ def to_latex(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Write one line per task and method, with all digits; scores are from 0 to 1."""
+    """Write one line per task and method, all digits; scores from 0 to 1, losses in nats."""
     file = io.StringIO()
     lines = [_csv_line(row, score) for row in comparison.rows for score in row.scores]
     writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
@@ -228,37 +234,24 @@ def _tables(comparison: Comparison) -> list[Table]:
     return [score_table(comparison), *(table for table in further if table is not None)]
 
 
-def _score_cells(score: MethodScore) -> tuple[str, ...]:
-    """Write one method's numbers, in percent and percentage points."""
+def _score_cells(score: MethodScore, *, is_loss: bool) -> tuple[str, ...]:
+    """Write one method's numbers, in percent and percentage points, or in nats."""
+    write, ends = (write_nats, write_ends_in_nats) if is_loss else (write_percent, write_ends)
+    unit = " nats" if is_loss else ""
     cells = (
         score.method,
         str(score.num_seeds),
-        f"{_percent(score.mean)} ({_ends(score.interval)})",
+        f"{write(score.mean)}{unit} ({ends(score.interval)})",
     )
     if score.difference is None or score.adjusted_p_value is None:
         return (*cells, "-", "-", "-")
     difference = score.difference
     return (
         *cells,
-        f"{_percent(difference.estimate, '+')} ({_ends(difference.interval, '+')})",
-        _p_value(difference.p_value),
-        _p_value(score.adjusted_p_value),
+        f"{write(difference.estimate, '+')}{unit} ({ends(difference.interval, '+')})",
+        write_p_value(difference.p_value),
+        write_p_value(score.adjusted_p_value),
     )
-
-
-def _percent(share: float, sign: str = "") -> str:
-    """Write a share in percent, and zero without a minus."""
-    return f"{round(100 * share, 1) + 0.0:{sign}.1f}"
-
-
-def _ends(interval: Interval, sign: str = "") -> str:
-    """Write an interval in percent."""
-    return f"{_percent(interval.low, sign)} to {_percent(interval.high, sign)}"
-
-
-def _p_value(p_value: float) -> str:
-    """Write a p-value to three digits after the point."""
-    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _latex_row(row: tuple[str, ...], align: tuple[str, ...]) -> str:

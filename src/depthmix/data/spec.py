@@ -14,6 +14,11 @@ TrainingTemplate = Literal[Template, "lm-eval"]
 """How a training record becomes text; `lm-eval` as in its data set's benchmark."""
 
 
+Metric = Literal["exact_match", "choices", "loss"]
+"""How records of one's own are judged: by a generated answer, by the likeliest of given choices, or
+by the loss of what training would learn."""
+
+
 @checked_options
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
@@ -55,11 +60,13 @@ class EvaluationSpec:
     """What to measure before and after training."""
 
     data: str
-    """JSON, JSONL, CSV or Parquet file of evaluation records, name of a data set of the catalogue,
-    or id of one on the hub."""
+    """JSON, JSONL, CSV or Parquet file of records, in a form of training records or with `answer`;
+    name of a data set of the catalogue, or id of one on the hub."""
 
-    metric: Literal["exact_match", "choices"]
-    """`exact_match`: generate and compare the answer. `choices`: take the likeliest choice."""
+    metric: Metric | None = None
+    """`exact_match`: generate and compare the answer. `choices`: take the likeliest choice. `loss`:
+    nats per token of what training would learn. `None`: `choices` where there are some,
+    `exact_match` where every answer is a number or a few words, else `loss`."""
 
     num_items: int | None = None
     """Use this many records from the start; `None` uses all."""

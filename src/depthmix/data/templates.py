@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.chat_templates import Conversation
-from depthmix.data.forms import Record, name_fields, to_prompt, to_prompt_and_completion
-from depthmix.data.items import check_choices
-from depthmix.data.records import load_records
+from depthmix.data.forms import Record, to_prompt, to_prompt_and_completion
 from depthmix.data.rendering import (
     Prompt,
     Rendering,
-    continue_prompt,
     tokenise_example,
     tokenise_prompt,
 )
-from depthmix.data.spec import EvaluationSpec, TrainingTemplate
+from depthmix.data.spec import TrainingTemplate
 from depthmix.extras import require
 from depthmix.method.config import IGNORE_INDEX
 
@@ -146,61 +143,6 @@ def render_prompt(
     return tokenise_prompt(to_prompt(record, template, variables=variables), tokenizer)
 
 
-def load_evaluation_records(
-    section: EvaluationSpec,
-    template: TrainingTemplate,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    variables: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Read evaluation records and check that they fit their metric.
-
-    Args:
-        section: File, metric and number of items.
-        template: The one used in training. Prompts are rendered by it.
-        tokenizer: The model's, with its chat template.
-        variables: Further variables of the chat template, where a record sets no others.
-
-    Returns:
-        Records with `prompt` as text, `prompt_ids` as the tokens that the model reads, and
-        `answer`; for `choices` also `choices`, and their tokens as `choice_ids`.
-
-    Raises:
-        ValueError: If a record has not the fields that the metric needs, or cannot be rendered.
-    """
-    records = load_records(section.data, split="test", limit=section.num_items)
-    if section.metric == "choices":
-        check_choices(records, section.data)
-    fields = "`prompt` (or `instruction`) and `answer`"
-    if section.metric == "choices":
-        fields = "`prompt` (or `instruction`), `choices` (a list of texts) and `answer` (its index)"
-    checked = []
-    for number, record in enumerate(records, start=1):
-        answer = record.get("answer")
-        prompt = record.get("prompt", record.get("instruction"))
-        fits = isinstance(prompt, str | list) and answer not in (None, "")
-        if section.metric == "choices":
-            answer, choices = _to_index(answer), record.get("choices")
-            fits = fits and isinstance(choices, list) and answer in range(len(choices))
-        if not fits:
-            raise ValueError(
-                f"Evaluation records need {fields} for the metric {section.metric}, and record "
-                f"{number} of {section.data} has {name_fields(record)}."
-            )
-        if section.metric == "exact_match":
-            answer = str(answer)
-        try:
-            prompt = render_prompt(record, template, tokenizer, variables=variables)
-        except ValueError as error:
-            raise ValueError(f"Record {number} of {section.data}: {error}") from error
-        tokens: dict[str, Any] = {"prompt_ids": list(prompt.token_ids)}
-        if section.metric == "choices":
-            found = [continue_prompt(prompt, text, tokenizer) for text in record["choices"]]
-            tokens["choice_ids"] = [list(ids) for ids in found]
-        checked.append({**record, "prompt": prompt.text, "answer": answer, **tokens})
-    return checked
-
-
 def render_records(
     records: Sequence[Record],
     template: TrainingTemplate,
@@ -258,10 +200,3 @@ def _to_columns(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
         {name: [row[name] for row in rows] for name in names},
         features=Features({name: types[name] for name in names}),
     )
-
-
-def _to_index(answer: Any) -> int | None:
-    """Read an index; CSV files hold it as text."""
-    if isinstance(answer, str) and answer.isdecimal():
-        return int(answer)
-    return answer if isinstance(answer, int) and not isinstance(answer, bool) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,56 +10,61 @@ from typing import Any
 
 from depthmix.data.catalog import load_split, name_source
 from depthmix.data.spec import EvaluationSpec
-from depthmix.data.templates import load_evaluation_records, render_prompt
+from depthmix.data.templates import render_prompt
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.judge import Judge
 from depthmix.evaluation.names import DATA_SETS, JUDGED_METRICS
+from depthmix.evaluation.own_records import OWN_RECORDS, prepare_own_records
 from depthmix.evaluation.plan import EvaluationPlan
-from depthmix.evaluation.tasks import records_config, task_config
+from depthmix.evaluation.tasks import task_config
 from depthmix.models.loading import load_tokenizer
 from depthmix.models.spec import ModelSpec
 from depthmix.models.template import recall_template
 
-OWN_RECORDS = "records"
-"""Name of the task of the user's own records."""
-
 
 def prepare_tasks(
     plan: EvaluationPlan, spec: ModelSpec
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Configure every named set and the own records, before a model is loaded."""
+) -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    """Configure every named set and the own records, before a model is loaded.
+
+    Args:
+        plan: What to measure.
+        spec: The model.
+
+    Yields:
+        Each task's name, its configurations (none where a judge rates it), and what its results
+        depend on beside the model and the plan's settings.
+    """
     for name in plan.names:
+        configs: list[dict[str, Any]] = []
         if name in JUDGED_METRICS:
             _check_judged(name, plan, spec)
-            yield name, []
         else:
-            yield (
+            configs = task_config(
                 name,
-                task_config(
-                    name,
-                    protocol=plan.protocol,
-                    num_fewshot=plan.num_fewshot,
-                    data_dir=plan.data_dir,
-                ),
+                protocol=plan.protocol,
+                num_fewshot=plan.num_fewshot,
+                data_dir=plan.data_dir,
             )
+        yield name, configs, _describe_data(name, plan)
     if plan.records is not None:
-        own = EvaluationSpec(data=plan.records, metric=plan.metric, num_items=plan.limit)
+        own = EvaluationSpec(
+            data=plan.records,
+            metric=plan.metric,
+            num_items=plan.limit,
+            max_new_tokens=plan.max_new_tokens,
+        )
         asked = recall_template(spec, plan.template)
-        records = load_evaluation_records(
+        prepared = prepare_own_records(
             own, asked.template, load_tokenizer(spec), variables=asked.variables
         )
-        yield OWN_RECORDS, records_config(records, metric=plan.metric)
+        if prepared.notice is not None:
+            print(prepared.notice, file=sys.stderr)
+        yield OWN_RECORDS, list(prepared.configs), dict(prepared.data)
 
 
-def describe_data(name: str, plan: EvaluationPlan, spec: ModelSpec) -> dict[str, Any]:
-    """Say what a task's results depend on beside the model and the plan's settings."""
-    if name == OWN_RECORDS:
-        assert plan.records is not None  # or there were no such task
-        path = Path(plan.records).expanduser()
-        content = path.read_bytes() if path.is_file() else plan.records.encode()
-        facts = {"source": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-        template = recall_template(spec, plan.template).template
-        return {**facts, "metric": plan.metric, "template": template}
+def _describe_data(name: str, plan: EvaluationPlan) -> dict[str, Any]:
+    """Say what a named set's results depend on beside the model and the plan's settings."""
     data_set = DATA_SETS.get(name, name)
     facts: dict[str, Any] = {
         "source": name_source(data_set, data_dir=plan.data_dir),

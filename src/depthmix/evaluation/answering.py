@@ -20,7 +20,7 @@ from transformers import (
 
 from depthmix.data.rendering import Prompt
 from depthmix.decoding.lazy_depth import LazyDepth
-from depthmix.evaluation.scoring import greedy, prepared
+from depthmix.models.asking import greedy, prepared
 from depthmix.models.continuation import continue_inputs, pad_prompts
 
 Generator = PreTrainedModel | PeftModel | LazyDepth

@@ -70,7 +70,7 @@ def is_same_formula(stated: str, answer: str) -> bool:
 
     # Its clock is a signal, which other threads than the first cannot have.
     is_first = threading.current_thread() is threading.main_thread()
-    seconds = SECONDS if is_first else None
+    seconds = SECONDS if is_first else 0
     rules: Any = [LatexExtractionConfig()]
     parsed = [
         parse(f"${text}$", rules, fallback_mode="no_fallback", parsing_timeout=seconds)

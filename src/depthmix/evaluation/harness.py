@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from depthmix.depth.readout import reading_out
-from depthmix.evaluation.agenda import OWN_RECORDS, describe_data, prepare_tasks
+from depthmix.evaluation.agenda import prepare_tasks
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.mt_bench import evaluate_mt_bench
 from depthmix.evaluation.names import JUDGED_METRICS
+from depthmix.evaluation.own_records import OWN_RECORDS
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
+from depthmix.evaluation.scoring import REPORTED_PACKAGES, keep, score
 from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
-from depthmix.extras import require
 from depthmix.files.drafts import taking_room
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.sources import find_base, find_models
 from depthmix.models.spec import ModelSpec, to_spec
-from depthmix.statistics.intervals import mean_interval
 from depthmix.versions import list_versions
 
 POOLED = ("mmlu_stem",)
 """Data sets whose tasks are parts of one test, counted together."""
-
-REPORTED_PACKAGES = ("depthmix", "lm-eval", "torch", "transformers", "peft")
-"""Packages whose versions stand in the results."""
 
 SETTINGS = ("protocol", "layer", "limit", "num_fewshot")
 """Fields of a plan that determine every result."""
@@ -83,11 +78,12 @@ def evaluate(
         )
     plan = plan or EvaluationPlan(**options)
     versions = list_versions(REPORTED_PACKAGES)
-    configs = dict(prepare_tasks(plan, spec))
+    prepared = list(prepare_tasks(plan, spec))
+    configs = {name: configs for name, configs, _ in prepared}
+    data = {name: facts for name, _, facts in prepared}
     settings = describe_model(spec)
     settings |= {name: getattr(plan, name) for name in SETTINGS}
     settings["evaluation_seed"] = plan.seed
-    data = {name: describe_data(name, plan, spec) for name in configs}
     folder = EvaluationFolder(
         Path(output_dir or default_output(spec, plan)), settings, overwrite=overwrite
     )
@@ -113,103 +109,30 @@ def evaluate(
                 outcome = _judge(name, loaded, tokenizer, plan, folder.path)
                 metrics = {name: JUDGED_METRICS[name]}
             else:
-                outcome = score(loaded, tokenizer, configs[name], plan=plan, cache=folder.cache)
+                set_seed(plan.seed)
+                outcome = score(
+                    loaded,
+                    tokenizer,
+                    configs[name],
+                    batch_size=plan.batch_size,
+                    limit=plan.limit,
+                    fewshot_seed=plan.seed,
+                    cache=folder.cache,
+                )
                 metrics = {task: main_metric(config) for task, config in outcome["configs"].items()}
             if name in POOLED:
                 outcome["group_subtasks"] = {name: list(outcome["configs"])}
-            highest = 10.0 if name == "mt_bench" else 1.0
-            facts = {
-                "data": {name: data[name]},
-                "main_metric": metrics,
-                "highest_score": {} if highest == 1 else {name: highest},
-                "intervals": {
-                    task: find_intervals(samples, highest=highest)
-                    for task, samples in outcome["samples"].items()
-                },
-                "packages": versions,
-                "seconds": time.monotonic() - started,
-            }
-            folder.add(name, outcome, facts)
+            keep(
+                folder,
+                name,
+                outcome,
+                data=data[name],
+                metrics=metrics,
+                versions=versions,
+                seconds=time.monotonic() - started,
+                highest=10.0 if name == "mt_bench" else 1.0,
+            )
     return folder.results
-
-
-def find_intervals(
-    samples: Sequence[Mapping[str, Any]], *, highest: float = 1.0
-) -> dict[str, list[float]]:
-    """Compute a 95 % interval of every metric that is a mean over items.
-
-    Args:
-        samples: lm-eval's samples of one task.
-        highest: Highest score of an item; the lowest is 0.
-
-    Returns:
-        Lower and upper end by lm-eval's name of metric and filter.
-    """
-    scores: dict[str, list[float]] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            value = sample.get(metric)
-            if isinstance(value, int | float) and 0 <= value <= highest:
-                scores.setdefault(f"{metric},{sample['filter']}", []).append(value / highest)
-    intervals = {key: mean_interval(np.array(values)) for key, values in scores.items()}
-    return {key: [one.low * highest, one.high * highest] for key, one in intervals.items()}
-
-
-def score(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[dict[str, Any]],
-    *,
-    plan: EvaluationPlan,
-    cache: str | None = None,
-) -> dict[str, Any]:
-    """Run lm-eval's harness on a model in memory.
-
-    Args:
-        model: Decoder in evaluation mode, on the device where it is to run.
-        tokenizer: Its tokenizer.
-        tasks: Configurations of tasks, as `depthmix.evaluation.tasks` makes them.
-        plan: Limit, number of examples, batch size and seed.
-        cache: Beginning of the path of the file in which every answered request is kept; `None`
-            keeps none.
-
-    Returns:
-        What `lm_eval.evaluate` returns, with samples.
-
-    Raises:
-        RuntimeError: If lm-eval is not installed.
-    """
-    require("eval", "A benchmark", "lm_eval")
-    import lm_eval
-    from lm_eval.api.model import CachingLM
-    from lm_eval.tasks import TaskManager
-
-    from depthmix.evaluation.harness_model import HarnessModel
-
-    # It warns of things that we do on purpose, once for every task.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # It shows where an error came from before the error itself comes.
-    logging.getLogger("sqlitedict").setLevel(logging.CRITICAL + 1)
-    set_seed(plan.seed)
-    loaded = TaskManager(include_defaults=False).load(list(tasks))
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=plan.seed)
-    # In a dict, since lm-eval's annotations are narrower than what it takes.
-    options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer}
-    prompts, continuations = _find_rendered(loaded["tasks"].values())
-    language_model: Any = HarnessModel(
-        **options,
-        prompts=prompts,
-        continuations=continuations,
-        batch_size=plan.batch_size,
-        softmax_dtype="float32",
-    )
-    if cache is not None:
-        language_model = CachingLM(language_model, f"{cache}.db")
-    # Not `simple_evaluate`, which runs pip and git for each call; intervals are made from samples.
-    outcome = lm_eval.evaluate(language_model, loaded, limit=plan.limit, bootstrap_iters=0)
-    assert outcome is not None  # only other ranks get nothing
-    return dict(outcome)
 
 
 def evaluate_all(
@@ -274,19 +197,6 @@ def default_output(spec: ModelSpec, plan: EvaluationPlan) -> Path:
     on_hub = not Path(spec.name).expanduser().exists()
     model = spec.name.replace("/", "--") if on_hub else Path(spec.name).resolve().name
     return Path("evaluations") / model / name
-
-
-def _find_rendered(
-    tasks: Iterable[Any],
-) -> tuple[dict[str, list[int]], dict[tuple[str, str], list[int]]]:
-    """Take the tokens of own records: those of prompts, and of choices after their prompts."""
-    docs = [doc for task in tasks for doc in task.eval_docs if "prompt_ids" in doc]
-    continuations = {
-        (doc["prompt"], text): ids
-        for doc in docs
-        for text, ids in zip(doc.get("choices", []), doc.get("choice_ids", []), strict=True)
-    }
-    return {doc["prompt"]: doc["prompt_ids"] for doc in docs}, continuations
 
 
 def _judge(

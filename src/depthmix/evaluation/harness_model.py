@@ -27,7 +27,7 @@ class HarnessModel(HFLM):
 
     Args:
         prompts: Tokens of rendered prompts, by their text.
-        continuations: Tokens of texts that go on from them, by the text of prompt and continuation.
+        continuations: Tokens of prompts and of texts that go on from them, by the text of both.
         options: As for `HFLM`.
     """
 
@@ -35,7 +35,7 @@ class HarnessModel(HFLM):
         self,
         *,
         prompts: Mapping[str, Sequence[int]] | None = None,
-        continuations: Mapping[tuple[str, str], Sequence[int]] | None = None,
+        continuations: Mapping[tuple[str, str], tuple[Sequence[int], Sequence[int]]] | None = None,
         **options: Any,
     ) -> None:
         self._prompts = dict(prompts or {})
@@ -77,7 +77,24 @@ class HarnessModel(HFLM):
         known = self._continuations.get((context, continuation))
         if known is None:
             return super()._encode_pair(context, continuation)
-        return list(self._prompts[context]), list(known)
+        # Something must predict the first token.
+        return list(known[0]) or [self.prefix_token_id], list(known[1])
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Measure continuations; those of rendered prompts by their tokens, also of empty ones."""
+        pairs = [request.args for request in requests]
+        if not all(pair in self._continuations for pair in pairs):
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        tokens = [(pair, *self._encode_pair(*pair)) for pair in pairs]
+        longest = max(len(continuation) for _, _, continuation in tokens)
+        if longest > self.max_length:
+            raise ValueError(
+                f"`records` must hold texts of at most {self.max_length} tokens, as many as the "
+                f"model can read, and one has {longest}; shorten it, or remove the record."
+            )
+        return self._loglikelihood_tokens(tokens, disable_tqdm=disable_tqdm)
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from depthmix.evaluation.scoring import Interval
 from depthmix.files.drafts import write_whole
+from depthmix.statistics.intervals import Interval
 
 
 @dataclass(frozen=True, kw_only=True)

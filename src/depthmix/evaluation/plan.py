@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from depthmix.data.spec import Template
+from depthmix.data.spec import Metric, Template
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.judge import JudgeSpec
 from depthmix.evaluation.names import JUDGED_METRICS, TASKS
@@ -27,8 +27,12 @@ class EvaluationPlan:
     records: str | None = None
     """File of the user's own records."""
 
-    metric: Literal["exact_match", "choices"] = "exact_match"
-    """How own records are judged: by a generated answer, or by the likeliest of given choices."""
+    metric: Metric | None = None
+    """How own records are judged: by a generated answer, by the likeliest of given choices, or by
+    their loss; `None` chooses as in training (`EvaluationSpec`)."""
+
+    max_new_tokens: int = 128
+    """Tokens to generate per answer to own records at most."""
 
     template: Template | None = None
     """How a record of one's own becomes text, as in training; `None` takes a run's own, and for
@@ -73,7 +77,7 @@ class EvaluationPlan:
             raise ValueError(
                 f"`layer` must be `ensemble`, `final` or the number of a layer, got {self.layer!r}."
             )
-        for name in ("limit", "batch_size"):
+        for name in ("limit", "batch_size", "max_new_tokens"):
             check_number(name, getattr(self, name), at_least=1)
         for name in ("num_fewshot", "seed"):
             check_number(name, getattr(self, name), at_least=0)
@@ -94,8 +98,15 @@ class EvaluationPlan:
             )
         if self.mt_bench is not None and "mt_bench" not in self.tasks:
             raise ValueError("`mt_bench` has options, and `tasks` does not name it; add it.")
-        if self.records is None and (self.metric, self.template) != ("exact_match", None):
-            raise ValueError("`metric` and `template` are for own `records`; pass them, too.")
+        own = (self.metric, self.template, self.max_new_tokens)
+        if self.records is None and own != (None, None, 128):
+            raise ValueError(
+                "`metric`, `template` and `max_new_tokens` are for own `records`; pass them, too."
+            )
+        if self.max_new_tokens != 128 and self.metric not in (None, "exact_match"):
+            raise ValueError(
+                f"`max_new_tokens` has no effect on the metric {self.metric}; leave it out."
+            )
         other = [*judged, *(["records"] if self.records is not None else [])]
         if other and (self.num_fewshot is not None or self.protocol != "default"):
             raise ValueError(

@@ -14,7 +14,8 @@ from depthmix.adapters.config import MoDEConfig
 from depthmix.data.rendering import Prompt, continue_prompt, tokenise_prompt
 from depthmix.data.spec import Template
 from depthmix.depth.lens import Lens, look
-from depthmix.evaluation.provenance import UNTUNED, describe_model
+from depthmix.evaluation.identity import UNTUNED
+from depthmix.evaluation.provenance import describe_model
 from depthmix.files.runs import RUN_CONFIG_NAME
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer

@@ -13,14 +13,14 @@ from pydantic_core import to_jsonable_python
 
 from depthmix.adapters.ledger import Ledger
 from depthmix.depth.lens import Lens
-from depthmix.evaluation.provenance import DEFAULT_SEED, UNTUNED
+from depthmix.evaluation.identity import DEFAULT_SEED, UNTUNED
 from depthmix.figures.accuracies import draw_accuracies
 from depthmix.figures.curves import Panel, draw_curves
 from depthmix.figures.overlap_diagrams import draw_overlaps
 from depthmix.figures.training_panels import loss_panels, optimisation_panels, routing_panels
 from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
 from depthmix.pages.examples import Example, find_examples
-from depthmix.pages.verdict import Verdict, judge_run, run_folder
+from depthmix.pages.verdict import Verdict, judge_run
 from depthmix.training.config import RunConfig, load_run_config
 from depthmix.training.folder import TrainResult, load_result
 
@@ -148,7 +148,7 @@ def draw_report(report: Report) -> dict[str, Figure]:
 
     Returns:
         Figures by name, of what there is: `losses`, `routing` and `optimisation`, and for each
-        verdict, by its number, `accuracies_0` and `overlaps_0`.
+        verdict, by its number, `accuracies_0` and `overlaps_0`. A loss has neither.
     """
     figures = {}
     for name, panels in report.panels.items():
@@ -161,7 +161,8 @@ def draw_report(report: Report) -> dict[str, Figure]:
             score.method: (score.mean, score.interval.low, score.interval.high)
             for score in row.scores
         }
-        figures[f"accuracies_{number}"] = draw_accuracies(bars, highlighted=verdict.run)
+        if not row.is_loss:
+            figures[f"accuracies_{number}"] = draw_accuracies(bars, highlighted=verdict.run)
         overlaps = {task.task: task.overlaps for task in verdict.comparison.tasks if task.overlaps}
         if overlaps and len(verdict.methods) > 1:
             figures[f"overlaps_{number}"] = draw_overlaps(overlaps, methods=list(verdict.methods))
@@ -194,7 +195,7 @@ def _count_trainable(verdict: Verdict) -> dict[str, int]:
     """Read how many parameters the compared methods train."""
     counts = {}
     for label, runs in verdict.methods.items():
-        folder = run_folder(runs[0])
+        folder = runs[0].run
         if runs[0].method == UNTUNED:
             counts[label] = 0
         elif (folder / RESULTS_NAME).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,23 +11,29 @@ from markupsafe import Markup
 
 from depthmix.comparison.notes import notes
 from depthmix.data.spec import Template
-from depthmix.evaluation.provenance import UNTUNED
+from depthmix.evaluation.identity import UNTUNED
+from depthmix.evaluation.result import PRETRAINED_NAME, TRAINING_NAME
 from depthmix.figures.style import to_svg
 from depthmix.pages.examples import first_items
 from depthmix.pages.lens_page import SCRIPTS, to_page_data
 from depthmix.pages.page import render_page, write_page
 from depthmix.pages.passages import Passage, choose_passages, entitle, read_passages
 from depthmix.pages.report import Report, collect_report, draw_report
-from depthmix.pages.verdict import DURING_TRAINING, Verdict
+from depthmix.pages.verdict import Verdict
 from depthmix.statistics.intervals import Interval
 
 LONGEST_TEXT = 600
 """Characters of a prompt or response that the page shows."""
 
 METRICS = {
+    "exact_match,stated": "generated greedily, right if the answer that is stated is the reference",
+    "nll,none": "loss of the right text, in nats per token; less is better",
+    "acc_bytes,none": "right if the true choice has the highest likelihood per byte",
+    # Of runs that earlier versions measured in training.
     "exact_match": "generated greedily, right if the final number or text is the reference",
     "choices": "right if the true choice has the highest likelihood per byte",
 }
+"""How own records are judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +144,18 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
     last = comparison.rows[-1]
     scores = {score.method: score for score in last.scores}
     own = scores[verdict.run]
-    during = comparison.methods[0].protocol == DURING_TRAINING
     seeds = "this run" if own.num_seeds == 1 else f"this method, {own.num_seeds} seeds"
-    cards = [(seeds, _share(own.mean), f"95 % interval {_ends(own.interval)}", "main")]
+    words = _Words(is_loss=last.is_loss)
+    mean, ends = words.mean(own.mean), words.ends(own.interval)
+    cards = [(seeds, mean, f"95 % interval {ends}", "main")]
     for label in dict.fromkeys((*verdict.rivals[:1], *(r for r in verdict.rivals if r == UNTUNED))):
         score = scores[label]
         assert score.difference is not None
         assert score.adjusted_p_value is not None
-        lead = _lead(score.difference.estimate, score.difference.interval)
+        lead = words.lead(score.difference.estimate, score.difference.interval)
         p = _p_value(score.adjusted_p_value)
-        cards.append((label, _share(score.mean), f"lead of this run, points: {lead}, {p}", ""))
+        led = f"lead of this run, {words.unit}: {lead}, {p}"
+        cards.append((label, words.mean(score.mean), led, ""))
     rows = [
         Row(
             task=row.task if score is row.scores[0] else "",
@@ -154,20 +163,22 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
             is_run=score.method == verdict.run,
             seeds=str(score.num_seeds),
             trainable=f"{trainable[score.method]:,}" if score.method in trainable else "",
-            accuracy=f"{_share(score.mean)} ({_ends(score.interval)})",
-            lead=_lead(score.difference.estimate, score.difference.interval)
+            accuracy=f"{said.mean(score.mean)} ({said.ends(score.interval)})",
+            lead=said.lead(score.difference.estimate, score.difference.interval)
             if score.difference
             else "",
             p_value="" if score.adjusted_p_value is None else _p_value(score.adjusted_p_value),
         )
         for row in comparison.rows
+        for said in [_Words(is_loss=row.is_loss)]
         for score in row.scores
     ]
     metric = comparison.tasks[0].metric
+    own_data = verdict.methods[verdict.run][0].tasks[comparison.tasks[0].task].data
     return {
         "title": ", ".join(row.task for row in comparison.tasks),
-        "origin": f"Measured by training itself: {METRICS[metric]}."
-        if during
+        "origin": f"Measured on {source}: {METRICS[metric]}."
+        if (source := own_data.get("source")) and metric in METRICS
         else f"Measured by depthmix evaluate, protocol {comparison.methods[0].protocol}.",
         "num_items": sum(row.num_items for row in comparison.tasks),
         "cards": cards,
@@ -182,19 +193,44 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
     }
 
 
-def _share(value: float) -> str:
-    """Write a share in percent: 0.071 is 7.1 %, 0.5 is 50 %."""
-    return f"{round(100 * value, 1):g} %"
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """How the numbers of a task are written."""
+
+    is_loss: bool
+    """Whether they are losses in nats per token; else shares."""
+
+    @property
+    def unit(self) -> str:
+        """Of a lead."""
+        return "nats" if self.is_loss else "points"
+
+    def mean(self, value: float) -> str:
+        """Write a share in percent, 0.071 is 7.1 %, or a loss."""
+        return f"{value:.3f} nats" if self.is_loss else f"{round(100 * value, 1):g} %"
+
+    def ends(self, interval: Interval) -> str:
+        """Write an interval."""
+        if not self.is_loss:
+            return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"  # noqa: RUF001
+        if math.isinf(interval.low):
+            return "unknown"
+        return f"{interval.low:.3f}–{interval.high:.3f}"  # noqa: RUF001
+
+    def lead(self, estimate: float, interval: Interval) -> str:
+        """Write by how much this run is ahead, from the other's difference to it."""
+        if self.is_loss:  # the other's loss above this run's is this run's lead
+            low, high = interval.low, interval.high
+            inner = "unknown" if math.isinf(low) else f"{_signed(low, 3)} to {_signed(high, 3)}"
+            return f"{_signed(estimate, 3)} ({inner})"
+        low, high = -100 * interval.high, -100 * interval.low
+        return f"{_signed(-100 * estimate, 1)} ({_signed(low, 1)} to {_signed(high, 1)})"
 
 
-def _points(value: float) -> str:
-    """Write a difference of shares in percentage points, with a true minus."""
-    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−").replace("+0.0", "0.0")  # noqa: RUF001
-
-
-def _lead(estimate: float, interval: Interval) -> str:
-    """Write by how much this run is ahead, from the other's difference to it."""
-    return f"{_points(-estimate)} ({_points(-interval.high)} to {_points(-interval.low)})"
+def _signed(value: float, digits: int) -> str:
+    """Write a difference with a true minus, and zero without a sign."""
+    text = f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # noqa: RUF001
+    return text.removeprefix("+") if float(text.replace("−", "-")) == 0 else text  # noqa: RUF001
 
 
 def _p_value(value: float) -> str:
@@ -202,15 +238,14 @@ def _p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
-def _ends(interval: Interval) -> str:
-    """Write an interval of shares in percent."""
-    return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"  # noqa: RUF001
-
-
 def _place(folder: Path) -> str:
     """Name a run, or an evaluation by its run and itself."""
-    is_inner = folder.parent.name == "evaluation"
-    return f"{folder.parents[1].name}, {folder.name}" if is_inner else folder.name
+    if folder.parent.name != "evaluation":
+        return folder.name
+    run, name = folder.parents[1], folder.name
+    if run.name == PRETRAINED_NAME:
+        return f"{run.parent.name}, {PRETRAINED_NAME}"
+    return run.name if name == TRAINING_NAME else f"{run.name}, {name}"
 
 
 def _clip(text: str) -> str:

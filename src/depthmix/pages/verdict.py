@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from depthmix.comparison.comparison import compare_outcomes
 from depthmix.comparison.folders import list_evaluations
 from depthmix.comparison.methods import check_comparable, label_outcomes
-from depthmix.comparison.outcomes import (
-    Outcomes,
-    TaskOutcomes,
-    load_outcomes,
-    printable,
-)
 from depthmix.comparison.scores import Comparison
-from depthmix.evaluation.provenance import UNTUNED, count_devices, describe_adapter, join_batch
-from depthmix.evaluation.scoring import Evaluation
-from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
-from depthmix.training.config import RunConfig, load_run_config
-from depthmix.training.folder import load_result
-
-DURING_TRAINING = "depthmix train"
-"""Stands for the protocol of what training measures before and after."""
+from depthmix.evaluation.earlier import read_earlier
+from depthmix.evaluation.identity import UNTUNED, count_devices, join_batch
+from depthmix.evaluation.reading import load_evaluation, printable
+from depthmix.evaluation.result import PRETRAINED_NAME, EvaluationResult
+from depthmix.files.runs import RUN_CONFIG_NAME
+from depthmix.training.config import load_run_config
 
 MOST_SETTINGS = 3
 """Settings that a label names at most to tell methods apart; folders do it beyond."""
@@ -33,7 +25,7 @@ MOST_SETTINGS = 3
 class Verdict:
     """A run beside its baselines, on one set of items."""
 
-    methods: Mapping[str, tuple[Outcomes, ...]]
+    methods: Mapping[str, tuple[EvaluationResult, ...]]
     """The evaluations by label of their method, this run's first. A method may have several seeds;
     of this run's method, the first evaluation is the run's own."""
 
@@ -52,7 +44,8 @@ class Verdict:
     def rivals(self) -> tuple[str, ...]:
         """Labels of what is not the same method read out in another way, best first."""
         row = self.comparison.rows[-1]
-        means = {score.method: score.mean for score in row.scores}
+        sign = -1 if row.is_loss else 1
+        means = {score.method: sign * score.mean for score in row.scores}
         own = self.methods[self.run][0]
         tuned = {own.adapter, own.settings} - {None}
         others = [
@@ -67,14 +60,13 @@ def judge_run(run: Path, baselines: Sequence[Path] | None = None) -> tuple[Verdi
     """Compare a run with others, evaluation by evaluation.
 
     Args:
-        run: Folder of a run, with evaluations in it (`depthmix evaluate`), with one made during
-            training, or both.
+        run: Folder of a run with evaluations in it, of `depthmix evaluate`, of training, or both.
         baselines: Folders of other runs; `None` takes all that lie in the same folder.
 
     Returns:
-        One verdict for each of the run's own evaluations as a whole, lm-eval's first. Evaluations
-        of its single layers, of other seeds and of other methods stand beside it where they have
-        the same items.
+        One verdict for each of the run's own evaluations as a whole, that of training last.
+        Evaluations of its single layers, of other seeds and of other methods stand beside it where
+        they have the same items.
 
     Raises:
         ValueError: If an evaluation of the run itself is damaged.
@@ -87,70 +79,24 @@ def judge_run(run: Path, baselines: Sequence[Path] | None = None) -> tuple[Verdi
                 f"`baselines` must be folders of runs, and {folder} holds neither "
                 f"{RUN_CONFIG_NAME} nor evaluation/; name another, or leave it out."
             )
-    own = [load_outcomes(folder) for folder in list_evaluations(run)]
-    measured = outcomes_of_training(run)
-    candidates, left_out = [*own, *measured[1:]], {}
+    own = _read_all(run)
+    candidates, left_out = list(own), {}
     for folder in others:
         try:
-            found = [load_outcomes(inner) for inner in list_evaluations(folder)]
-            found += outcomes_of_training(folder) if _is_trained(folder) else ()
+            found = _read_all(folder)
         except (ValueError, OSError) as error:
             left_out[str(folder)] = str(error)
         else:
             candidates += found
-    wholes = [outcomes for outcomes in own if outcomes.layer == "ensemble"]
-    return tuple(_judge(whole, candidates, left_out) for whole in (*wholes, *measured[:1]))
-
-
-def outcomes_of_training(run: Path) -> tuple[Outcomes, ...]:
-    """Read what training itself measured, in the form of an evaluation.
-
-    Args:
-        run: Folder of a finished run.
-
-    Returns:
-        The tuned model's outcomes, and the pretrained model's if it was measured; nothing for a run
-        without evaluation. Items are known by their place in the data.
-
-    Raises:
-        ValueError: If a file is damaged.
-        OSError: If the run is not finished.
-    """
-    config = load_run_config(run / RUN_CONFIG_NAME)
-    result = load_result(run)
-    if config.evaluation is None or result.after is None:
-        return ()
-    facts = describe_adapter(run)
-    after = Outcomes(
-        folder=run,
-        method=facts["method"],
-        model=config.model.name,
-        protocol=DURING_TRAINING,
-        layer="ensemble",
-        seed=facts["seed"],
-        settings=facts["settings"],
-        adapter=facts["adapter_sha256"],
-        dtype=config.model.dtype,
-        top_k=None,
-        tasks=_to_tasks(config, result.after),
-    )
-    if result.before is None:
-        return (after,)
-    untuned = {"method": UNTUNED, "seed": 0, "settings": None, "adapter": None}
-    return after, replace(after, **untuned, tasks=_to_tasks(config, result.before))
-
-
-def run_folder(outcomes: Outcomes) -> Path:
-    """Find the run that an evaluation belongs to.
-
-    Args:
-        outcomes: The evaluation, of either kind.
-
-    Returns:
-        The run's folder.
-    """
-    folder = outcomes.folder
-    return folder if outcomes.protocol == DURING_TRAINING else folder.absolute().parents[1]
+    inner = run / PRETRAINED_NAME
+    wholes = [
+        outcomes
+        for outcomes in own
+        if outcomes.layer == "ensemble"
+        and inner not in outcomes.folder.parents
+        and not (outcomes.folder == run and outcomes.method == UNTUNED)
+    ]
+    return tuple(_judge(whole, candidates, left_out) for whole in wholes)
 
 
 def _find_neighbours(run: Path) -> list[Path]:
@@ -164,16 +110,22 @@ def _is_run(folder: Path) -> bool:
     return (folder / RUN_CONFIG_NAME).is_file() or bool(list_evaluations(folder))
 
 
-def _is_trained(folder: Path) -> bool:
-    """Tell whether a folder holds a finished training run."""
-    return all((folder / name).is_file() for name in (RUN_CONFIG_NAME, RESULTS_NAME))
+def _read_all(run: Path) -> list[EvaluationResult]:
+    """Read all evaluations in a run: its own, those of its pretrained model, earlier ones last."""
+    folders = [*list_evaluations(run), *list_evaluations(run / PRETRAINED_NAME)]
+    earlier = read_earlier(run)
+    found = [load_evaluation(folder) for folder in folders]
+    return found + [earlier[moment] for moment in ("after", "before") if moment in earlier]
 
 
-def _judge(whole: Outcomes, candidates: Sequence[Outcomes], left_out: Mapping[str, str]) -> Verdict:
+def _judge(
+    whole: EvaluationResult, candidates: Sequence[EvaluationResult], left_out: Mapping[str, str]
+) -> Verdict:
     """Set one evaluation beside all that have the same items."""
     kept, reasons = [whole], dict(left_out)
     for other in candidates:
-        if other is whole or other.protocol != whole.protocol:
+        is_other_kind = other.protocol != whole.protocol or not other.tasks.keys() & whole.tasks
+        if other is whole or is_other_kind:
             continue  # another kind of evaluation has a verdict of its own
         try:
             _check_alike(whole, other)
@@ -186,7 +138,7 @@ def _judge(whole: Outcomes, candidates: Sequence[Outcomes], left_out: Mapping[st
     return Verdict(methods=methods, comparison=comparison, left_out=reasons)
 
 
-def _check_alike(whole: Outcomes, other: Outcomes) -> None:
+def _check_alike(whole: EvaluationResult, other: EvaluationResult) -> None:
     """Check that an evaluation has all tasks of another, with the same items."""
     if missing := [task for task in whole.tasks if task not in other.tasks]:
         raise ValueError(f"It lacks {', '.join(missing)}.")
@@ -194,9 +146,9 @@ def _check_alike(whole: Outcomes, other: Outcomes) -> None:
         check_comparable(whole, other, task)
 
 
-def _group(kept: Sequence[Outcomes]) -> dict[str, tuple[Outcomes, ...]]:
+def _group(kept: Sequence[EvaluationResult]) -> dict[str, tuple[EvaluationResult, ...]]:
     """Gather seeds of one method; what has the same label and is another method is named apart."""
-    groups: dict[str, dict[tuple[object, ...], list[Outcomes]]] = {}
+    groups: dict[str, dict[tuple[object, ...], list[EvaluationResult]]] = {}
     for outcomes in kept:
         methods = groups.setdefault(label_outcomes(outcomes), {})
         settings = (outcomes.model, outcomes.settings, outcomes.dtype, outcomes.top_k)
@@ -215,12 +167,12 @@ def _group(kept: Sequence[Outcomes]) -> dict[str, tuple[Outcomes, ...]]:
     return {name: named[name] for name in (first, *others)}
 
 
-def _tell_apart(label: str, methods: Collection[Sequence[Outcomes]]) -> list[str]:
+def _tell_apart(label: str, methods: Collection[Sequence[EvaluationResult]]) -> list[str]:
     """Name methods of one label by the settings that differ, or else by their folders."""
     if len(methods) == 1:
         return [label]
     firsts = [seeds[0] for seeds in methods]
-    words = [printable(run_folder(outcomes).absolute().name) for outcomes in firsts]
+    words = [printable(outcomes.run.absolute().name) for outcomes in firsts]
     settings = [_read_settings(outcomes) for outcomes in firsts]
     keys = sorted(set().union(*settings))
     differing = [key for key in keys if len({repr(known.get(key)) for known in settings}) > 1]
@@ -239,7 +191,7 @@ def _tell_apart(label: str, methods: Collection[Sequence[Outcomes]]) -> list[str
     return [f"{label} ({told})" for told in words]
 
 
-def _read_settings(outcomes: Outcomes) -> dict[str, object]:
+def _read_settings(outcomes: EvaluationResult) -> dict[str, object]:
     """Read settings of model and training as one level of names, without seed and place.
 
     Type and Top-K are those of the evaluation. Empty if the training's are unknown.
@@ -247,7 +199,7 @@ def _read_settings(outcomes: Outcomes) -> dict[str, object]:
     model = {"model.dtype": outcomes.dtype, "model.top_k": outcomes.top_k}
     if outcomes.method == UNTUNED:
         return {"model.name": outcomes.model, **model}
-    path = run_folder(outcomes) / RUN_CONFIG_NAME
+    path = outcomes.run / RUN_CONFIG_NAME
     if not path.is_file():
         return {}
     config = asdict(load_run_config(path))
@@ -261,24 +213,12 @@ def _read_settings(outcomes: Outcomes) -> dict[str, object]:
     return flat | model
 
 
-def _mean(seeds: Sequence[Outcomes]) -> float:
-    """Average the scores of a method over its tasks, items and seeds."""
+def _mean(seeds: Sequence[EvaluationResult]) -> float:
+    """Average the scores of a method over its tasks, items and seeds; less of a loss is more."""
     scores = [
-        score for run in seeds for task in run.tasks.values() for score in task.scores.values()
+        -score if task.is_loss else score
+        for run in seeds
+        for task in run.tasks.values()
+        for score in task.scores.values()
     ]
     return sum(scores) / len(scores)
-
-
-def _to_tasks(config: RunConfig, evaluation: Evaluation) -> dict[str, TaskOutcomes]:
-    """Name the items of an evaluation during training, and say what it depends on."""
-    section = config.evaluation
-    assert section is not None  # callers have checked
-    name = Path(section.data).stem
-    settings = {"source": section.data, "template": config.data.template}
-    if section.metric == "exact_match":
-        settings["max_new_tokens"] = str(section.max_new_tokens)
-    scores = {
-        (name, f"{place:08d}", 0): float(correct)
-        for place, correct in enumerate(evaluation.correct)
-    }
-    return {name: TaskOutcomes(metric=section.metric, scores=scores, data=settings)}

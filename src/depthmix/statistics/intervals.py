@@ -6,6 +6,7 @@ seed. Intervals are at 95 %, and tests are two-sided.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class PairedDifference:
     """How much one method's mean score exceeds another's on the same items."""
 
     estimate: float
-    """Mean score after minus mean score before, between -1 and 1."""
+    """Mean score after minus mean score before, between -1 and 1; of losses, in nats."""
 
     interval: Interval
     """95 % interval of `estimate`, over other items of the same kind and, with several seeds, other
@@ -104,30 +105,38 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in adjusted.clip(max=1))
 
 
-def mean_interval(scores: Scores, *, seed: int = 0) -> Interval:
+def mean_interval(scores: Scores, *, seed: int = 0, are_losses: bool = False) -> Interval:
     """Compute a 95 % interval of a mean score over other items, and other seeds if there are some.
 
     Args:
         scores: Items, or seeds × items.
         seed: Of the resamples.
+        are_losses: Whether they are losses, of any size.
 
     Returns:
         Wilson's interval for right and wrong answers of one seed, otherwise the percentiles of the
-        bootstrap: over items with one seed, over seeds and items with several.
+        bootstrap: over items with one seed, over seeds and items with several. Of losses that are
+        all alike, or one, it has no ends.
 
     Raises:
         ValueError: If there is no score, or one is not between 0 and 1.
     """
-    table = _check_scores("scores", scores)
+    table = _check_scores("scores", scores, are_losses=are_losses)
     rng = np.random.default_rng(seed)
     means = average_seeds(resample_items(table, rng), resample_seeds(len(table), rng))
-    return summarise_mean(table, means)
+    return summarise_mean(table, means, are_losses=are_losses)
 
 
 def summarise_mean(
-    scores: Float[np.ndarray, "seeds items"], resampled: Float[np.ndarray, " resamples"]
+    scores: Float[np.ndarray, "seeds items"],
+    resampled: Float[np.ndarray, " resamples"],
+    *,
+    are_losses: bool = False,
 ) -> Interval:
     """Turn scores and their resampled means into an interval, as `mean_interval` does."""
+    if are_losses:
+        mean = float(scores.mean())
+        return bootstrap_interval(resampled, mean, num_items=scores.shape[1], lowest=None)
     if len(scores) == 1 and is_binary(scores):
         return wilson_interval(int(scores.sum()), scores.size)
     return bootstrap_interval(resampled, float(scores.mean()), num_items=scores.shape[1], lowest=0)
@@ -170,6 +179,8 @@ def summarise_difference(
     before: Float[np.ndarray, "seeds_before items"],
     after: Float[np.ndarray, "seeds_after items"],
     resampled: Float[np.ndarray, " resamples"],
+    *,
+    are_losses: bool = False,
 ) -> PairedDifference:
     """Turn scores and the resampled differences of their means into estimate, interval and test.
 
@@ -177,20 +188,23 @@ def summarise_difference(
         before: Scores of the first method.
         after: Scores of the second method on the same items.
         resampled: Differences of the means, second minus first.
+        are_losses: Whether the scores are losses, of any size.
 
     Returns:
         What `paired_difference` returns.
     """
     # Item by item first: a difference of means that are rounded would be rounded twice.
     estimate, num_items = float((after.mean(0) - before.mean(0)).mean()), before.shape[1]
-    single = len(before) == len(after) == 1
+    single = len(before) == len(after) == 1 and not are_losses
     if single and is_binary(before) and is_binary(after):
         p_value, test = mcnemar_p_value(before[0], after[0]), "mcnemar"
     else:
         p_value, test = bootstrap_p_value(resampled, num_items=num_items), "bootstrap"
     return PairedDifference(
         estimate=estimate,
-        interval=bootstrap_interval(resampled, estimate, num_items=num_items, lowest=-1),
+        interval=bootstrap_interval(
+            resampled, estimate, num_items=num_items, lowest=None if are_losses else -1
+        ),
         p_value=p_value,
         test=test,
     )
@@ -201,7 +215,7 @@ def bootstrap_interval(
     estimate: float,
     *,
     num_items: int,
-    lowest: Literal[-1, 0],
+    lowest: Literal[-1, 0] | None,
 ) -> Interval:
     """Take the central 95 % of resampled values.
 
@@ -212,13 +226,16 @@ def bootstrap_interval(
         resampled: Means, or differences of means.
         estimate: The value in the sample itself.
         num_items: Items of the sample.
-        lowest: The lowest score that an item could have: 0, or -1 for a difference. The highest
-            is 1.
+        lowest: The lowest score that an item could have: 0, or -1 for a difference, where the
+            highest is 1; `None` for losses, which have neither.
 
     Returns:
         The interval.
     """
+    if not has_spread(resampled) and lowest is None:
+        return Interval(-math.inf, math.inf)
     if not has_spread(resampled):
+        assert lowest is not None
         rest = 1 - wilson_interval(num_items, num_items).low
         return Interval((1 - rest) * estimate + rest * lowest, (1 - rest) * estimate + rest)
     low, high = np.quantile(resampled, [0.025, 0.975])
@@ -254,15 +271,17 @@ def is_binary(scores: Float[np.ndarray, "*shape"]) -> bool:
     return bool(np.isin(scores, (0, 1)).all())
 
 
-def _check_scores(name: str, scores: Scores) -> Float[np.ndarray, "seeds items"]:
-    """Bring scores into rows of seeds, and check that there are some, from 0 to 1."""
+def _check_scores(
+    name: str, scores: Scores, *, are_losses: bool = False
+) -> Float[np.ndarray, "seeds items"]:
+    """Bring scores into rows of seeds, and check that there are some; but losses, from 0 to 1."""
     table = np.atleast_2d(np.asarray(scores, dtype=float))
     if table.ndim != 2 or not table.size:
         raise ValueError(
             f"`{name}` must hold the scores of at least one item, or rows of them, one per seed, "
             f"got an array of shape {np.shape(scores)}."
         )
-    if not ((table >= 0) & (table <= 1)).all():
+    if not are_losses and not ((table >= 0) & (table <= 1)).all():
         raise ValueError(
             f"`{name}` must be scores from 0 to 1, got {table.min():g} to {table.max():g}; "
             "divide them by the highest possible score."

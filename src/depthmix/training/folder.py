@@ -12,7 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from depthmix.adapters.ledger import Ledger
 from depthmix.depth.layer_choice import LayerChoice
-from depthmix.evaluation.scoring import Evaluation
+from depthmix.evaluation.earlier import read_earlier
+from depthmix.evaluation.reading import load_evaluation
+from depthmix.evaluation.result import EvaluationResult
 from depthmix.files.drafts import write_whole
 from depthmix.files.runs import RESULTS_NAME
 
@@ -37,10 +39,10 @@ class TrainResult:
     data: dict[str, int]
     """Training records that were `given`, those `dropped` by `data.without`, and those `used`."""
 
-    before: Evaluation | None
+    before: EvaluationResult | None
     """Evaluation of the pretrained model."""
 
-    after: Evaluation | None
+    after: EvaluationResult | None
     """Evaluation of the tuned model."""
 
     choice: LayerChoice | None
@@ -63,14 +65,7 @@ def save_result(result: TrainResult) -> Path:
         The written file, `results.json` in the run's folder.
     """
     evaluations = {
-        name: {
-            "metric": evaluation.metric,
-            "accuracy": evaluation.accuracy,
-            "interval": asdict(evaluation.interval),
-            "measures": dict(evaluation.measures),
-            "correct": evaluation.correct,
-            "responses": evaluation.responses,
-        }
+        name: evaluation.folder.relative_to(result.output_dir).as_posix()
         for name, evaluation in (("before", result.before), ("after", result.after))
         if evaluation is not None
     }
@@ -95,7 +90,7 @@ def load_result(folder: Path) -> TrainResult:
         folder: The run's folder, as `train` left it.
 
     Returns:
-        What `train` returned. Runs of earlier versions kept no responses: those are empty then.
+        What `train` returned. Runs of earlier versions kept their evaluations in the same file.
 
     Raises:
         ValueError: If the file is damaged.
@@ -110,14 +105,15 @@ def load_result(folder: Path) -> TrainResult:
     try:
         content = json.loads(path.read_text("utf-8"))
         choice = content.get("layer_choice")
+        earlier = read_earlier(folder)
         return TrainResult(
             output_dir=folder,
             metrics=content["metrics"],
             log_history=content["log_history"],
             ledger=Ledger(**content["ledger"]),
             data=content.get("data", {}),
-            before=_to_evaluation(content.get("before")),
-            after=_to_evaluation(content.get("after")),
+            before=earlier.get("before") or _read_place(folder, content.get("before")),
+            after=earlier.get("after") or _read_place(folder, content.get("after")),
             choice=None if choice is None else TypeAdapter(LayerChoice).validate_python(choice),
             num_devices=content.get("num_devices", 1),
             versions=content.get("versions", {}),
@@ -126,14 +122,6 @@ def load_result(folder: Path) -> TrainResult:
         raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
 
 
-def _to_evaluation(content: Mapping[str, Any] | None) -> Evaluation | None:
-    """Read one evaluation; accuracy and interval follow from its items."""
-    if content is None:
-        return None
-    correct = tuple(map(bool, content["correct"]))
-    return Evaluation(
-        metric=content["metric"],
-        correct=correct,
-        responses=tuple(content.get("responses", ("",) * len(correct))),
-        measures=content.get("measures", {}),
-    )
+def _read_place(folder: Path, place: str | None) -> EvaluationResult | None:
+    """Read an evaluation at a place in the run; None if there was none."""
+    return None if place is None else load_evaluation(folder / place)

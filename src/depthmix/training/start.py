@@ -189,6 +189,42 @@ def read_beginning(output_dir: Path) -> dict[str, Any]:
     return read_object(path, way_out=way_out) if path.is_file() else {}
 
 
+def check_new(config: RunConfig) -> Path:
+    """Refuse settings that no training can have, before anything is read.
+
+    Args:
+        config: The run's settings.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ValueError: If the model has an adapter or another revision than the mixture says, or the
+            folder or the checkpoint is named in the wrong place.
+    """
+    if config.model.adapter is not None:
+        raise ValueError(
+            "`model.adapter` must be left out in training, which makes a new adapter; go on with "
+            "an unfinished run by `resume=True`, or merge the adapter into its model first."
+        )
+    if "output_dir" not in config.training:
+        raise ValueError(
+            "`training` must hold `output_dir`, the folder of the run; `load_run_config` fills it."
+        )
+    if config.mode.get("revision") not in (None, config.model.revision):
+        raise ValueError(
+            f"`mode.revision` must be left out, got {config.mode['revision']!r}: it is that of the "
+            "model under the adapter, which `model.revision` names."
+        )
+    if config.training.get("resume_from_checkpoint") is not None:
+        raise ValueError(
+            "`training.resume_from_checkpoint` must be left out, got "
+            f"{config.training['resume_from_checkpoint']!r}; `resume` goes on from the newest "
+            "checkpoint in `training.output_dir`."
+        )
+    return Path(config.training["output_dir"])
+
+
 def check_resumed(config: RunConfig, output_dir: Path) -> None:
     """Refuse to go on with a run under other settings than those it began with.
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import clone_chat_template
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
+from depthmix.adapters.config import MoDEConfig
 from depthmix.data.rendering import find_end
-from depthmix.evaluation.provenance import DEFAULT_SEED
+from depthmix.evaluation.identity import DEFAULT_SEED
 from depthmix.models.vocabulary import name_embeddings
 from depthmix.options.types import suggest
 from depthmix.training.config import RunConfig
@@ -120,24 +121,27 @@ def clone_template(
     return list(added)
 
 
-def train_tokens(config: LoraConfig, model: PreTrainedModel, tokens: Sequence[int]) -> None:
+def train_tokens(config: MoDEConfig, model: PreTrainedModel, tokens: Sequence[int]) -> MoDEConfig:
     """Let an adapter train the embeddings of new tokens, and a head that is not the embeddings'.
 
     Args:
-        config: The adapter's options, which are changed.
+        config: The adapter's options.
         model: The model that has the tokens.
         tokens: Their ids.
+
+    Returns:
+        The options with the tokens.
     """
     if not tokens:
-        return
+        return config
     embeddings, head = name_embeddings(model)
     given = config.trainable_token_indices or {}
     given = dict(given) if isinstance(given, Mapping) else {embeddings: list(given)}
     given[embeddings] = sorted({*given.get(embeddings, ()), *tokens})
-    config.trainable_token_indices = given
-    if head is not None:
-        saved = list(config.modules_to_save or [])
-        config.modules_to_save = saved if head in saved else [*saved, head]
+    saved = list(config.modules_to_save or [])
+    if head is not None and head not in saved:
+        saved.append(head)
+    return replace(config, trainable_token_indices=given, modules_to_save=saved or None)
 
 
 def find_ends(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lm_eval.tasks
 from datasets import Dataset
@@ -12,6 +12,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from depthmix.data.catalog import describe, load_split
 from depthmix.data.records import load_records
+from depthmix.data.spec import Metric
 from depthmix.evaluation.answers import needs_math_verify
 from depthmix.evaluation.formulas import check_math_verify
 from depthmix.evaluation.names import PROTOCOLS, TASKS
@@ -20,8 +21,9 @@ from depthmix.options.types import suggest
 OURS = Path(__file__).parent
 THEIRS = Path(lm_eval.tasks.__file__).parent
 
-HEADLINES = ("acc_norm", "exact_match", "acc")
-"""Metrics that may head a table; the first that a task has does."""
+HEADLINES = ("acc_bytes", "acc_norm", "exact_match", "acc", "nll")
+"""Metrics that may head a table; the first that a task has does. Own choices alone have
+`acc_bytes`, and own texts `nll`."""
 
 
 def _list_builtin() -> dict[str, list[str]]:
@@ -96,7 +98,7 @@ def task_config(
 def records_config(
     records: str | Path | Sequence[Mapping[str, Any]],
     *,
-    metric: Literal["exact_match", "choices"],
+    metric: Metric,
     name: str = "records",
     max_new_tokens: int = 128,
 ) -> list[dict[str, Any]]:
@@ -106,9 +108,12 @@ def records_config(
         records: A file that `load_records` reads, or the records: `prompt` as text (what
             `load_evaluation_records` makes of messages and instructions) and `answer`; for
             `choices`, `answer` is the index into `choices`, texts that continue the prompt with
-            their leading space.
+            their leading space; for `loss`, `completion` and the tokens that
+            `load_evaluation_records` gives.
         metric: `exact_match` generates and judges as `answers.is_correct` does. `choices` compares
-            likelihoods: `acc` by sums, `acc_norm` per character, `acc_bytes` per byte.
+            likelihoods: `acc` by sums, `acc_norm` per character, `acc_bytes` per byte, which heads
+            a table, and `nll` of the right choice, in nats per token, where tokens are given.
+            `loss`: `nll` of the completion, in nats per token.
         name: Name of the task in the results.
         max_new_tokens: Longest response, in tokens.
 
@@ -216,16 +221,22 @@ def _choose_splits(config: Mapping[str, Any], num_fewshot: int | None) -> dict[s
 def _check_record(record: Mapping[str, Any], number: int, metric: str) -> dict[str, Any]:
     """Take the fields that a metric needs."""
     prompt, answer, choices = (record.get(key) for key in ("prompt", "answer", "choices"))
-    fits = isinstance(prompt, str) and answer not in (None, "")
+    fits = isinstance(prompt, str)
     if metric == "choices":
         fits = fits and isinstance(choices, list) and answer in range(len(choices))
         row = {"prompt": prompt, "choices": choices, "answer": answer}
         needed = "`prompt` as text, `choices` (a list of texts) and `answer` (its index)"
+    elif metric == "loss":
+        fits = fits and bool(record.get("completion_ids")) and "prompt_ids" in record
+        row = {"prompt": prompt, "completion": record.get("completion")}
+        needed = "`prompt` as text, `completion` and the tokens of both"
     else:
+        fits = fits and answer not in (None, "")
         row = {"prompt": prompt, "answer": str(answer)}
         needed = "`prompt` as text and `answer`"
     # Of a rendered record; lm-eval shows only its text.
-    row |= {key: record[key] for key in ("prompt_ids", "choice_ids") if key in record}
+    tokens = ("prompt_ids", "choice_ids", "completion_ids")
+    row |= {key: record[key] for key in tokens if key in record}
     if not fits:
         fields = ", ".join(f"`{key}`" for key in record) or "no fields"
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from lm_eval.api.filter import Filter
 from lm_eval.api.registry import register_filter, register_metric
@@ -124,6 +125,29 @@ def judge_word(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, int]
 def judge_response(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, int]:
     """Judge a response to one of the user's own records."""
     return {"exact_match": int(is_correct(results[0], doc["answer"]))}
+
+
+def judge_choices(
+    doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]
+) -> dict[str, float]:
+    """Judge the likelihoods of one's own choices, as lm-eval does, and give that of the right."""
+    choices, right = doc["choices"], doc["answer"]
+    sums = np.array([log_likelihood for log_likelihood, _ in results])
+    lengths = {
+        "acc": np.ones(len(choices)),
+        "acc_norm": np.array([len(choice) for choice in choices]),
+        "acc_bytes": np.array([len(choice.encode()) for choice in choices]),
+    }
+    scores = {name: float(np.argmax(sums / by) == right) for name, by in lengths.items()}
+    if "choice_ids" in doc:
+        scores["nll"] = float(-sums[right] / len(doc["choice_ids"][right]))
+    return scores
+
+
+def judge_loss(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
+    """Give the loss of one of the user's own texts, in nats per token."""
+    ((log_likelihood, _),) = results
+    return {"nll": -log_likelihood / len(doc["completion_ids"])}
 
 
 def _judge(answer: str, is_right: Callable[[str], bool]) -> dict[str, int]:

@@ -1,19 +1,20 @@
-"""What an evaluation on disk says about every item.
+"""Evaluations as they are read: from their folders, and from runs of earlier versions.
 
-`depthmix evaluate` writes lm-eval's `results.json` and one file of samples per task. Here the
-samples become one score per item, under a name of the item that is the same in every evaluation of
-the same records, whatever their order.
+The samples become one score per item, under a name of the item that is the same in every evaluation
+of the same records, whatever their order.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthmix.comparison.samples import (
+from depthmix.evaluation.earlier import read_earlier
+from depthmix.evaluation.folder import RESULTS_NAME
+from depthmix.evaluation.result import EvaluationResult, TaskResult
+from depthmix.evaluation.samples import (
     Item,
     Reference,
     choose_metric,
@@ -21,79 +22,18 @@ from depthmix.comparison.samples import (
     read_samples,
     score_items,
 )
-from depthmix.evaluation.folder import RESULTS_NAME
 
 FACTS = ("method", "model", "protocol", "layer", "seed", "main_metric")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskOutcomes:
-    """The scores of one task's items."""
-
-    metric: str
-    """lm-eval's name of the metric and its filter, such as `acc_norm,none`."""
-
-    scores: Mapping[Item, float]
-    """A number from 0 to 1 for each item with a rating; 1 is right."""
-
-    references: Mapping[Item, Reference | None] = field(default_factory=dict)
-    """The right answer to each item, where that is known."""
-
-    unrated: frozenset[Item] = frozenset()
-    """Items on which a judge gave no verdict."""
-
-    num_fewshot: tuple[int, ...] = ()
-    """Examples in the prompts, one number if all tasks of a group agree; empty if unknown."""
-
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """What the scores depend on besides the model, such as the judge; empty if unknown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """One evaluation: what was evaluated, and how it did."""
-
-    folder: Path
-    """Where it was read."""
-
-    method: str
-    """Label of the method."""
-
-    model: str
-    """The pretrained model."""
-
-    protocol: str
-    """How questions were put and answers read."""
-
-    layer: int | str
-    """Where the model was read out: `ensemble`, `final` or the number of a late layer."""
-
-    seed: int
-    """Training seed."""
-
-    settings: str | None
-    """Hash of the training's settings but for the seed; `None` if unknown or untuned."""
-
-    adapter: str | None
-    """Hash of the tuned weights; `None` if unknown or untuned."""
-
-    dtype: str | None
-    """Number type of the weights; `None` if unknown."""
-
-    top_k: int | None
-    """Routes per token that replaced the number it was trained with; `None` if none did."""
-
-    tasks: Mapping[str, TaskOutcomes]
-    """The outcomes by task; a group whose tasks share a metric is one task."""
-
-
-def load_outcomes(
+def load_evaluation(
     folder: str | Path, *, tasks: Sequence[str] | None = None, metric: str | None = None
-) -> Outcomes:
+) -> EvaluationResult:
     """Read the score of every item of an evaluation.
 
     Args:
-        folder: Folder with `results.json` and a file of samples per task.
+        folder: Folder with `results.json` and a file of samples per task; or of a run that an
+            earlier version measured in training.
         tasks: Tasks or groups to read; `None` reads all, a group in place of its tasks.
         metric: Metric to read in every task, with its filter (`acc,none`) or without (`acc`, where
             one filter has it); `None` takes each task's main metric.
@@ -107,6 +47,8 @@ def load_outcomes(
         OSError: If a file is missing.
     """
     folder = Path(folder).expanduser()
+    if earlier := read_earlier(folder):
+        return _choose_earlier(folder, earlier["after"], tasks, metric)
     results, available = _read_results(folder)
     facts = results["depthmix"]
     leaves = facts["main_metric"]
@@ -118,7 +60,7 @@ def load_outcomes(
             f"`tasks` must be tasks of the evaluation, and {folder} has no "
             f"{', '.join(missing)}; it has {', '.join(available)}."
         )
-    return Outcomes(
+    return EvaluationResult(
         folder=folder,
         method=printable(str(facts["method"])),
         model=str(facts["model"]),
@@ -130,7 +72,7 @@ def load_outcomes(
         dtype=facts.get("dtype"),
         top_k=facts.get("top_k"),
         tasks={
-            name: TaskOutcomes(
+            name: TaskResult(
                 **_load_scores(
                     folder,
                     {leaf: leaves[leaf] for leaf in available[name]},
@@ -138,6 +80,7 @@ def load_outcomes(
                     highest=facts.get("highest_score", {}).get(name, 1.0),
                 ),
                 num_fewshot=_find_num_fewshot(results, available[name]),
+                measures=_find_measures(results, name),
                 data=_find_data(results, name),
             )
             for name in tasks
@@ -152,13 +95,34 @@ def list_tasks(folder: str | Path) -> tuple[str, ...]:
         folder: Folder with `results.json`.
 
     Returns:
-        The names that `load_outcomes` knows, groups first.
+        The names that `load_evaluation` knows, groups first.
 
     Raises:
         ValueError: If the file is damaged.
         OSError: If it is missing.
     """
-    return tuple(_read_results(Path(folder).expanduser())[1])
+    folder = Path(folder).expanduser()
+    if earlier := read_earlier(folder):
+        return tuple(earlier["after"].tasks)
+    return tuple(_read_results(folder)[1])
+
+
+def _choose_earlier(
+    folder: Path, found: EvaluationResult, tasks: Sequence[str] | None, metric: str | None
+) -> EvaluationResult:
+    """Check that what is asked of a run of an earlier version is what was measured."""
+    known = found.task.metric
+    if missing := [name for name in tasks or () if name not in found.tasks]:
+        raise ValueError(
+            f"`tasks` must be tasks of the evaluation, and {folder} has no "
+            f"{', '.join(missing)}; it has {', '.join(found.tasks)}."
+        )
+    if metric not in (None, known):
+        raise ValueError(
+            f"`metric` must be {known} for {folder}, which an earlier version measured in "
+            f"training, got {metric}; evaluate it again."
+        )
+    return found
 
 
 def printable(text: str) -> str:
@@ -210,6 +174,17 @@ def _find_num_fewshot(results: Mapping[str, Any], leaves: Sequence[str]) -> tupl
     asked = results["depthmix"].get("num_fewshot")
     numbers = {results.get("n-shot", {}).get(leaf, asked) for leaf in leaves}
     return tuple(sorted(number for number in numbers if number is not None))
+
+
+def _find_measures(results: Mapping[str, Any], task: str) -> dict[str, float]:
+    """Take lm-eval's means of a task's metrics, of the filter of its main one."""
+    main = results["depthmix"]["main_metric"].get(task, "").rpartition(",")[2]
+    values = results.get("results", {}).get(task, {})
+    return {
+        key.rpartition(",")[0]: value
+        for key, value in values.items()
+        if key.endswith(f",{main}") and "_stderr" not in key and isinstance(value, int | float)
+    }
 
 
 def _find_data(results: Mapping[str, Any], task: str) -> Mapping[str, Any]:

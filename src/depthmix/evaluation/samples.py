@@ -9,6 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+LOSSES = ("nll",)
+"""Metrics in nats per token, of which less is better; all others are scores from 0."""
+
 Item = tuple[str, str, int]
 """Task, hash of the document, and which of several equal documents it is, by `doc_id`."""
 
@@ -45,6 +48,9 @@ def score_items(
     scores: dict[Item, float | None] = {}
     for item, sample in items.items():
         score = sample.get(name)
+        if score is not None and name in LOSSES and isinstance(score, int | float):
+            scores[item] = score
+            continue
         if score is not None and not (isinstance(score, int | float) and 0 <= score <= highest):
             raise ValueError(
                 f"`metric` must give every item a number from 0 to {highest:g}, and {metric} is "
