@@ -260,7 +260,7 @@ def test_without_lm_eval_a_run_says_so(small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHMIX_DATA", str(small_data))
     for module in [name for name in sys.modules if name.startswith("depthmix.evaluation.tasks")]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     config = configure(save_checkpoint(tmp_path / "base"), tmp_path / "out", train="arc_easy")
-    with pytest.raises(RuntimeError, match=r"training records in their text, need lm-eval"):
+    with pytest.raises(RuntimeError, match=r"training records in its text, needs lm-eval"):
         train(config)

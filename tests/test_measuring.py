@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 
@@ -258,3 +259,13 @@ def test_losses_stand_beside_scores_and_out_of_their_average(tmp_path):
     assert "-0.500 nats (unknown)" in text
     with pytest.raises(ValueError, match="`gaps` must be between scores from 0 to 1, and own is"):
         compare(folders, gaps=[Gap(start="a", goal="b", method="b")])
+
+
+def test_training_needs_lm_eval_only_to_measure(place, monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("depthmix.evaluation.tasks")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert run(place, "without", None).after is None
+    with pytest.raises(RuntimeError, match=r"An evaluation needs lm-eval, .*depthmix\[eval\]"):
+        run(place, "with", {"data": str(place / "texts.jsonl")})
+    assert not (place / "with").exists()

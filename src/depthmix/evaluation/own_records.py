@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from depthmix.data.evaluation_records import choose_metric, render_evaluation_records
 from depthmix.data.records import load_records
 from depthmix.data.spec import EvaluationSpec, TrainingTemplate
-from depthmix.evaluation.tasks import records_config
+from depthmix.extras import require
 
 OWN_RECORDS = "records"
 """Name of the task of the user's own records."""
@@ -25,6 +25,9 @@ class OwnRecords:
 
     configs: tuple[dict[str, Any], ...]
     """Their task, as `score` takes it."""
+
+    metric: str
+    """lm-eval's name of their main metric, with its filter."""
 
     data: Mapping[str, Any]
     """What the results depend on beside the model and the settings, in JSON's types."""
@@ -54,8 +57,11 @@ def prepare_own_records(
     Raises:
         ValueError: If a record has not the fields that its metric needs, or cannot be rendered.
         OSError: If there are no records.
-        RuntimeError: If math-verify is needed, and not installed.
+        MissingExtraError: If lm-eval, or math-verify where it is needed, is not installed.
     """
+    require("eval", "An evaluation", "lm_eval")
+    from depthmix.evaluation.tasks import main_metric, records_config
+
     records = load_records(spec.data, split="test", limit=spec.num_items)
     metric, notice = spec.metric, None
     path = Path(spec.data).expanduser()
@@ -75,4 +81,6 @@ def prepare_own_records(
     if metric == "exact_match":
         data["max_new_tokens"] = spec.max_new_tokens
     configs = records_config(rows, metric=metric, max_new_tokens=spec.max_new_tokens)
-    return OwnRecords(configs=tuple(configs), data=data, notice=notice)
+    return OwnRecords(
+        configs=tuple(configs), metric=main_metric(configs[0]), data=data, notice=notice
+    )

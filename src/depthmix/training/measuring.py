@@ -20,7 +20,6 @@ from depthmix.evaluation.provenance import describe_model
 from depthmix.evaluation.reading import load_evaluation
 from depthmix.evaluation.result import PRETRAINED_NAME, TRAINING_NAME, EvaluationResult
 from depthmix.evaluation.scoring import REPORTED_PACKAGES, keep, score
-from depthmix.evaluation.tasks import main_metric
 from depthmix.models.spec import ModelSpec
 from depthmix.models.template import RunTemplate
 from depthmix.training.config import RunConfig
@@ -132,7 +131,7 @@ def keep_measured(
         OWN_RECORDS,
         measured.outcome,
         data=plan.own.data,
-        metrics={OWN_RECORDS: main_metric(plan.own.configs[0])},
+        metrics={OWN_RECORDS: plan.own.metric},
         versions=plan.versions,
         seconds=measured.seconds,
     )
