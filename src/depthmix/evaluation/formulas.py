@@ -72,10 +72,8 @@ def is_same_formula(stated: str, answer: str) -> bool:
     is_first = threading.current_thread() is threading.main_thread()
     seconds = SECONDS if is_first else 0
     rules: Any = [LatexExtractionConfig()]
-    parsed = [
-        parse(f"${text}$", rules, fallback_mode="no_fallback", parsing_timeout=seconds)
-        for text in texts
-    ]
+    clock: Any = {"parsing_timeout": seconds}
+    parsed = [parse(f"${text}$", rules, fallback_mode="no_fallback", **clock) for text in texts]
     return all(parsed) and bool(verify(parsed[0], parsed[1], timeout_seconds=seconds))
 
 

@@ -158,6 +158,7 @@ def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
         }
     arguments: dict[str, Any] = {**defaults, **config.training, "output_dir": str(output_dir)}
     arguments.pop("save_total_limit", None)  # `CheckpointLimit` sees to it
+    arguments.pop("pad_token", None)  # the tokenizer has it, and TRL warns of the option
     try:
         return SFTConfig(**arguments)
     except ValueError as error:
