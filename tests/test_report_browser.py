@@ -21,7 +21,7 @@ def report(tmp_path_factory):
 def test_the_report_draws_and_keeps_texts_as_texts(report, open_file):
     page = open_file(report)
     assert page.locator("h2").all_inner_texts() == [
-        "Verdict on items", "Wins and losses", "Token by token", "Layer by layer", "Training",
+        "Verdict on records", "Wins and losses", "Token by token", "Layer by layer", "Training",
         "What was trained", "Run it again",
     ]  # fmt: skip
     prompts = page.locator(".example .prompt").all_inner_texts()

@@ -47,7 +47,9 @@ class MoDEModel(LoraModel):
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         assert isinstance(config, MoDEConfig)
         self._complete(config)
-        with undoing_hooks(list(self.model.modules())):
+        # Taking a further adapter back hooks into the layers anew, for those that stay.
+        is_first = len(self.peft_config) == 1
+        with undoing_hooks(list(self.model.modules()) if is_first else []):
             try:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
                 check_adapted(self.model, str(config.final_norm))
