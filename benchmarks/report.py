@@ -260,6 +260,25 @@ def depth_report_table(results: dict[str, Any]) -> str:
     return f"{text}\n\n{table(['seconds', *(case['dtype'] for case in cases)], rows)}"
 
 
+def kills_table(results: dict[str, Any]) -> str:
+    """Say how often a command was interrupted, where it stood then, and what was lost."""
+    names = {
+        "train": "`train`, killed",
+        "evaluate": "`evaluate`, killed",
+        "reproduce": "`reproduce`, killed",
+        "full_disk": "`train`, disk full",
+    }
+    rows = []
+    for name, label in names.items():
+        found = results["kinds"][name]
+        stages = sorted(found["stages"].items(), key=lambda stage: -stage[1])
+        counts = [str(found[key]) for key in ("interruptions", "trials")]
+        where = ", ".join(f"{count} {stage}" for stage, count in stages)
+        rows.append([label, *counts, str(len(found["lost"])), where])
+    header = ["command", "interruptions", "trials", "lost", "where they fell"]
+    return f"Seed {results['seed']}. {made_by(results)}\n\n{table(header, rows)}"
+
+
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "loss": ("loss", loss_table),
     "grid": ("loss", grid_table),
@@ -272,6 +291,7 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "evaluate": ("evaluate", evaluate_table),
     "evaluate ratios": ("evaluate", ratio_table),
     "depth report": ("depth_report", depth_report_table),
+    "kills": ("kills", kills_table),
 }
 """Parts of the page: the results that each one reads, and what renders it."""
 
