@@ -454,7 +454,10 @@ def test_another_metric_of_the_same_records_is_kept_beside_the_first(model, reco
     path.write_text("".join(json.dumps(row) + "\n" for row in answers), "utf-8")
     plan = EvaluationPlan(records=str(path), metric="choices")
     evaluate(section(model), plan, output_dir=tmp_path / "out")
-    results = evaluate(section(model), replace(plan, template="plain"), output_dir=tmp_path / "out")
+    same = evaluate(section(model), replace(plan, template="plain"), output_dir=tmp_path / "out")
+    assert set(same["results"]) == {"records"}  # what `auto` takes for them
+    other = replace(plan, template="alpaca")
+    results = evaluate(section(model), other, output_dir=tmp_path / "out")
     assert set(results["results"]) == {"records", "records_both"}
 
 

@@ -11,12 +11,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.evaluation_records import choose_metric, render_evaluation_records
+from depthmix.data.forms import find_form
 from depthmix.data.records import load_records
 from depthmix.data.spec import EvaluationSpec, TrainingTemplate
 from depthmix.extras import require
 
 OWN_RECORDS = "records"
 """Name of the task of the user's own records."""
+
+
+WRITTEN_BY = {"prompt": "plain", "messages": "chat", "instruction": "alpaca"}
+"""What `auto` takes for records of a form; by its name, so that both are the same evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ def prepare_own_records(
         "source": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "metric": metric,
-        "template": template,
+        "template": WRITTEN_BY[find_form(records)] if template == "auto" else template,
     }
     if metric == "exact_match":
         data["max_new_tokens"] = spec.max_new_tokens
