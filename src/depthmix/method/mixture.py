@@ -123,7 +123,7 @@ class Mixture(nn.Module):
         self.late_layers = late_layers
         own = list(late_layers[:-1]) if config.train_late_norms else []
         own += [late_layers[-1]] if config.train_final_norm else []
-        self.norms = nn.ModuleDict({str(layer): _copy_norm(final_norm) for layer in own})
+        self.norms = nn.ModuleDict({str(layer): copy_norm(final_norm) for layer in own})
         num_routes, identity = len(late_layers), config.router_init == "identity"
         self.router = Router(hidden_size, num_routes, bias=identity)
         with torch.no_grad():
@@ -197,8 +197,12 @@ class Mixture(nn.Module):
         return Routes(states, self.weigh(hidden_states[self.late_layers[0] - 1]), self)
 
 
-def _copy_norm(final_norm: nn.Module) -> nn.Module:
-    """Copy a pretrained norm: its values as the start, none of its hooks, ready to train."""
+def copy_norm(final_norm: nn.Module) -> nn.Module:
+    """Copy a pretrained norm: its values as the start, none of its hooks, ready to train.
+
+    Args:
+        final_norm: The norm, whole, sharded or offloaded; it is not changed.
+    """
     with gather_params_ctx(list(final_norm.parameters())), align_module_device(final_norm):
         norm = copy.deepcopy(final_norm)
     return remove_hook_from_module(norm, recurse=True).requires_grad_(True)
