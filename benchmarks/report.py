@@ -279,6 +279,30 @@ def kills_table(results: dict[str, Any]) -> str:
     return f"Seed {results['seed']}. {made_by(results)}\n\n{table(header, rows)}"
 
 
+STARTUP_NAMES = {
+    "import": "`import depthmix`",
+    "peft": "`import peft, transformers.modeling_utils`",
+    "compare": "**`depthmix compare`** of two evaluated runs",
+    "compare_before": "the same, before",
+    "dry_run": "**`depthmix reproduce table2 --dry-run`**",
+    "dry_run_before": "the same, before",
+    "generate": "**`depthmix generate`**, one token of a tiny model",
+    "generate_before": "the same, before",
+}
+
+
+def startup_table(results: dict[str, Any]) -> str:
+    """Compare what commands take before they do anything."""
+    rows = []
+    for name, label in STARTUP_NAMES.items():
+        used = results["versions"][name]
+        spread = f"{used['cpu_seconds_least']:.2f}-{used['cpu_seconds_most']:.2f}"
+        rows.append([label, f"{used['cpu_seconds']:.2f}", spread, f"{used['wall_seconds']:.2f}"])
+    header = ["process", "processor seconds", "least-most", "wall seconds"]
+    text = f"Medians of {results['rounds']} rounds; before is commit {results['before']}. "
+    return f"{text}{made_by(results)}\n\n{table(header, rows)}"
+
+
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "loss": ("loss", loss_table),
     "grid": ("loss", grid_table),
@@ -292,6 +316,8 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "evaluate ratios": ("evaluate", ratio_table),
     "depth report": ("depth_report", depth_report_table),
     "kills": ("kills", kills_table),
+    "startup": ("startup", startup_table),
+    "startup ratios": ("startup", ratio_table),
 }
 """Parts of the page: the results that each one reads, and what renders it."""
 
