@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from depthmix.adapters.baseline import to_lora
     from depthmix.adapters.checkpoint import load
     from depthmix.adapters.config import MoDEConfig
+    from depthmix.adapters.exit_files import load_exits
     from depthmix.adapters.ledger import Ledger, parameter_ledger
     from depthmix.comparison.comparison import compare
     from depthmix.comparison.scores import Comparison
@@ -59,6 +60,7 @@ _PLACES = {
     "evaluate": "depthmix.evaluation.harness",
     "find_backbone": "depthmix.method.architecture",
     "load": "depthmix.adapters.checkpoint",
+    "load_exits": "depthmix.adapters.exit_files",
     "load_model": "depthmix.models.loading",
     "load_run_config": "depthmix.training.config",
     "load_tokenizer": "depthmix.models.loading",
@@ -94,6 +96,7 @@ __all__ = [
     "evaluate",
     "find_backbone",
     "load",
+    "load_exits",
     "load_model",
     "load_run_config",
     "load_tokenizer",

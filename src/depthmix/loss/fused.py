@@ -62,18 +62,18 @@ class LinearHead:
 
 def is_fusable(head: nn.Module) -> bool:
     """Tell whether a head is a plain linear map that is not trained, and whose weight is here."""
+    return is_plain(head) and not any(parameter.requires_grad for parameter in head.parameters())
+
+
+def is_plain(head: nn.Module) -> bool:
+    """Tell whether a head is a plain linear map whose weight is here."""
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
         return False
     # Accelerate replaces `forward` where a model is spread over devices, which changes nothing
     # here, and where it is offloaded, so that its weight is elsewhere.
     dispatched = not getattr(getattr(head, "_hf_hook", None), "offload", True)
     whole = type(head.weight) in (Tensor, nn.Parameter) or isinstance(head.weight, DTensor)
-    return (
-        ("forward" not in vars(head) or dispatched)
-        and whole
-        and head.weight.is_floating_point()
-        and not any(parameter.requires_grad for parameter in head.parameters())
-    )
+    return ("forward" not in vars(head) or dispatched) and whole and head.weight.is_floating_point()
 
 
 @torch.compiler.disable

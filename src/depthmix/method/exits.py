@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -87,6 +88,8 @@ class Exits(nn.Module):
             )
         self.layers = tuple(layers)
         self.rank = rank
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
         self.by_layer = nn.ModuleDict(
             {str(i): Exit(final_norm, hidden_size=hidden_size, rank=rank) for i in layers}
         )
@@ -102,9 +105,36 @@ class Exits(nn.Module):
         """
         return self.by_layer[str(layer)](hidden_states)
 
+    def only(self, layers: Sequence[int]) -> Exits:
+        """Copy the exits at some of the layers.
 
-def check_exit_layers(layers: Sequence[int], *, num_hidden_layers: int) -> None:
+        Args:
+            layers: Numbers among `layers`, increasing.
+
+        Raises:
+            ValueError: If there is no exit at one of them, or they do not increase.
+        """
+        check_exit_layers(layers, num_hidden_layers=self.num_hidden_layers)
+        if not set(layers) <= set(self.layers):
+            raise ValueError(
+                f"`layers` must be among the exits' own, {list(self.layers)}, got {list(layers)}."
+            )
+        twin = copy.deepcopy(self)
+        for layer in set(self.layers) - set(layers):
+            del twin.by_layer[str(layer)]
+        twin.layers = tuple(layers)
+        return twin
+
+
+def check_exit_layers(
+    layers: Sequence[int], *, num_hidden_layers: int, name: str = "exits"
+) -> None:
     """Check where exits are to be.
+
+    Args:
+        layers: Their numbers.
+        num_hidden_layers: Layers of the model, n.
+        name: The argument, for messages.
 
     Raises:
         ValueError: If there is none, they do not increase, or one is not below the final layer.
@@ -112,6 +142,6 @@ def check_exit_layers(layers: Sequence[int], *, num_hidden_layers: int) -> None:
     rising = all(low < high for low, high in itertools.pairwise(layers))
     if not layers or not rising or layers[0] < 1 or layers[-1] >= num_hidden_layers:
         raise ValueError(
-            f"`exits` must name layers below the final one, from 1 to {num_hidden_layers - 1} and "
+            f"`{name}` must name layers below the final one, from 1 to {num_hidden_layers - 1} and "
             f"increasing, got {list(layers)}."
         )
