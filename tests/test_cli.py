@@ -152,7 +152,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch, capsys):
 def test_settings_reach_the_library(run_file, monkeypatch):
     seen = {}
 
-    def train(config, *, overwrite, resume):
+    def train(config, *, overwrite=False, resume=False):
         seen.update(config=config, overwrite=overwrite, resume=resume)
         return types.SimpleNamespace(
             ledger="", metrics={}, before=None, after=None, output_dir="out"

@@ -395,7 +395,7 @@ def test_plans_are_checked(options, message):
 
 
 def test_plans_are_read_from_text():
-    plan = read_plan({"tasks": "mt_bench, svamp", "layer": "28", "judge": {"model": "m"}})
+    plan = read_plan({"tasks": "mt_bench, svamp", "layer": 28, "judge": {"model": "m"}})
     assert (plan.tasks, plan.layer) == (("mt_bench", "svamp"), 28)
     assert plan.judge is not None
     assert plan.judge.model == "m"

@@ -2,73 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
-from depthmix_cli.options import Adapter, Dtype, Generation, Model, TopK
+from depthmix_cli.declarations import part, taking
+from depthmix_cli.options import SPEC, Generation, Model
 
 
+@taking(
+    (SPEC, "adapter", "dtype"),
+    (
+        "depthmix.models.generation:generate",
+        *("template", "top_k", "lazy", "draft_layer", "num_draft_tokens"),
+    ),
+)
 def generate(
-    model: Model,
-    prompts: list[str],
-    *,
-    adapter: Adapter = None,
-    dtype: Dtype = "auto",
-    template: Literal["plain", "alpaca", "chat"] | None = None,
-    top_k: TopK = None,
-    lazy: bool = False,
-    draft_layer: int | None = None,
-    num_draft_tokens: int | None = None,
-    generation: Generation = None,
+    model: Model, prompts: list[str], *, generation: Generation = None, **options: Any
 ) -> None:
-    """Print a model's answers to prompts.
-
-    Args:
-        prompts: One or more texts to answer.
-        template: What stands around a prompt: nothing (`plain`), Alpaca's words or the chat
-            template. By default what the run was trained with; for other models `plain`.
-        lazy: Run late layers only when a token needs them: the same text, sooner.
-        draft_layer: Let this late layer draft, and the ensemble verify: the same text.
-        num_draft_tokens: Tokens that it drafts at a time, 4 by default.
-    """
+    """Print a model's answers to prompts."""
     from depthmix.models.generation import generate
     from depthmix.models.spec import ModelSpec
 
-    section = ModelSpec(name=model, adapter=adapter, dtype=dtype)
-    answers = generate(
-        section,
-        prompts,
-        template=template,
-        options=generation,
-        top_k=top_k,
-        lazy=lazy,
-        draft_layer=draft_layer,
-        num_draft_tokens=num_draft_tokens,
-    )
-    print(*answers, sep="\n\n")
+    spec = ModelSpec(name=model, **part(options, "adapter", "dtype"))
+    print(*generate(spec, prompts, options=generation, **options), sep="\n\n")
 
 
-def chat(
-    model: Model,
-    *,
-    adapter: Adapter = None,
-    dtype: Dtype = "auto",
-    top_k: TopK = None,
-    system: str | None = None,
-    template: Literal["plain", "alpaca", "chat"] | None = None,
-    depth: bool = False,
-    generation: Generation = None,
-) -> None:
-    """Talk with a model; `/exit` or Ctrl-D ends.
-
-    Args:
-        system: Instruction that stands before the conversation.
-        template: How the conversation becomes text: by the chat template (`chat`), as Alpaca's
-            prompts (`alpaca`), or each message by itself (`plain`). By default as the run was
-            trained; for other models `chat`.
-        depth: Colour each token by the mean depth that its routing weights give.
-    """
+@taking(
+    (SPEC, "adapter", "dtype", "top_k"),
+    ("depthmix.models.generation:chat", "system", "template", "depth"),
+)
+def chat(model: Model, *, generation: Generation = None, **options: Any) -> None:
+    """Talk with a model; `/exit` or Ctrl-D ends."""
     from depthmix.models.generation import chat
     from depthmix.models.spec import ModelSpec
 
-    section = ModelSpec(name=model, adapter=adapter, dtype=dtype, top_k=top_k)
-    chat(section, system=system, template=template, depth=depth, options=generation)
+    spec = ModelSpec(name=model, **part(options, "adapter", "dtype", "top_k"))
+    chat(spec, options=generation, **options)

@@ -1,6 +1,6 @@
-"""What several commands take, with the help that all of them show."""
+"""What several commands take, and no function of the library, with the help that they show."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -11,22 +11,6 @@ Model = Annotated[
     str, Parameter(help="Output folder of a training run, or a model as `model.name` takes it.")
 ]
 
-Adapter = Annotated[
-    str | None, Parameter(help="Folder of an adapter, where `model` is not one itself.")
-]
-
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    Parameter(help="Type of the weights in memory."),
-]
-
-TopK = Annotated[
-    int | None,
-    Parameter(
-        help="Layers of the mixture that vote per token, fewer than it was trained with.",
-    ),
-]
-
 Generation = Annotated[
     Options | None,
     Parameter(
@@ -34,3 +18,6 @@ Generation = Annotated[
         "`--generation.max-new-tokens 64`, `--generation.temperature 0.7`.",
     ),
 ]
+
+SPEC = "depthmix.models.spec:ModelSpec"
+"""Where it is said what can be said of a model beside its name."""

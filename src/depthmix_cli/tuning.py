@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from depthmix_cli.declarations import taking
 from depthmix_cli.options import Options
 
 if TYPE_CHECKING:
     from depthmix.training.train import TrainResult
 
 
+@taking(("depthmix.training.train:train", "overwrite", "resume"))
 def train(
     config: Path | None = None,
     *,
@@ -22,8 +24,7 @@ def train(
     evaluation: Options | None = None,
     method: Literal["mode", "lora"] | None = None,
     preset: Literal["paper"] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
+    **options: Any,
 ) -> None:
     """Tune a model, and save the adapter with the settings, the log and the measurements.
 
@@ -52,9 +53,6 @@ def train(
             `batch_size`; `before = false` only afterwards.
         method: `lora` trains the same adapters without the mixture, as a baseline.
         preset: `paper` starts from the paper's settings.
-        overwrite: Replace what the output folder holds.
-        resume: Go on with the run in the output folder after an interruption: from its newest whole
-            checkpoint, or from the first step where it has none. It ends as if nothing had been.
     """
     from accelerate import PartialState
 
@@ -63,31 +61,23 @@ def train(
 
     sections = {"model": model, "data": data, "mode": mode, "training": training}
     overrides = {**sections, "evaluation": evaluation, "method": method, "preset": preset}
-    result = train(load_run_config(config, overrides), overwrite=overwrite, resume=resume)
+    result = train(load_run_config(config, overrides), **options)
     if PartialState().is_main_process:
         print(*_summarise(result), sep="\n")
 
 
-def info(
-    model: str,
-    *,
-    mode: Options | None = None,
-    probe: str | None = None,
-    template: Literal["auto", "plain", "alpaca", "chat"] = "auto",
-) -> None:
+@taking(("depthmix.training.inspection:inspect_model", "probe", "template"))
+def info(model: str, *, mode: Options | None = None, **options: Any) -> None:
     """Show what the mixture finds in a model, and the parameters that it would train.
 
     Args:
         model: A model as `model.name` takes it.
         mode: Options of `depthmix.MoDEConfig`, with a dot: `--mode.late-layers 3`.
-        probe: Training records, as `data.train` takes them, or records with a `text`: show how well
-            each layer predicts the first of them, and which layers `--mode.late-layers auto` takes.
-        template: How those records become text.
     """
     from depthmix.models.spec import ModelSpec
     from depthmix.training.inspection import inspect_model
 
-    print(inspect_model(ModelSpec(name=model), mode, probe=probe, template=template))
+    print(inspect_model(ModelSpec(name=model), mode, **options))
 
 
 def _summarise(result: TrainResult) -> Iterator[str]:

@@ -46,7 +46,7 @@ def compare(
             Runs of the same name, or with the same label of their method, are one method with
             several seeds. The first method is the baseline.
         tasks: Tasks to compare; `None` takes all tasks of the runs.
-        metric: Metric of all tasks, as `load_evaluation` takes it; `None` takes each task's own.
+        metric: Metric of all tasks, such as `acc` or `acc_norm,none`; by default each task's own.
         gaps: Gaps between two methods, of which a third one's share is asked for.
         seed: Of the bootstraps' resamples.
 

@@ -66,7 +66,7 @@ def audit(train: str, tests: Sequence[str], *, data_dir: str | Path | None = Non
         train: Path of a JSON, JSONL, CSV, TSV or Parquet file, or name of a data set, of which the
             split `train` is taken; `alpaca:validation` names another one.
         tests: The same, but for the split `test`; `all` stands for every named test set at hand.
-        data_dir: Local folder of the named data sets, as for `catalog.load_split`.
+        data_dir: Local folder of the named data sets, instead of DEPTHMIX_DATA.
 
     Returns:
         What it shares with each.

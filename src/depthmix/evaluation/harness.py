@@ -150,9 +150,9 @@ def evaluate_all(
         names: Models as `model.name` takes them, runs, or folders of runs.
         plan: What to measure.
         dtype: Type of the weights in memory.
-        top_k: Routes that a mixture keeps per token; `None` keeps what it was trained with.
-        output: Folder of results, with a folder inside for each of several models; `None` takes
-            each model's `default_output`.
+        top_k: Layers of a mixture that vote per token, fewer than it was trained with.
+        output: Folder of results, one folder inside for each of several models; by default
+            `evaluation/` in a run, or `evaluations/` here for other models.
         overwrite: Begin anew where a folder holds an evaluation with other settings.
 
     Yields:

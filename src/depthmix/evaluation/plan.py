@@ -29,14 +29,14 @@ class EvaluationPlan:
 
     metric: Metric | None = None
     """How own records are judged: by a generated answer, by the likeliest of given choices, or by
-    their loss; `None` chooses as in training (`EvaluationSpec`)."""
+    their loss; by default by what they hold, as in training."""
 
     max_new_tokens: int = 128
     """Tokens to generate per answer to own records at most."""
 
     template: Template | None = None
-    """How a record of one's own becomes text, as in training; `None` takes a run's own, and for
-    other models `auto`."""
+    """How a record of one's own becomes text, as in training; by default as in the run's, and
+    for other models `auto`."""
 
     protocol: Literal["default", "llm-adapters"] = "default"
     """`default`: lm-eval's tasks, greedy and strict. `llm-adapters`: LLM-Adapters' prompt, beams
@@ -46,13 +46,13 @@ class EvaluationPlan:
     """Which depth answers: the ensemble, `final`, or the number of a late layer."""
 
     data_dir: str | None = None
-    """Local folder of data sets; `None` takes DEPTHMIX_DATA, and else public sources."""
+    """Local folder of data sets, instead of DEPTHMIX_DATA or public sources."""
 
     limit: int | None = None
-    """Items per task, from the start; `None` takes all."""
+    """Items per task, from the start; all by default."""
 
     num_fewshot: int | None = None
-    """Examples in the prompt; `None` takes each task's own number."""
+    """Examples in the prompt, instead of each task's own number."""
 
     batch_size: int = 16
     """Sequences that are run together."""
@@ -125,8 +125,8 @@ def read_plan(options: Mapping[str, Any]) -> EvaluationPlan:
     """Read a plan from options as a command line gives them.
 
     Args:
-        options: Values by field of `EvaluationPlan`; `tasks` with commas between them, `layer` as
-            text, `judge` and `mt_bench` as mappings of texts or None.
+        options: Values by field of `EvaluationPlan`; `tasks` with commas between them, `judge` and
+            `mt_bench` as mappings of texts or None.
 
     Returns:
         The plan.
@@ -135,13 +135,11 @@ def read_plan(options: Mapping[str, Any]) -> EvaluationPlan:
         ValueError: If an option is unknown or does not fit.
     """
     options = dict(options)
-    tasks, layer = options.pop("tasks"), options.pop("layer")
+    tasks = options.pop("tasks", None) or ""
     sections = {"judge": JudgeSpec, "mt_bench": MTBenchSpec}
     for name, owner in sections.items():
         values = options.pop(name, None)
         options[name] = build_section(name, values, owner) if values else None
     return EvaluationPlan(
-        tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
-        layer=int(layer) if layer.isdecimal() else layer,
-        **options,
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), **options
     )

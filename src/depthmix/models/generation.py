@@ -40,16 +40,16 @@ def generate(
     Args:
         model: A model as `load_model` takes it: a name, or a spec.
         prompts: Questions or beginnings of text.
-        template: How a prompt becomes text: `plain` as it is, `chat` and `alpaca` as in training.
-            `None` takes a run's own, and for other models `plain`.
+        template: What stands around a prompt: nothing (`plain`), Alpaca's words or the chat
+            template. By default what the run was trained with; for other models `plain`.
         options: Keyword arguments of `transformers.GenerationConfig`, such as `max_new_tokens`,
             `do_sample` or `temperature`; text is read as numbers and switches.
         batch_size: Prompts that are run together.
-        top_k: Routes that the mixture keeps per token; `None` keeps what it was trained with.
+        top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         lazy: Run late layers only when a token needs them (`LazyDepth`): the same text, sooner.
-        draft_layer: Late layer that drafts for the ensemble (`SelfSpeculation`): the same text;
-            `None` drafts nothing.
-        num_draft_tokens: Tokens that it drafts at a time; `None` takes 4.
+        draft_layer: Let this late layer draft, and the ensemble verify (`SelfSpeculation`): the
+            same text.
+        num_draft_tokens: Tokens that it drafts at a time, 4 by default.
 
     Returns:
         The new text for each prompt, or each of `num_return_sequences` in turn.
@@ -106,9 +106,9 @@ def chat(
     Args:
         model: A model as `load_model` takes it: a name, or a spec.
         system: Instruction that stands before the conversation.
-        template: How the conversation becomes text: `chat` by the tokenizer's chat template,
-            `alpaca` as a series of Alpaca's prompts, `plain` the last message alone. `None` takes a
-            run's own, and for other models `chat`.
+        template: How the conversation becomes text: by the tokenizer's chat template (`chat`), as a
+            series of Alpaca's prompts (`alpaca`), or each message by itself (`plain`). By default
+            as the run was trained; for other models `chat`.
         depth: Colour each token by the mean depth `Σ G_i i` of its routing weights, and say after
             each answer how much every late layer counted (`DepthStreamer`).
         options: As for `generate`.

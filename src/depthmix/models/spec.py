@@ -24,10 +24,10 @@ class ModelSpec:
     """Branch, tag or commit on the hub; `None` takes the newest."""
 
     adapter: str | None = None
-    """Folder of a saved adapter to load onto the model."""
+    """Folder of a saved adapter to load onto the model, where `name` is not one itself."""
 
     top_k: int | None = None
-    """Routes that a loaded mixture keeps per token; `None` keeps what it was trained with."""
+    """Layers of a loaded mixture that vote per token, fewer than it was trained with."""
 
     def __post_init__(self) -> None:
         if not self.name.strip():

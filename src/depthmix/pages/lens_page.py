@@ -50,11 +50,11 @@ def show_lens(
     Args:
         models: One model or two, as `load_model` takes them, whose tokenizers give the same tokens.
         text: What they read.
-        layers: Layers to read out: `all`, the `late` ones of the models' mixtures, or numbers, as
+        layers: Layers to read out: `all`, `late` for those of the models' mixtures, or numbers, as
             text with commas between them.
-        template: How the text becomes what they read: `plain` as it is, `chat` and `alpaca` as a
-            question. `None` takes that of the first which is a run, and otherwise `plain`.
-        tokens: First and last token that a figure shows, counted from 1; `None` takes all. A page
+        template: What stands around the text: nothing (`plain`), Alpaca's words or the chat
+            template. By default what the first which is a run was trained with; otherwise `plain`.
+        tokens: First and last token that a figure shows, counted from 1; by default all. A page
             always has all.
         path: The file to write, whose suffix says what it is: `.html` for the page, `.svg`, `.png`
             or `.pdf` for layers by tokens as a heat map. Its folder is made if missing.

@@ -68,9 +68,10 @@ def show_report(
         texts: What the tuned and the pretrained model read token by token; empty takes some of the
             items on which the run and its best baseline part, with their right answers, or the
             first items of the run where there are none.
-        template: How these texts become what the models read; `None` takes the run's own.
-        layers: Layers to read out, as `show_lens` takes them.
-        lens: Whether to load the model and read texts at all.
+        template: What stands around these texts, by default what the run was trained with.
+        layers: Layers to read out: `late` for those of the mixture, `all`, or numbers, as text with
+            commas between them.
+        lens: Read texts token by token, for which the model is loaded.
         path: The file to write; `None` takes `report.html` in the run's folder.
 
     Returns:
