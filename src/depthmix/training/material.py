@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -83,24 +84,17 @@ def gather(config: RunConfig, *, test_sets: Sequence[str] | None = None) -> Mate
         OSError: If something cannot be found.
         RuntimeError: If lm-eval or math-verify is needed, and not installed.
     """
-    tokenizer, model, new_tokens = load_tokenizer(config.model), None, []
-    if (source := find_template_source(config.training)) is not None:
-        model = _load_pretrained(config)  # which has to make room for tokens before they are read
-        new_tokens = clone_template(model, tokenizer, source, config)
-    adopt_options(tokenizer, config.training)
+    tokenizer, early, new_tokens = _open_tokenizer(config)
     write = choose_form(config.data)
     selection = select_records(config.data, test_sets=test_sets)
     records = write(selection.records, config.data.train)
     template = learn_template(records, config.data.template)
-    train_dataset = _tokenise(records, config, template, tokenizer, numbers=selection.numbers)
-    eval_dataset = None
-    if config.data.eval is not None:
-        held_out = load_published(
-            config.data.eval, split=config.data.eval_split, limit=config.data.limit
-        )
-        eval_dataset = _tokenise(write(held_out, config.data.eval), config, template, tokenizer)
+    tokenise = partial(_tokenise, config=config, template=template, tokenizer=tokenizer)
+    train_dataset = tokenise(records, numbers=selection.numbers)
+    held_out = _read_held_out(config.data)
+    eval_dataset = None if held_out is None else tokenise(write(held_out, config.data.eval))
     measure = None if config.evaluation is None else plan_measure(config, template, tokenizer)
-    model = model or _load_pretrained(config)
+    model = early or _load_pretrained(config)  # which is made ready before it is handed on
     stop_at(model, find_ends(train_dataset, tokenizer))
     return Material(
         model=model,
@@ -113,6 +107,29 @@ def gather(config: RunConfig, *, test_sets: Sequence[str] | None = None) -> Mate
         eval_dataset=eval_dataset,
         measure=measure,
     )
+
+
+def _open_tokenizer(
+    config: RunConfig,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | None, Sequence[int]]:
+    """Load the tokenizer as the run's options change it.
+
+    Where it takes tokens over from another one, the model, which has to make room for them, is
+    loaded with it, and the ids of these tokens are given.
+    """
+    tokenizer, model, new_tokens = load_tokenizer(config.model), None, []
+    if (source := find_template_source(config.training)) is not None:
+        model = _load_pretrained(config)
+        new_tokens = clone_template(model, tokenizer, source, config)
+    adopt_options(tokenizer, config.training)
+    return tokenizer, model, new_tokens
+
+
+def _read_held_out(section: DataSpec) -> Sequence[Mapping[str, Any]] | None:
+    """Read the records for validation during training, if there are to be some."""
+    if section.eval is None:
+        return None
+    return load_published(section.eval, split=section.eval_split, limit=section.limit)
 
 
 def choose_form(section: DataSpec) -> Callable[..., list[dict[str, Any]]]:
@@ -144,10 +161,10 @@ def choose_form(section: DataSpec) -> Callable[..., list[dict[str, Any]]]:
 
 def _tokenise(
     records: Sequence[Mapping[str, Any]],
+    *,
     config: RunConfig,
     template: RunTemplate,
     tokenizer: PreTrainedTokenizerBase,
-    *,
     numbers: Sequence[int] | None = None,
 ) -> Dataset:
     """Turn records into tokens as the run's options say."""

@@ -70,6 +70,25 @@ def build(config: RunConfig, output_dir: Path, start: Start, material: Material)
             the run began, or one has no token to learn.
     """
     arguments = _training_arguments(config, output_dir)
+    kept = _recall_beginning(config, output_dir, start, material)
+    mode, choice = _settle_layers(config, material, arguments, kept.get("layer_choice"))
+    trainer = _make_trainer(config, mode, arguments, material)
+    assert isinstance(trainer.train_dataset, Dataset)
+    check_label_tokens(trainer.train_dataset, material.selection.numbers)
+    assert isinstance(trainer.model, PeftModel)
+    return Setup(
+        trainer=trainer,
+        tuned=trainer.model,
+        choice=choice,
+        ledger=_count_parameters(trainer.model, mode, material),
+        checkpoint_limit=_find_limit(config),
+    )
+
+
+def _recall_beginning(
+    config: RunConfig, output_dir: Path, start: Start, material: Material
+) -> dict[str, Any]:
+    """Read what a run that goes on found out at first; its records must be the same."""
     kept = {} if start.checkpoint is None else read_beginning(output_dir)
     if kept.get("records", material.digest) != material.digest:
         raise ValueError(
@@ -77,34 +96,38 @@ def build(config: RunConfig, output_dir: Path, start: Start, material: Material)
             f"{config.data.train} gives others now; put them back, or start the run again by "
             "`overwrite`."
         )
-    mode, choice = _settle_layers(config, material, arguments, kept.get("layer_choice"))
-    trainer = MoDESFTTrainer(
+    return kept
+
+
+def _make_trainer(
+    config: RunConfig, mode: MoDEConfig, arguments: SFTConfig, material: Material
+) -> MoDESFTTrainer:
+    """Make the trainer, which puts the adapter on the model."""
+    limit = _find_limit(config)
+    return MoDESFTTrainer(
         model=material.model,
         args=arguments,
         train_dataset=material.train_dataset,
         eval_dataset=material.eval_dataset,
         processing_class=material.tokenizer,
         peft_config=mode if config.method == "mode" else to_lora(mode, material.model),
+        callbacks=[CheckpointLimit(limit)] if limit > 0 else None,
     )
-    assert isinstance(trainer.train_dataset, Dataset)
-    check_label_tokens(trainer.train_dataset, material.selection.numbers)
-    limit = config.training.get("save_total_limit") or 0
-    if limit > 0:
-        trainer.add_callback(CheckpointLimit(limit))
-    assert isinstance(trainer.model, PeftModel)
+
+
+def _find_limit(config: RunConfig) -> int:
+    """Read how many checkpoints are kept; 0 for all."""
+    return config.training.get("save_total_limit") or 0
+
+
+def _count_parameters(model: PeftModel, mode: MoDEConfig, material: Material) -> Ledger:
+    """Count what is trained, by the parts that the mixture has or would have."""
     num_layers = material.model.config.get_text_config().num_hidden_layers
-    ledger = parameter_ledger(
-        trainer.model,
+    return parameter_ledger(
+        model,
         first_late_layer=mode.resolve_late_layers(num_layers)[0],
         final_norm=mode.final_norm,
         decoder_layers=mode.decoder_layers,
-    )
-    return Setup(
-        trainer=trainer,
-        tuned=trainer.model,
-        choice=choice,
-        ledger=ledger,
-        checkpoint_limit=limit,
     )
 
 
