@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from depthmix.versions import find_commit
+from depthmix.files.versions import find_commit
 
 RESULTS = Path(__file__).parent / "results"
 

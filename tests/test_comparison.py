@@ -14,7 +14,6 @@ import depthmix_cli
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.folders import find_evaluation
 from depthmix.comparison.notes import notes
-from depthmix.comparison.overlaps import count_overlaps, measure_disagreements
 from depthmix.comparison.tables import (
     to_csv,
     to_json,
@@ -32,6 +31,7 @@ from depthmix.statistics.intervals import (
     paired_difference,
     wilson_interval,
 )
+from depthmix.statistics.overlaps import count_overlaps, measure_disagreements
 from evaluation_folder import write_evaluation
 
 HOSTILE = "LoRA_¬K & 50 % | $x^2$ {a}\\b~#\n<b>[red]`*"

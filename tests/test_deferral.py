@@ -16,8 +16,8 @@ from transformers.generation.streamers import BaseStreamer
 from adapters import tuned_model
 from decoding import call_at, decode, own_functions, prompts, top_1
 from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, detach
+from depthmix.adapters.readout import reading_out
 from depthmix.decoding.stand_ins import StandIn
-from depthmix.depth.readout import reading_out
 from depthmix.method.norm import find_mixture_norm
 from models import random_ids, tiny_model
 

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer
 from depthmix import MoDEConfig, attach, parameter_ledger
-from depthmix.depth.readout import reading_out
+from depthmix.adapters.readout import reading_out
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.harness import default_output
 from depthmix.evaluation.plan import EvaluationPlan

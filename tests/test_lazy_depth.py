@@ -32,8 +32,8 @@ from decoding import (
     top_1,
 )
 from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, set_top_k
+from depthmix.adapters.readout import reading_out
 from depthmix.decoding.deferral import check_device
-from depthmix.depth.readout import reading_out
 from depthmix.method.norm import active_mixture
 from depthmix.models.generation import generate as answer_prompts
 from depthmix.models.generation import warn_of_dense_routing

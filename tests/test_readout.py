@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from adapters import tuned_model
-from depthmix.depth.readout import reading_out
+from depthmix.adapters.readout import reading_out
 from depthmix.method.norm import find_mixture_norm
 from models import random_ids, randomise, tiny_model
 

@@ -23,6 +23,9 @@ UNKNOWN = {
 }
 """Libraries that a room does not import."""
 
+MOST_FLOORS = 10
+"""Floors of the package: a room stands one above the highest that it imports from."""
+
 OUTSIDE = ("depthmix_cli", "depthmix_replication")
 """What stands on the package, which knows nothing of it."""
 
@@ -30,7 +33,7 @@ OUTSIDE = ("depthmix_cli", "depthmix_replication")
 def read_rule() -> list[str]:
     """The rooms, in the order of CONTRIBUTING's rule."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    rule = re.search(r"```\n(versions < [^`]+)```", text)
+    rule = re.search(r"```\n(extras < [^`]+)```", text)
     assert rule is not None
     return re.findall(r"\w+", rule[1])
 
@@ -74,3 +77,16 @@ def test_a_file_imports_from_its_room_and_those_before(path):
             assert rule.index(parts[1]) <= rule.index(room_of(path)), f"imports {module}"
         unknown = (*OUTSIDE, *UNKNOWN.get(room_of(path), ()))
         assert module.partition(".")[0] not in unknown, f"imports {module}"
+
+
+def test_the_house_is_low():
+    """A line of rooms allows as many floors as rooms; imports that are not needed build them up."""
+    uses: dict[str, set[str]] = {room: set() for room in read_rule()}
+    for path in list_files():
+        modules = [module.split(".") for module in list_imports(path)]
+        uses[room_of(path)] |= {parts[1] for parts in modules if parts[0] == PACKAGE.name}
+    floors: dict[str, int] = {}
+    for room in read_rule():
+        floors[room] = 1 + max((floors[other] for other in uses[room] - {room}), default=0)
+    assert max(floors.values()) <= MOST_FLOORS, floors
+    assert floors["method"] <= 3, "options and what they need stand before it, and nothing else"

@@ -18,7 +18,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from adapters import tuned_model
 from decoding import decode, prompts
 from depthmix import MoDEConfig, attach, detach
-from depthmix.depth.readout import reading_out
+from depthmix.adapters.readout import reading_out
 from depthmix.method.capture import HiddenStateCapture
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from models import random_ids, randomise, tiny_model
@@ -388,7 +388,7 @@ def test_an_interrupt_while_the_lens_is_attached(monkeypatch):
         attach(decoder, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("depthmix.depth.readout.attach", interrupted)
+    monkeypatch.setattr("depthmix.adapters.readout.attach", interrupted)
     with pytest.raises(KeyboardInterrupt), reading_out(model, 2):
         pass
     assert find_mixture_norm(model) is None

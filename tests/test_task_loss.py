@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from adapters import OPTIONS
 from depthmix import MixtureConfig, MoDEConfig, MoDESFTTrainer, MoDETrainer, attach, load
-from depthmix.depth.readout import reading_out
+from depthmix.adapters.readout import reading_out
 from depthmix.loss.batch import mixture_loss
 from depthmix.loss.fused import fused_sums
 from depthmix.method.norm import active_mixture

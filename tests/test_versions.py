@@ -3,8 +3,8 @@
 import subprocess
 from importlib.metadata import version
 
-from depthmix import versions
-from depthmix.versions import find_commit, list_versions
+from depthmix.files import versions
+from depthmix.files.versions import find_commit, list_versions
 
 
 def git(folder, *arguments):

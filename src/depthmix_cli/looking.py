@@ -57,7 +57,8 @@ def lens(
     if not text:
         raise ValueError("`text` must be what the model reads, got none; or ask for `--serve`.")
     options.pop("port", None)
-    print(f"Written: {show_lens(models, text, path=output or Path('lens.html'), **options)}")
+    path = show_lens(models, text, path=output or Path("lens.html"), **options)
+    print(f"Written: {path}")
 
 
 @taking(("depthmix.pages.report_page:show_report", "template", "layers", "lens"))
@@ -87,4 +88,5 @@ def report(
 
     folders = None if baselines is None else [Path(name) for name in baselines.split(",")]
     texts = [] if text is None else [text]
-    print(f"Written: {show_report(run, baselines=folders, texts=texts, path=output, **options)}")
+    path = show_report(run, baselines=folders, texts=texts, path=output, **options)
+    print(f"Written: {path}")

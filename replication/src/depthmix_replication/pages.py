@@ -14,10 +14,11 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from depthmix.comparison.scores import Comparison
-from depthmix.comparison.tables import MARKDOWN_ESCAPES, to_markdown
+from depthmix.comparison.tables import to_markdown
 from depthmix.figures.maps import to_markdown as grid_table
 from depthmix.figures.style import save_figure
 from depthmix.files.drafts import write_whole
+from depthmix.files.markdown import escape
 from depthmix_replication.departures import Departure
 from depthmix_replication.drawings import draw, make_grid
 from depthmix_replication.experiment_files import load_scale, load_subjects
@@ -198,13 +199,13 @@ def _without_crowds(comparison: Comparison) -> Comparison:
 def _ledger_table(rows: Sequence[Row]) -> Iterator[str]:
     """Lay out how many parameters each row trains."""
     first = next(row for row in rows if row.trainable)
-    yield f"| method | trained parameters | beside {_escape(first.label)} | minutes per run |"
+    yield f"| method | trained parameters | beside {escape(first.label)} | minutes per run |"
     yield "|---|---:|---:|---:|"
     for row in rows:
         if row.trainable:
             more = 100 * (row.trainable / first.trainable - 1)
             yield (
-                f"| {_escape(row.label)} | {row.trainable:,} | {more:+.2f} % | "
+                f"| {escape(row.label)} | {row.trainable:,} | {more:+.2f} % | "
                 f"{row.seconds / 60:.1f} |"
             )
 
@@ -215,7 +216,7 @@ def _departure_table(departures: Sequence[Departure]) -> Iterator[str]:
     yield "|---|---|---|"
     for one in departures:
         here, paper = (", ".join(map(_show, values)) for values in (one.here, one.paper))
-        yield f"| {_escape(one.setting)} | {here} | {paper} |"
+        yield f"| {escape(one.setting)} | {here} | {paper} |"
 
 
 def _show(value: Any) -> str:
@@ -224,7 +225,7 @@ def _show(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ", ".join(map(_show, value))
-    return f"{value:g}" if isinstance(value, float) else _escape(str(value))
+    return f"{value:g}" if isinstance(value, float) else escape(str(value))
 
 
 def _disagreement_table(comparison: Comparison) -> Iterator[str]:
@@ -233,10 +234,10 @@ def _disagreement_table(comparison: Comparison) -> Iterator[str]:
     yield "|---|---|---|---:|---:|"
     for task in comparison.tasks:
         for one in task.disagreements:
-            first, second = map(_escape, one.methods)
+            first, second = map(escape, one.methods)
             other = "another seed" if first == second else second
             yield (
-                f"| {_escape(task.task)} | {first} | {other} | {100 * one.share:.1f} | "
+                f"| {escape(task.task)} | {first} | {other} | {100 * one.share:.1f} | "
                 f"{one.num_pairs} |"
             )
     yield ""
@@ -257,7 +258,7 @@ def _contrast_table(contrasts: Sequence[Contrast]) -> Iterator[str]:
             )
         )
         yield (
-            f"| {_escape(one.method)} | {_escape(one.other)} | {_escape(one.task)} | {estimate} "
+            f"| {escape(one.method)} | {escape(one.other)} | {escape(one.task)} | {estimate} "
             f"({low} to {high}) | {one.difference.p_value:.3f} | {one.adjusted_p_value:.3f} |"
         )
 
@@ -273,10 +274,6 @@ def _speed_table(findings: Findings) -> Iterator[str]:
         for name in ("layers_per_token", "tokens_per_second", "speedup"):
             values = [getattr(speed, name) for speed in row.speeds]
             cells.append(f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
-        yield f"| {' | '.join([_escape(row.label), *cells])} |"
+        yield f"| {' | '.join([escape(row.label), *cells])} |"
     yield ""
     yield "In brackets the least and the greatest of the seeds."
-
-
-def _escape(text: str) -> str:
-    return text.translate(MARKDOWN_ESCAPES)

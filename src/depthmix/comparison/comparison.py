@@ -10,7 +10,6 @@ import numpy as np
 
 from depthmix.comparison.alignment import AlignedTask, Resamples, align, resample
 from depthmix.comparison.methods import choose_runs, read_methods
-from depthmix.comparison.overlaps import count_overlaps, measure_disagreements
 from depthmix.comparison.recovery import Gap, recover_gap
 from depthmix.comparison.scores import (
     AVERAGE,
@@ -29,6 +28,7 @@ from depthmix.statistics.intervals import (
     summarise_difference,
     summarise_mean,
 )
+from depthmix.statistics.overlaps import count_overlaps, measure_disagreements
 
 
 def compare(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthmix.comparison.overlaps import Disagreement, Overlap
 from depthmix.comparison.recovery import Recovery
 from depthmix.evaluation.samples import LOSSES
 from depthmix.statistics.intervals import Interval, PairedDifference
+from depthmix.statistics.overlaps import Disagreement, Overlap
 
 AVERAGE = "average"
 """Stands for all tasks together, each with the same weight: the paper's column Avg."""

@@ -27,6 +27,7 @@ from depthmix.comparison.written_numbers import (
     write_percent,
 )
 from depthmix.files.drafts import write_whole
+from depthmix.files.markdown import escape
 
 FILE_STEM = "comparison"
 
@@ -35,7 +36,6 @@ LATEX_ESCAPES = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
 )
-MARKDOWN_ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_|<>[]~&$"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +155,10 @@ def to_markdown(comparison: Comparison) -> str:
     for table in _tables(comparison):
         rules = ["---:" if side == "right" else "---" for side in table.align]
         rows = [row for group in table.groups for row in group]
-        cells = [[cell.translate(MARKDOWN_ESCAPES) for cell in row] for row in rows]
+        cells = [[escape(cell) for cell in row] for row in rows]
         lines = [table.header, rules, *cells]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    parts += [note.translate(MARKDOWN_ESCAPES) for note in notes(comparison)]
+    parts += [escape(note) for note in notes(comparison)]
     return "\n\n".join(parts) + "\n"
 
 

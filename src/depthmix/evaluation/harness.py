@@ -11,7 +11,7 @@ from typing import Any, Literal
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from depthmix.depth.readout import reading_out
+from depthmix.adapters.readout import reading_out
 from depthmix.evaluation.agenda import prepare_tasks
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.folder import EvaluationFolder
@@ -24,11 +24,11 @@ from depthmix.evaluation.scoring import REPORTED_PACKAGES, keep, score
 from depthmix.evaluation.tasks import main_metric
 from depthmix.evaluation.truthfulqa import evaluate_truthfulqa
 from depthmix.files.drafts import taking_room
+from depthmix.files.versions import list_versions
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.sources import find_base, find_models
 from depthmix.models.spec import ModelSpec, to_spec
-from depthmix.versions import list_versions
 
 POOLED = ("mmlu_stem",)
 """Data sets whose tasks are parts of one test, counted together."""

@@ -13,9 +13,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from depthmix.comparison.tables import MARKDOWN_ESCAPES
 from depthmix.depth.colours import ink_on
 from depthmix.figures.style import STYLE
+from depthmix.files.markdown import escape
 
 COLOURS = "cividis"
 """Made for all kinds of colour vision; its lightness grows evenly, so grey shows the same."""
@@ -122,14 +122,9 @@ def to_markdown(grid: Grid) -> str:
     for number, row in enumerate(grid.rows):
         cells = [_label(grid, number, column, " ") for column in range(len(grid.columns))]
         lines.append([str(row), *cells])
-    lines = [line if line is lines[1] else _escape(line) for line in lines]
+    lines = [line if line is lines[1] else [*map(escape, line)] for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{_heading(grid).translate(MARKDOWN_ESCAPES)}\n\n{table}\n"
-
-
-def _escape(cells: Sequence[str]) -> list[str]:
-    """Keep Markdown from reading markup in cells."""
-    return [cell.translate(MARKDOWN_ESCAPES) for cell in cells]
+    return f"{escape(_heading(grid))}\n\n{table}\n"
 
 
 def _heading(grid: Grid) -> str:

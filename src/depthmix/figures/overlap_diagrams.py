@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
-from depthmix.comparison.overlaps import Overlap
 from depthmix.figures.style import GREY, INK, PALETTE, STYLE
 from depthmix.figures.venn_layout import LEAST_ROOM, lay_out, visible_point
+from depthmix.statistics.overlaps import Overlap
 
 MOST_SETS = 24
 """Columns of an UpSet plot; smaller sets are not drawn, and it says so."""

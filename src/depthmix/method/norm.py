@@ -193,7 +193,7 @@ class MixtureNorm(nn.Module, ABC):
                 f"Only {len(seen)} of {len(needed)} hidden states of the mixture were seen; all "
                 "layers must run before the final norm, in one process and thread and without "
                 "another pass in between (for one layer's prediction see "
-                "`depthmix.depth.readout.reading_out`; `base_layer` is the pretrained norm)."
+                "`depthmix.adapters.readout.reading_out`; `base_layer` is the pretrained norm)."
             )
         self._check_drafts()
         if stop in mixture.late_layers:

@@ -20,10 +20,10 @@ from depthmix.evaluation.provenance import describe_model
 from depthmix.evaluation.reading import load_evaluation
 from depthmix.evaluation.result import PRETRAINED_NAME, TRAINING_NAME, EvaluationResult
 from depthmix.evaluation.scoring import REPORTED_PACKAGES, keep, score
+from depthmix.files.versions import list_versions
 from depthmix.models.spec import ModelSpec
 from depthmix.models.template import RunTemplate
 from depthmix.training.config import RunConfig
-from depthmix.versions import list_versions
 
 
 @dataclass(frozen=True, kw_only=True)

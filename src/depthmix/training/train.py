@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from depthmix.data.audit import warn_of_leaks
 from depthmix.evaluation.result import EvaluationResult
 from depthmix.files.drafts import DRAFT_SUFFIX, move_into, taking_room
+from depthmix.files.versions import list_versions
 from depthmix.models.template import save_template
 from depthmix.models.vocabulary import save_ends
 from depthmix.trainers.checkpoints import ADAPTER_NAMES, keep_best
@@ -32,7 +33,6 @@ from depthmix.training.start import (
     find_start,
     removed_if_refused,
 )
-from depthmix.versions import list_versions
 
 REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
 """Packages whose versions stand in the results."""
