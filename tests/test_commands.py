@@ -12,8 +12,11 @@ from cyclopts import App
 from depthmix.comparison.comparison import compare
 from depthmix.comparison.tables import write_tables
 from depthmix.data.audit import audit
+from depthmix.data.spec import DataSpec
+from depthmix.depth.exit_training import train_exits
 from depthmix.evaluation.harness import evaluate_all
 from depthmix.evaluation.plan import EvaluationPlan
+from depthmix.models.exits import add_exits
 from depthmix.models.generation import chat, generate
 from depthmix.models.spec import ModelSpec
 from depthmix.pages.lens_page import show_lens
@@ -22,13 +25,14 @@ from depthmix.pages.report_page import show_report
 from depthmix.training.config import RunConfig
 from depthmix.training.inspection import inspect_model
 from depthmix.training.train import train
-from depthmix_cli import answering, looking, measuring, tuning
+from depthmix_cli import answering, looking, measuring, speeding, tuning
 from depthmix_cli.app import COMMANDS
 from depthmix_cli.declarations import part, taking
 
 CALLED: dict[Any, tuple[Any, ...]] = {
     tuning.train: (train, RunConfig),
     tuning.info: (inspect_model, ModelSpec),
+    speeding.add_exits: (add_exits, train_exits, DataSpec, ModelSpec),
     answering.generate: (generate, ModelSpec),
     answering.chat: (chat, ModelSpec),
     looking.lens: (show_lens, serve_lens, ModelSpec),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from depthmix.method.backbone import Backbone
     from depthmix.method.config import MixtureConfig
     from depthmix.method.norm import set_top_k
+    from depthmix.models.exits import AddedExits, add_exits
     from depthmix.models.loading import load_model, load_tokenizer
     from depthmix.models.spec import ModelSpec
     from depthmix.models.subjects import look
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from depthmix.training.train import train
 
 _PLACES = {
+    "AddedExits": "depthmix.models.exits",
     "Backbone": "depthmix.method.backbone",
     "Comparison": "depthmix.comparison.scores",
     "EvaluationPlan": "depthmix.evaluation.plan",
@@ -53,6 +55,7 @@ _PLACES = {
     "RunConfig": "depthmix.training.config",
     "SelfSpeculation": "depthmix.decoding.self_speculation",
     "TrainResult": "depthmix.training.folder",
+    "add_exits": "depthmix.models.exits",
     "attach": "depthmix.adapters.attach",
     "choose_late_layers": "depthmix.depth.layer_choice",
     "compare": "depthmix.comparison.comparison",
@@ -74,6 +77,7 @@ _PLACES = {
 """Where each name is."""
 
 __all__ = [
+    "AddedExits",
     "Backbone",
     "Comparison",
     "EvaluationPlan",
@@ -89,6 +93,7 @@ __all__ = [
     "RunConfig",
     "SelfSpeculation",
     "TrainResult",
+    "add_exits",
     "attach",
     "choose_late_layers",
     "compare",

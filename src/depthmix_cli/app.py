@@ -16,6 +16,7 @@ from depthmix_cli.answering import chat, generate
 from depthmix_cli.flags import add_flags
 from depthmix_cli.looking import lens, report
 from depthmix_cli.measuring import audit, compare, evaluate
+from depthmix_cli.speeding import add_exits
 from depthmix_cli.tuning import info, train
 
 app = App(
@@ -24,7 +25,7 @@ app = App(
     version=lambda: version("depthmix"),
 )
 
-COMMANDS = (train, generate, chat, lens, report, evaluate, info, audit, compare)
+COMMANDS = (train, add_exits, generate, chat, lens, report, evaluate, info, audit, compare)
 """What `depthmix` can do by itself."""
 
 for command in COMMANDS:
@@ -63,7 +64,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _command(argv: Sequence[str]) -> Callable[..., Any] | None:
     """Find the command that was run."""
-    own = next((one for one in COMMANDS if argv and one.__name__ == argv[0]), None)
+    name = argv[0].replace("-", "_") if argv else None
+    own = next((one for one in COMMANDS if one.__name__ == name), None)
     return own or find_addition(argv)
 
 

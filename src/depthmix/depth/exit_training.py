@@ -68,7 +68,7 @@ def train_exits(
         layers: Numbers of the layers, increasing, each below the final one.
         rank: Rank of each exit's translator; 0 trains norms alone.
         num_steps: Steps of the optimiser.
-        batch_size: Sequences per step.
+        batch_size: Records per step, as tokens.
         learning_rate: Its highest value.
         distillation: κ, 0 to 1: how much of the loss is the model's own prediction.
         num_negatives: Tokens that are drawn of each kind; as many as the vocabulary has give all.
@@ -124,7 +124,8 @@ def train_exits(
             sampled = _draw_vocabulary(
                 lesson.targets.cpu(), seen, backbone.vocab_size, num_negatives, generator
             )
-            losses = _descend(exits, lesson, backbone, sampled, distillation=distillation)
+            with torch.enable_grad():
+                losses = _descend(exits, lesson, backbone, sampled, distillation=distillation)
             if not all(map(torch.isfinite, losses.values())):
                 raise FloatingPointError(
                     f"The exits' loss at step {step} is not finite; lower `learning_rate`, which "

@@ -1,0 +1,53 @@
+"""Commands that let a finished model answer faster."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+from depthmix_cli.declarations import part, taking
+from depthmix_cli.options import SPEC, Model
+
+
+@taking(
+    (
+        "depthmix.models.exits:add_exits",
+        *("layers", "rank", "num_steps", "max_length", "seed", "output", "overwrite"),
+    ),
+    ("depthmix.depth.exit_training:train_exits", "batch_size", "learning_rate", "distillation"),
+    (SPEC, "adapter", "dtype"),
+)
+def add_exits(
+    model: Model,
+    *,
+    data: str,
+    eval: str | None = None,
+    template: Literal["auto", "plain", "alpaca", "chat", "lm-eval"] = "auto",
+    **options: Any,
+) -> None:
+    """Put exits on a finished model, which draft its tokens; its answers stay as they are.
+
+    It takes minutes on two cores, for a plain model, an adapter, a merged model or one with a
+    mixture. For example:
+
+    `depthmix add-exits runs/arc --data train.jsonl`
+
+    Args:
+        data: Records to learn from, as `data.train` takes them; best those of the run.
+        eval: Records to read the exits on; by default the last of `data`, which are then not
+            learnt.
+        template: How records become text; `auto` takes that of the run's training.
+    """
+    from depthmix.data.spec import DataSpec
+    from depthmix.models.exits import add_exits
+    from depthmix.models.spec import ModelSpec
+
+    def say(step: int, losses: dict[int, float]) -> None:
+        if step == 1 or step % 10 == 0:
+            shown = ", ".join(f"{layer}: {loss:.3f}" for layer, loss in losses.items())
+            print(f"step {step}, loss by exit: {shown}", file=sys.stderr)
+
+    spec = ModelSpec(name=model, **part(options, "adapter", "dtype"))
+    records = DataSpec(train=data, eval=eval, template=template)
+    added = add_exits(spec, records, on_step=say, **options)
+    print(added, f"Saved in {added.folder}.", sep="\n")
