@@ -14,7 +14,7 @@ from torch import nn
 from adapters import tuned_model
 from depthmix import attach
 from depthmix.depth import exit_training
-from depthmix.depth.exit_training import train_exits
+from depthmix.depth.exit_training import draw_batches, train_exits
 from depthmix.depth.lesson import read_lesson
 from depthmix.method.parts import find_parts, new_exits
 from models import random_ids, randomise, tiny_model
@@ -212,6 +212,21 @@ def test_the_seed_decides():
     )
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["by_layer.2.down.weight"], other["by_layer.2.down.weight"])
+
+
+def test_each_row_comes_once_a_round_and_like_comes_with_like():
+    lengths = random_ids(150, seed=2).tolist()
+    batches = draw_batches(lengths, 4, torch.Generator().manual_seed(0))
+    rounds = [[next(batches) for _ in range(38)] for _ in range(2)]
+    for batch_list in rounds:
+        assert sorted(i for batch in batch_list for i in batch) == list(range(150))
+        padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batch_list)
+        assert padded < 1.15 * sum(lengths)
+    assert rounds[0] != rounds[1]
+    again = draw_batches(lengths, 4, torch.Generator().manual_seed(0))
+    assert [next(again) for _ in range(38)] == rounds[0]
+    few = draw_batches([3, 9, 4], 16, torch.Generator().manual_seed(0))
+    assert [sorted(next(few)) for _ in range(2)] == [[0, 1, 2]] * 2
 
 
 def test_pieces_make_the_same_exits(monkeypatch):

@@ -28,6 +28,9 @@ from depthmix.options.types import check_number
 WARMUP_STEPS = 4
 """Steps in which the learning rate rises; after them it falls to zero in a straight line."""
 
+POOLED_BATCHES = 8
+"""Batches whose rows are sorted by length together."""
+
 CHUNK_LOGITS = 2**24
 """Logits of one exit that are in memory at once: 64 MiB, and a handful of buffers of that size."""
 
@@ -108,8 +111,7 @@ def train_exits(
         )
     seen = torch.tensor(sorted({int(t) for row in rows for t in list_targets(row)}))
     generator = torch.Generator().manual_seed(seed)
-    cuda = [backbone.model.device] if backbone.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # all that are seeded
         torch.manual_seed(seed)
         exits = new_exits(backbone, norm, tuple(layers), rank=rank)
     parameters = list(exits.parameters())
@@ -117,7 +119,8 @@ def train_exits(
         return exits.eval()  # a norm without weights, and no translator
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, num_steps))
-    batches = _draw_batches(len(rows), batch_size, generator)
+    lengths = [len(row["input_ids"]) for row in rows]
+    batches = draw_batches(lengths, batch_size, generator)
     with evaluating(backbone.model):
         for step in range(1, num_steps + 1):
             lesson = read_lesson(backbone, [rows[i] for i in next(batches)], exits.layers)
@@ -176,17 +179,33 @@ def _descend(
     return means
 
 
-def _draw_batches(
-    num_rows: int, batch_size: int, generator: torch.Generator
+def draw_batches(
+    lengths: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> Iterator[list[int]]:
-    """Draw rows without end, each once before any comes again."""
-    waiting: list[int] = []
+    """Draw rows without end, each once before any comes again, like with like in a batch.
+
+    The rows of `POOLED_BATCHES` batches are sorted by length, so that little is padded; the batches
+    come in a random order. The last batch of a round may be smaller.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows per batch.
+        generator: Of the order.
+
+    Yields:
+        Numbers of rows.
+    """
+    size = POOLED_BATCHES * batch_size
     while True:
-        batch: list[int] = []
-        while len(batch) < min(batch_size, num_rows):
-            waiting = waiting or torch.randperm(num_rows, generator=generator).tolist()
-            batch.append(waiting.pop())
-        yield batch
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+        pools = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [
+            ranked[start : start + batch_size]
+            for ranked in (sorted(pool, key=lengths.__getitem__) for pool in pools)
+            for start in range(0, len(ranked), batch_size)
+        ]
+        for place in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[place]
 
 
 def _draw_vocabulary(
