@@ -15,13 +15,8 @@ from depthmix.evaluation.provenance import describe_adapter, describe_model
 from depthmix.models.continuation import read_generation_options
 from depthmix.models.generation import chat, generate
 from depthmix.models.loading import load_model, load_tokenizer
-from depthmix.models.sources import (
-    ModelSource,
-    check_adapter,
-    find_base,
-    looks_like_path,
-    resolve_model,
-)
+from depthmix.models.saved_adapters import check_adapter
+from depthmix.models.sources import ModelSource, find_base, looks_like_path, resolve_model
 from depthmix.models.spec import ModelSpec
 from depthmix.training.config import RunConfig, save_run_config
 

@@ -10,7 +10,8 @@ from transformers.utils import extract_commit_hash, find_adapter_config_file
 
 from depthmix.evaluation.identity import UNTUNED, describe_tuning
 from depthmix.models.loading import find_mixture
-from depthmix.models.sources import check_adapter, find_base, find_config, resolve_model
+from depthmix.models.saved_adapters import check_adapter
+from depthmix.models.sources import find_base, find_config, resolve_model
 from depthmix.models.spec import ModelSpec
 
 ATTACHED = "MoDE"

@@ -23,9 +23,9 @@ from depthmix.adapters.attach import CONFIG_FIELD
 from depthmix.adapters.calls import without_old_name
 from depthmix.adapters.checkpoint import load, read_mixture_options
 from depthmix.method.norm import set_top_k
+from depthmix.models.saved_adapters import check_adapter
 from depthmix.models.sources import (
     ModelSource,
-    check_adapter,
     explain_missing,
     find_base,
     find_config,

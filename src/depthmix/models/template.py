@@ -17,7 +17,8 @@ from depthmix.data.spec import Template, TrainingTemplate
 from depthmix.data.templates import render_prompt
 from depthmix.files.drafts import write_whole
 from depthmix.files.runs import RUN_CONFIG_NAME
-from depthmix.models.sources import find_base, find_run_file
+from depthmix.models.saved_adapters import find_run_file
+from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec
 
 TEMPLATE_NAME = "template.json"

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from depthmix.adapters.weights import find_weights, read_weights
 from depthmix.files.drafts import write_whole
-from depthmix.models.sources import find_run_file
+from depthmix.models.saved_adapters import find_run_file
 
 GENERATION_NAME = "generation_config.json"
 """File beside an adapter that says where its generation stops."""
