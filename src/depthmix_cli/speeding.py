@@ -34,8 +34,8 @@ def add_exits(
 
     Args:
         data: Records to learn from, as `data.train` takes them; best those of the run.
-        eval: Records to read the exits on; by default the last of `data`, which are then not
-            learnt.
+        eval: Records to read the exits on, the first 64 of them; by default the last of `data`,
+            which are then not learnt.
         template: How records become text; `auto` takes that of the run's training.
     """
     from depthmix.data.spec import DataSpec
