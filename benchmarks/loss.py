@@ -17,7 +17,8 @@ from measure import Build, measure, ratio
 from results import parse_arguments, rounded, write_results
 from torch import Tensor, nn
 
-from depthmix.loss.fused import CPU_PRODUCT_ROWS, GPU_PRODUCT_ROWS, LinearHead, fused_sums
+from depthmix.loss.fused import CPU_PRODUCT_ROWS, GPU_PRODUCT_ROWS, fused_sums
+from depthmix.loss.linear_head import LinearHead
 from depthmix.loss.terms import LabelTokens
 from depthmix.method.config import MixtureConfig
 

@@ -42,6 +42,9 @@ IGNORE_INDEX = -100
 Sequences = list[tuple[list[int], list[int]]]
 """Prompts and completions, as token ids."""
 
+EXIT_DEPTHS = (4 / 15, 7 / 15, 2 / 3)
+"""Where exits are, as shares of all layers: layers 8, 14 and 20 of 30."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "below_mode": {"adapt": "below"},
     "all": {"adapt": "all", "plain": True},
@@ -52,13 +55,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "below_mode_topm": {"adapt": "below", "distillation_top_m": 128},
     "below_mode_lambda0": {"adapt": "below", "distillation_weight": 0.0},
     "below_mode_naive": {"adapt": "below", "naive": True},
+    "below_mode_exits": {"adapt": "below", "exits": EXIT_DEPTHS},
 }
 """Methods: which layers have adapters, and what stands on them."""
 
 PREPARED = Path("runs/data/arc_easy/text/train.jsonl")
 """Where examples/arc_easy/prepare.py writes its records."""
 
-QUICK = ("below_mode", "all")
+QUICK = ("below_mode", "all", "below_mode_exits")
 """Methods that the targets speak of."""
 
 FLOAT32 = ("below_mode", "all")
@@ -92,6 +96,9 @@ def build(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     if trl:
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    if "exits" in options:
+        num_layers = model.config.num_hidden_layers
+        options["exits"] = sorted({round(num_layers * share) for share in options["exits"]})
     mode = MoDEConfig.from_preset("paper", **{"distillation_weight": 0.1, **options})
     tuned = get_peft_model(model, to_lora(mode, model) if plain else mode).to(device).train()
     if naive:
@@ -229,6 +236,10 @@ def ratios_of(found: dict, kind: str) -> dict[str, float]:
         if baseline in found:
             pair = ratio(found, "below_mode", baseline)
             ratios |= {f"{prefix}_{baseline}_{what}": value for what, value in pair.items()}
+    if "below_mode_exits" in found:
+        pair = ratio(found, "below_mode_exits", "below_mode")
+        prefix = "step_exits_over_none" if kind == "completion" else "step_full_exits_over_none"
+        ratios |= {f"{prefix}_{what}": value for what, value in pair.items()}
     return ratios
 
 

@@ -32,6 +32,7 @@ STEP_NAMES = {
     "below_mode": "**LoRA_¬K + MoDE**",
     "below_mode_topm": "LoRA_¬K + MoDE, distilling the top 128 entries",
     "below_mode_lambda0": "LoRA_¬K + MoDE, λ = 0",
+    "below_mode_exits": "LoRA_¬K + MoDE, with three exits",
     "all_mode": "**LoRA_all + MoDE**",
     "below_mode_naive": "LoRA_¬K + MoDE, the plain loss on label tokens",
 }
@@ -105,7 +106,9 @@ def step_table(results: dict[str, Any]) -> str:
         times = version["seconds"] / base["seconds"]
         return f"{number(1e3 * version['seconds'])} ({times:.2f}; {number(version['peak_mib'])})"
 
-    rows = [[label, *(cell(case, name) for case in cases)] for name, label in STEP_NAMES.items()]
+    names = {name for case in cases for name in case["versions"]}
+    labels = {name: label for name, label in STEP_NAMES.items() if name in names}
+    rows = [[label, *(cell(case, name) for case in cases)] for name, label in labels.items()]
     tokens = (
         f"{results['batch_size']} sequences of {results['data']} a step, in the mean "
         f"{results['prompt_tokens_per_step']:.0f} prompt and "

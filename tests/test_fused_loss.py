@@ -16,7 +16,8 @@ from depthmix import MixtureConfig, attach, find_backbone
 from depthmix.loss import block_gradients
 from depthmix.loss.batch import mixture_loss
 from depthmix.loss.block_gradients import differentiate_block
-from depthmix.loss.fused import CPU_PRODUCT_ROWS, LinearHead, fused_sums, is_fusable, top_entries
+from depthmix.loss.fused import CPU_PRODUCT_ROWS, fused_sums, top_entries
+from depthmix.loss.linear_head import LinearHead, is_fusable
 from depthmix.loss.terms import LabelTokens, plain_sums
 from depthmix.method.mixture import Routes
 from models import random_ids, tiny_model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -121,7 +120,7 @@ def _install(backbone: Backbone, mixture: Mixture) -> MoDENorm:
     norm.train(backbone.model.training)
     model: Any = backbone.model
     name = backbone.final_norm_name
-    options = {field.name: getattr(mixture.config, field.name) for field in fields(MixtureConfig)}
+    options = mixture.config.list_given()
     options["late_layers"] = list(mixture.late_layers)
     setattr(model.config, CONFIG_FIELD, options)
     model._weight_conversions = [

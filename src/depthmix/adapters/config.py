@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from depthmix.adapters.peft_type import MODE_LORA
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import MixtureConfig
+from depthmix.method.exit_options import is_idle
 from depthmix.method.presets import PRESETS
 from depthmix.options.types import checked_options
 
@@ -192,6 +193,10 @@ class MoDEConfig(MixtureConfig, LoraConfig):
                 "`layers_to_transform` must hold indices of layers, which PEFT counts from 0 up, "
                 f"got {min(layers)}."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what a file holds: as PEFT, and exits' options only where there are exits."""
+        return {name: v for name, v in super().to_dict().items() if not is_idle(self, name)}
 
     def check_base(self, model: PreTrainedModel) -> None:
         """Check that the model has the shape that the adapter was made for.

@@ -39,6 +39,9 @@ class Ledger:
     model: int
     """Parameters of the pretrained model, for scale."""
 
+    exits: int = 0
+    """Exits that are trained together with the mixture."""
+
     @property
     def rows(self) -> tuple[tuple[str, str, str, str], ...]:
         """A printable table: header, then name, number and shares of each part that there is."""
@@ -47,6 +50,7 @@ class Ledger:
             ("LoRA in the late layers", self.lora_late),
             ("late norms", self.norms),
             ("router", self.router),
+            ("exits", self.exits),
             ("other", self.other),
         ]
         parts = [*(part for part in parts if part[1]), ("trainable", self.total)]
@@ -115,6 +119,7 @@ def parameter_ledger(
     lora_late = sum(p.numel() for i, p in lora.items() if i not in below)
     norms = _num_trainable(mixture.norms) if mixture else 0
     router = _num_trainable(mixture.router) if mixture else 0
+    exits = _num_trainable(mixture.exits) if mixture and mixture.exits else 0
     total = sum(p.numel() for p in trainable.values())
     adapters = {
         id(p)
@@ -128,7 +133,8 @@ def parameter_ledger(
         lora_late=lora_late,
         norms=norms,
         router=router,
-        other=total - lora_below - lora_late - norms - router,
+        exits=exits,
+        other=total - lora_below - lora_late - norms - router - exits,
         total=total,
         model=sum(p.numel() for p in model.parameters() if id(p) not in adapters),
     )

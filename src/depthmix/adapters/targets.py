@@ -23,7 +23,7 @@ from depthmix.adapters.files import as_lora
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer."""
 
-MIXTURE_PARTS = ("norms", "router")
+MIXTURE_PARTS = ("norms", "router", "exits")
 """What an adapter's mixture is made of."""
 
 

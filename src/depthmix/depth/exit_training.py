@@ -18,7 +18,7 @@ from depthmix.depth.lesson import (
     project_onto,
     read_lesson,
 )
-from depthmix.loss.fused import is_plain
+from depthmix.loss.linear_head import is_plain
 from depthmix.method.architecture import evaluating
 from depthmix.method.backbone import Backbone
 from depthmix.method.exits import Exits, check_exit_layers

@@ -1,4 +1,4 @@
-"""The objective of one batch, `L = L_task + λ L_distill`, by the way that suits the head."""
+"""The objective of one batch, all its terms, by the way that suits the head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from depthmix.loss.fused import fused_sums, is_fusable
+from depthmix.loss.exit_terms import ExitSums
+from depthmix.loss.fused import fused_sums
+from depthmix.loss.linear_head import is_fusable
 from depthmix.loss.terms import LabelTokens, LossSums, plain_sums, select_tokens
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import MixtureConfig
@@ -24,7 +26,7 @@ CHECKPOINTED_TOKENS = 128
 
 @dataclass(frozen=True)
 class MixtureLoss:
-    """The two terms of the objective for one batch, in nats.
+    """The terms of the objective for one batch, in nats.
 
     Under gradient accumulation each is this micro-batch's share of the accumulated batch's value.
     """
@@ -36,7 +38,7 @@ class MixtureLoss:
     """Divergence of the late layers from the final one, `L_distill`, before its weight λ."""
 
     total: Float[Tensor, ""]
-    """`L_task + λ L_distill`, what the optimiser sees."""
+    """`L_task + λ L_distill`, plus the exits' weighted loss: what the optimiser sees."""
 
     num_tokens: int
     """Label tokens of this batch."""
@@ -54,6 +56,14 @@ class MixtureLoss:
     """Cross-entropy of each late layer alone, mean over this batch's label tokens, detached; empty
     without `log_layer_losses`."""
 
+    exit_losses: Float[Tensor, " exits"]
+    """Cross-entropy of each exit with the labels, mean over this batch's label tokens, detached;
+    empty without exits. Predictions are renormalised on the entries that the exits' loss is on."""
+
+    exit_agreements: Float[Tensor, " exits"]
+    """Share of this batch's label tokens of which each exit's likeliest of these entries is the
+    model's own, detached; empty without exits."""
+
 
 def mixture_loss(
     routes: Routes,
@@ -63,11 +73,13 @@ def mixture_loss(
     num_items_in_batch: Tensor | int | None = None,
     num_sequences_in_batch: int | None = None,
     shifted: bool = False,
+    exit_distillation: float | None = None,
     plain: bool = False,
 ) -> MixtureLoss:
     r"""Compute the objective of a batch, on label positions only.
 
-    Computes $L_\text{task} + \lambda L_\text{distill}$ (paper, section 3) in float32, where
+    Computes $L_\text{task} + \lambda L_\text{distill}$ (paper, section 3), plus $\alpha
+    L_\text{exits}$ where exits are trained together with the rest, in float32, where
     $L_\text{task}$ is the cross-entropy of the ensemble, of one late layer's $\phi(N_j(h_j))$, or
     the mean of every late layer's own (`MixtureConfig.task_loss`). A frozen linear head takes
     `fused_sums`: closed-form gradients, no logits kept. Any other head (trained, adapted,
@@ -82,15 +94,18 @@ def mixture_loss(
         num_sequences_in_batch: Sequences of the whole accumulated batch, for `batchmean`; `None`
             takes this batch's sequences, scaled by its share of the label tokens.
         shifted: Whether the labels are already shifted by one.
+        exit_distillation: Stands for the option of that name, where it is given.
         plain: Take the reference, `plain_sums` with every logit in memory.
 
     Returns:
-        Both terms and their weighted sum, in nats. Without a label token all are zero, and still
+        The terms and their weighted sum, in nats. Without a label token all are zero, and still
         differentiable.
     """
     config, head = routes.mixture.config, backbone.head
     device = backbone.head_weight.device
-    tokens = select_tokens(routes, labels, device=device, shifted=shifted)
+    tokens = select_tokens(
+        routes, labels, backbone=backbone, shifted=shifted, exit_distillation=exit_distillation
+    )
     num_tokens = len(tokens.targets)
     counted = num_tokens if num_items_in_batch is None else num_items_in_batch
     num_items = torch.as_tensor(counted, dtype=torch.float32, device=device).clamp(min=1)
@@ -109,15 +124,23 @@ def mixture_loss(
         denominator = len(labels) * num_items / max(num_tokens, 1)
     scale = num_tokens / max(tokens.num_distilled, 1)  # the distilled tokens stand for all
     task, distillation = sums.task / num_items, scale * sums.distillation / denominator
+    total = task + config.distillation_weight * distillation
+    exit_losses = exit_agreements = sums.task.new_zeros(0)
+    if sums.exits is not None:
+        total = total + config.exit_weight * sums.exits.loss / num_items
+        exit_losses = sums.exits.nll / max(num_tokens, 1)
+        exit_agreements = sums.exits.agreed / max(num_tokens, 1)
     return MixtureLoss(
         task=task,
         distillation=distillation,
-        total=task + config.distillation_weight * distillation,
+        total=total,
         num_tokens=num_tokens,
         num_items=num_items,
         weight_per_token=config.distillation_weight * num_items / denominator,
         routing_weights=tokens.weights.detach(),
         layer_losses=layer_sums / max(num_tokens, 1),
+        exit_losses=exit_losses,
+        exit_agreements=exit_agreements,
     )
 
 
@@ -133,7 +156,7 @@ def _sum_terms(
     alone = [sums_of(tokens.answered_by(route)).task for route in mixture.task_routes]
     if not alone:
         sums = sums_of(tokens)
-    elif config.distils:
+    elif config.has_term:
         sums = replace(sums_of(tokens), task=torch.stack(alone).mean())
     else:
         sums = LossSums(torch.stack(alone).mean(), torch.zeros_like(alone[0]))
@@ -155,4 +178,7 @@ def _checkpointed_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureC
     return LossSums(
         torch.stack([part.task for part in sums]).sum(),
         torch.stack([part.distillation for part in sums]).sum(),
+        ExitSums.add([part.exits for part in sums if part.exits is not None])
+        if tokens.exits
+        else None,
     )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 
 from depthmix.loss.block_gradients import block_tokens, differentiate_tokens
+from depthmix.loss.fused_exits import fused_exit_sums
+from depthmix.loss.linear_head import LinearHead, take_linear_head
 from depthmix.loss.terms import LabelTokens, LossSums, divergence
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import MixtureConfig
@@ -37,45 +37,6 @@ GPU_GATHERED_TOKENS = 1024
 """The same on an accelerator."""
 
 
-@dataclass(frozen=True)
-class LinearHead:
-    """A frozen linear head as plain tensors, and what follows its product."""
-
-    weight: Float[Tensor, "vocab hidden"]
-    bias: Float[Tensor, " vocab"] | None
-    scale: float
-    soft_cap: float | None
-
-    def project(
-        self, states: Float[Tensor, "rows hidden"], *, out: Float[Tensor, "rows vocab"]
-    ) -> None:
-        """Write the head's product into `out`, before scale and soft cap."""
-        if self.bias is None:
-            torch.mm(states, self.weight.t(), out=out)
-        else:
-            torch.addmm(self.bias, states, self.weight.t(), out=out)
-
-    def cap(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """Apply the soft cap, where there is one."""
-        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh()
-
-
-def is_fusable(head: nn.Module) -> bool:
-    """Tell whether a head is a plain linear map that is not trained, and whose weight is here."""
-    return is_plain(head) and not any(parameter.requires_grad for parameter in head.parameters())
-
-
-def is_plain(head: nn.Module) -> bool:
-    """Tell whether a head is a plain linear map whose weight is here."""
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
-        return False
-    # Accelerate replaces `forward` where a model is spread over devices, which changes nothing
-    # here, and where it is offloaded, so that its weight is elsewhere.
-    dispatched = not getattr(getattr(head, "_hf_hook", None), "offload", True)
-    whole = type(head.weight) in (Tensor, nn.Parameter) or isinstance(head.weight, DTensor)
-    return ("forward" not in vars(head) or dispatched) and whole and head.weight.is_floating_point()
-
-
 @torch.compiler.disable
 def fused_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -> LossSums:
     r"""Sum both terms as `plain_sums` does, with closed-form gradients, chunk by chunk.
@@ -86,7 +47,8 @@ def fused_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -
     those of the chosen divergence), and multiplies them with the head at once. Nothing of size
     (tokens, vocab) is kept. Tokens that are not distilled, and with `distillation_top_m` all of
     them, take one product each way (without gradients, forward alone); exactly distilled ones take
-    one per route.
+    one per route. The exits of the same tokens follow, over the entries that their loss is on
+    (`fused_exit_sums`).
 
     Args:
         tokens: The label tokens.
@@ -98,7 +60,7 @@ def fused_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -
         and routing weights; with a head bias, the weights' gradient up to a constant per token,
         which no softmax sees.
     """
-    head = _linear_head(backbone)
+    head = take_linear_head(backbone)
     dtype = head.weight.dtype
     mixed = backbone.head_input(mix(tokens.states, tokens.weights).to(dtype))  # (N, d)
     distilled = slice(tokens.num_distilled)
@@ -108,7 +70,11 @@ def fused_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -
     task, distillation = _FusedSums.apply(
         mixed, states, tokens.weights.detach(), tokens.targets, head, config
     )
-    return LossSums(task, distillation)
+    exits = None
+    if tokens.exits is not None:
+        parts = [backbone.head_input(state.to(dtype)) for state in tokens.exits.states]
+        exits = fused_exit_sums(torch.stack(parts, dim=1), mixed.detach(), tokens.exits, head)
+    return LossSums(task, distillation, exits)
 
 
 class _FusedSums(torch.autograd.Function):
@@ -221,23 +187,6 @@ def _distil_on_top(
         total = total + distance.detach()
         gradients.append(torch.bmm(gradient.to(own.dtype), weight))
     return total, torch.cat(gradients)
-
-
-def _linear_head(backbone: Backbone) -> LinearHead:
-    """Take the head's tensors, whole where they are sharded, in the dtype it would compute in."""
-    head = backbone.head
-    assert isinstance(head, nn.Linear)
-    device = head.weight.device.type
-    dtype = head.weight.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-
-    def whole(parameter: Tensor) -> Tensor:
-        full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        return full.detach().to(dtype)
-
-    bias = None if head.bias is None else whole(head.bias)
-    return LinearHead(whole(head.weight), bias, backbone.logit_scale, backbone.soft_cap)
 
 
 def _chunks(

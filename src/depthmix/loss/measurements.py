@@ -21,7 +21,7 @@ class Step:
     """What one training forward pass measured, over this pass's own label tokens."""
 
     missing: Float[Tensor, ""] | None
-    """Weighted distillation term that the model's returned loss lacks, with its graph, or None."""
+    """Weighted terms that the model's returned loss lacks, with their graph, or None."""
 
     weighted: Float[Tensor, ""]
     """The weighted distillation term, `λ L_distill`, as this pass's share of the loss; detached."""
@@ -60,6 +60,15 @@ class Step:
     late_layers: tuple[int, ...]
     """Layers of the routes."""
 
+    exit_losses: Float[Tensor, " exits"] | None = None
+    """Cross-entropy of each exit with the labels in nats, mean over label tokens; none without."""
+
+    exit_agreements: Float[Tensor, " exits"] | None = None
+    """Share of the label tokens of which each exit's likeliest entry is the model's own."""
+
+    exit_layers: tuple[int, ...] = ()
+    """Layers of the exits."""
+
 
 @torch.no_grad()
 def measure(routes: Routes, loss: MixtureLoss, *, missing: Tensor | None, is_share: bool) -> Step:
@@ -68,7 +77,7 @@ def measure(routes: Routes, loss: MixtureLoss, *, missing: Tensor | None, is_sha
     Args:
         routes: Its routing.
         loss: Its objective.
-        missing: Weighted distillation term that the loss lacks, with its graph, or None.
+        missing: Weighted terms that the loss lacks, with their graph, or None.
         is_share: Whether the objective's terms are shares of an accumulated batch.
 
     Returns:
@@ -92,6 +101,9 @@ def measure(routes: Routes, loss: MixtureLoss, *, missing: Tensor | None, is_sha
         routing_entropy=torch.special.entr(weights).sum() / num_tokens,
         layer_losses=loss.layer_losses,
         late_layers=routes.mixture.late_layers,
+        exit_losses=loss.exit_losses,
+        exit_agreements=loss.exit_agreements,
+        exit_layers=routes.mixture.exit_layers,
     )
 
 
@@ -139,6 +151,7 @@ def log_entries(
                     step.routing_weights,
                     step.routing_sparsity,
                     step.layer_losses,
+                    *_of_exits(step),
                 ]
             )
             for step in steps
@@ -146,9 +159,10 @@ def log_entries(
         reduce,
     )
     num_tokens, num_routes = totals[0].clamp(min=1), len(last.late_layers)
-    losses, weights, sparsity, layer_losses = (totals[1:] / num_tokens).split(
-        [4, num_routes, num_routes, len(last.layer_losses)]
-    )
+    num_exits = len(last.exit_layers)
+    losses, weights, sparsity, layer_losses, exit_losses, exit_agreements = (
+        totals[1:] / num_tokens
+    ).split([4, num_routes, num_routes, len(last.layer_losses), num_exits, num_exits])
     # Within steps and between them: float32 loses E[G²] - E[G]² where the weights hardly vary.
     spread = _sum_up(
         (
@@ -161,10 +175,12 @@ def log_entries(
     weighted, rest = shares.tolist()
     task, distillation, per_token, entropy = losses.tolist()
     by_layer = {
-        "routing_weight": weights,
-        "routing_variance": spread / num_tokens,
-        "routing_sparsity": sparsity,
-        "layer_loss": layer_losses,  # may be empty
+        "routing_weight": (last.late_layers, weights),
+        "routing_variance": (last.late_layers, spread / num_tokens),
+        "routing_sparsity": (last.late_layers, sparsity),
+        "layer_loss": (last.late_layers, layer_losses),  # may be empty
+        "exit_loss": (last.exit_layers, exit_losses),
+        "exit_agreement": (last.exit_layers, exit_agreements),
     }
     return {
         "task_loss": task,
@@ -174,8 +190,8 @@ def log_entries(
         "routing_entropy": entropy,
         **{
             f"{name}/layer_{layer}": value
-            for name, values in by_layer.items()
-            for layer, value in zip(last.late_layers, values.tolist(), strict=False)
+            for name, (layers, values) in by_layer.items()
+            for layer, value in zip(layers, values.tolist(), strict=False)
         },
     }
 
@@ -183,3 +199,8 @@ def log_entries(
 def _sum_up(rows: Iterable[Tensor], reduce: Callable[[Tensor], Tensor]) -> Tensor:
     """Add up over passes and processes."""
     return reduce(torch.stack(list(rows)).sum(0))
+
+
+def _of_exits(step: Step) -> list[Tensor]:
+    """List what a pass measured of its exits, nothing where it has none."""
+    return [one for one in (step.exit_losses, step.exit_agreements) if one is not None]

@@ -1,4 +1,4 @@
-"""The objective's place in training: where `λ L_distill` joins the model's own loss."""
+"""The objective's place in training: where its other terms join the model's own loss."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from depthmix.loss.measurements import Step
 from depthmix.loss.ways import AddedTerm, ReplacedLoss, TrainersLoss, Way
 from depthmix.method.capture import PassState
+from depthmix.method.config import MixtureConfig
 from depthmix.method.mixture import Routes
 from depthmix.method.norm import MixtureNorm
 
@@ -26,7 +27,7 @@ each sequence, since the product with a strided slice is taken row by row."""
 
 
 class Objective:
-    """Makes `L_task + λ L_distill` the loss of the model's own forward pass.
+    """Makes `L_task + λ L_distill` the loss of the model's own forward pass, and `+ α L_exits`.
 
     Forward hooks on the language model see labels, output and routes on every path: `Trainer`, a
     plain loop, PEFT with or without a task type. They act in training mode only, so an evaluation
@@ -36,10 +37,10 @@ class Objective:
     cross-entropy of the labels, the whole of it is replaced (`ReplacedLoss`), on label positions
     alone: no logits are built, and the output has none. `mixture_loss=True` in the model's call
     asks for that, `mixture_loss=False` or `logits_to_keep` for the second way: the model's own loss
-    and logits, with the distillation term on top (`AddedTerm`). That is also what models with a
+    and logits, with the other terms on top (`AddedTerm`). That is also what models with a
     loss of their own get; a trainer with the mixin collects these terms and adds them itself.
     Without labels, or where TRL's fused head is asked for log-probabilities, the trainer makes the
-    loss (`TrainersLoss`), and the term is left out, with a warning.
+    loss (`TrainersLoss`), and they are left out, with a warning.
 
     All but the first have the ensemble's loss and no other: a training pass that goes them is
     refused where the mixture's `task_loss` names layers. One pass may run within another, before
@@ -67,7 +68,7 @@ class Objective:
 
     @contextmanager
     def collecting(self) -> Iterator[list[Step | None]]:
-        """Leave the distillation term of this thread's training passes to the caller, who adds it.
+        """Leave the other terms of this thread's training passes to the caller, who adds them.
 
         Yields:
             A list that holds, after the block, the measurements of each training pass in it; `None`
@@ -182,6 +183,8 @@ class Objective:
         if self.norm.witness is not None:
             self.norm.witness.check_training()
         self._passes.here["routes"] = routes
+        if self._steps() is None:
+            warn_of_rates(routes.mixture.config)
         narrow = any(p.requires_grad and p.dtype.itemsize < 4 for p in routes.mixture.parameters())
         # Sharded parameters may be narrow in a pass alone.
         if narrow and not torch.distributed.is_initialized():
@@ -204,3 +207,14 @@ def _count_calls(module: nn.Module) -> int:
             num_calls += 1
         frame = frame.f_back
     return num_calls
+
+
+def warn_of_rates(config: MixtureConfig) -> None:
+    """Say that nobody looks at the learning rates of single parts, without the mixin."""
+    for name in ("exit_learning_rate_factor", "router_learning_rate_factor"):
+        if getattr(config, name) != 1:
+            warnings.warn(
+                f"`{name}` acts in trainers with `MoDETrainerMixin` alone; use one, or leave it "
+                "out and give the optimizer a group of parameters with a rate of its own.",
+                stacklevel=2,
+            )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from depthmix.loss.exit_terms import ExitSums, ExitTokens, ask_exits, plain_exit_sums
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import IGNORE_INDEX, MixtureConfig
 from depthmix.method.mixture import Routes, mix
@@ -35,6 +36,9 @@ class LabelTokens:
     num_distilled: int
     """The first this many tokens are distilled, the others are not."""
 
+    exits: ExitTokens | None = None
+    """What the exits make of the same tokens; `None` where no exit is trained."""
+
     def answered_by(self, route: int) -> LabelTokens:
         """Give all weight to one route, so that the ensemble is its prediction; distil nothing.
 
@@ -45,7 +49,8 @@ class LabelTokens:
         alone[:, route] = 1
         # The router stays in the graph with gradients of zero: `DistributedDataParallel` may stop
         # at parameters that have none.
-        return replace(self, weights=alone + 0 * self.weights, num_distilled=0)
+        weights = alone + 0 * self.weights
+        return replace(self, weights=weights, num_distilled=0, exits=None)
 
     def split(self, num_tokens: int) -> list[LabelTokens]:
         """Cut into pieces of at most `num_tokens` tokens; one empty piece where there are none."""
@@ -56,6 +61,7 @@ class LabelTokens:
                 self.weights[start : start + num_tokens],
                 self.targets[start : start + num_tokens],
                 min(max(self.num_distilled - start, 0), num_tokens),
+                self.exits and self.exits.take(slice(start, start + num_tokens)),
             )
             for start in starts
         ]
@@ -70,6 +76,9 @@ class LossSums:
 
     distillation: Float[Tensor, ""]
     """Divergence of the late layers from the final one in nats, over the distilled tokens."""
+
+    exits: ExitSums | None = None
+    """What the exits lose; `None` where no exit is trained."""
 
 
 def divergence(
@@ -124,10 +133,11 @@ def select_tokens(
     routes: Routes,
     labels: Int[Tensor, "batch seq"],
     *,
-    device: torch.device,
+    backbone: Backbone,
     shifted: bool = False,
+    exit_distillation: float | None = None,
 ) -> LabelTokens:
-    """Take the tokens that predict a label, and draw those that are distilled.
+    """Take the tokens that predict a label, draw those that are distilled, and ask the exits.
 
     With `distillation_token_share` below 1 the distilled ones are drawn without replacement from
     torch's default generator.
@@ -135,13 +145,15 @@ def select_tokens(
     Args:
         routes: Normed states and routing weights of the forward pass.
         labels: Token ids, `IGNORE_INDEX` where a token does not count.
-        device: Where the model's head is.
+        backbone: The model's head.
         shifted: Whether the labels are already shifted by one.
+        exit_distillation: Stands for the option of that name, where it is given.
 
     Returns:
-        The tokens on `device`, the distilled ones first.
+        The tokens where the head is, the distilled ones first.
     """
-    config = routes.mixture.config
+    mixture, config = routes.mixture, routes.mixture.config
+    device = backbone.head_weight.device
     places, targets = label_positions(labels.to(routes.weights.device), shifted=shifted)
     num_tokens, num_distilled = len(places), 0
     if config.distils:
@@ -149,11 +161,24 @@ def select_tokens(
     if 0 < num_distilled < num_tokens:
         order = torch.randperm(num_tokens, device=places.device)
         places, targets = places[order], targets[order]
+    exits = None
+    if mixture.exits is not None and routes.exit_states:
+        exits = ask_exits(
+            mixture.exits,
+            {i: state.flatten(0, 1)[places] for i, state in routes.exit_states.items()},
+            targets.to(device),
+            vocab_size=backbone.vocab_size,
+            num_drawn=config.exit_vocabulary,
+            distillation=config.exit_distillation
+            if exit_distillation is None
+            else exit_distillation,
+        )
     return LabelTokens(
         tuple(state.flatten(0, 1)[places].to(device) for state in routes.states),
         routes.weights.flatten(0, 1)[places].to(device),
         targets.to(device),
         num_distilled,
+        exits,
     )
 
 
@@ -164,7 +189,8 @@ def plain_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -
     loss $\sum_{i<n} D(P_i, P_n)$ (paper, section 3) with the teacher $P_n$ detached. Tokens that
     are not distilled take one head product, $\phi(\sum_i G_i N_i(h_i))$, which is the same logits.
     With `distillation_top_m`, $P_i$ and $P_n$ are renormalised on the ensemble's M likeliest
-    entries. `fused_sums` is the fast version of this reference.
+    entries. What exits lose comes from `plain_exit_sums`. `fused_sums` is the fast version of this
+    reference.
 
     Args:
         tokens: The label tokens.
@@ -183,11 +209,15 @@ def plain_sums(tokens: LabelTokens, backbone: Backbone, config: MixtureConfig) -
     ensemble = mix(parts, tokens.weights[distilled])  # (n, V)
     mixed = mix(tuple(state[rest] for state in states), tokens.weights[rest])
     logits = torch.cat([ensemble, backbone.project(mixed.to(dtype)).to(wide)])  # (N, V)
-    task = F.cross_entropy(backbone.cap(logits), tokens.targets, reduction="sum")
+    predictions = backbone.cap(logits)
+    task = F.cross_entropy(predictions, tokens.targets, reduction="sum")
     if config.distillation_top_m is not None:
         num_kept = min(config.distillation_top_m, logits.shape[-1])
         kept = ensemble.detach().topk(num_kept).indices  # (n, M)
         parts = tuple(part.gather(-1, kept) for part in parts)
     *late, final = [backbone.cap(part).log_softmax(-1) for part in parts]
     distances = [divergence(student, final.detach(), config.divergence).sum() for student in late]
-    return LossSums(task, sum(distances, torch.zeros_like(task)))
+    exits = None
+    if tokens.exits is not None:
+        exits = plain_exit_sums(tokens.exits, predictions, backbone)
+    return LossSums(task, sum(distances, torch.zeros_like(task)), exits)

@@ -1,4 +1,4 @@
-"""The three ways of a training pass: its loss replaced, with the term on top, or left alone."""
+"""The three ways of a training pass: its loss replaced, with terms on top, or left alone."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor
 
 from depthmix.loss.batch import MixtureLoss, mixture_loss
 from depthmix.loss.measurements import Step, measure
+from depthmix.loss.term_names import name_terms
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import MixtureConfig
 from depthmix.method.mixture import Routes
 
 NO_LABELS = (
-    "The distillation loss is left out of a training pass without `labels`, as with "
+    "The {loss} is left out of a training pass without `labels`, as with "
     "`label_smoothing_factor`, `compute_loss_func` or a trainer that keeps them for its own loss; "
-    "give them to the model, or set `distillation_weight=0`."
+    "give them to the model, or {remedy}."
 )
-"""Why the term is left out of a pass that has no label tokens to take it over."""
+"""Why terms are left out of a pass that has no label tokens to take them over."""
 
 LOG_PROBS = (
-    "This trainer leaves the distillation loss out, because it makes its own loss from "
+    "This trainer leaves the {loss} out, because it makes its own loss from "
     "log-probabilities; put `MoDETrainerMixin` before it, as in `class "
-    "MyTrainer(MoDETrainerMixin, DPOTrainer)` (`MoDESFTTrainer` is that for `SFTTrainer`), or set "
-    "`distillation_weight=0`."
+    "MyTrainer(MoDETrainerMixin, DPOTrainer)` (`MoDESFTTrainer` is that for `SFTTrainer`), or "
+    "{remedy}."
 )
-"""Why the term is left out of a pass through TRL's fused head."""
+"""Why terms are left out of a pass through TRL's fused head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +63,14 @@ class Way(ABC):
             The model's output, or what stands for it.
         """
 
-    def _compute_loss(
-        self, routes: Routes, labels: Tensor, *, num_sequences: int | None = None
-    ) -> MixtureLoss:
+    def _compute_loss(self, routes: Routes, labels: Tensor, **options: Any) -> MixtureLoss:
         return mixture_loss(
             routes,
             self.backbone,
             labels,
             num_items_in_batch=self.num_items_in_batch,
-            num_sequences_in_batch=num_sequences,
             shifted=self.shifted,
+            **options,
         )
 
     def _collect(self, routes: Routes, loss: MixtureLoss, *, missing: Tensor | None) -> None:
@@ -97,7 +96,9 @@ class ReplacedLoss(Way):
                 "`mixture_loss=True` needs `labels`, a mixture that is active, training mode and "
                 "gradients; leave it out of any other pass."
             )
-        loss = self._compute_loss(routes, self.labels, num_sequences=self.num_sequences_in_batch)
+        loss = self._compute_loss(
+            routes, self.labels, num_sequences_in_batch=self.num_sequences_in_batch
+        )
         self._collect(routes, loss, missing=None)
         output = type(output)(**{**output, "loss": loss.total, "logits": None})
         return output.to_tuple() if self.as_tuple else output
@@ -105,16 +106,20 @@ class ReplacedLoss(Way):
 
 @dataclass(frozen=True, kw_only=True)
 class AddedTerm(Way):
-    """The model keeps its loss and logits, and the distillation term comes on top."""
+    """The model keeps its loss and logits, and the other terms come on top."""
 
     labels: Tensor
 
     def finish(self, output: Any, routes: Routes | None) -> Any:
-        """Add the term to the loss, or hand it to the trainer that collects it."""
+        """Add the terms to the loss, or hand them to the trainer that collects them.
+
+        Exits learn from the model's own prediction alone: another loss may have labels that are
+        not what is to be said, such as the answers that DPO's rejects.
+        """
         if routes is None:
             return output
         _check_task_loss(routes.mixture.config)
-        loss = self._compute_loss(routes, self.labels)
+        loss = self._compute_loss(routes, self.labels, exit_distillation=1.0)
         term = loss.total - loss.task
         self._collect(routes, loss, missing=term)
         if self.steps is not None:
@@ -127,18 +132,19 @@ class AddedTerm(Way):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainersLoss(Way):
-    """The trainer makes the loss from what the model gives, and the term has no place in it."""
+    """The trainer makes the loss from what the model gives, and other terms have no place in it."""
 
     def finish(self, output: Any, routes: Routes | None) -> Any:
-        """Leave the output alone, and say that the term is missing."""
+        """Leave the output alone, and say what is missing."""
         if routes is None:
             return output
         _check_task_loss(routes.mixture.config)
         if self.steps is not None:
             self.steps.append(None)
-        elif routes.mixture.config.distils:
+        elif routes.mixture.config.has_term:
+            names = name_terms(routes.mixture.config)
             message = NO_LABELS if self.labels is None else LOG_PROBS
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message.format(loss=names.loss, remedy=names.remedy), stacklevel=2)
         return output
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -86,6 +86,7 @@ class HiddenStateCapture:
         layers: nn.ModuleList,
         depths: set[int],
         *,
+        trained: Collection[int] = (),
         within: nn.Module | None = None,
         begin: Callable[[], None] | None = None,
     ) -> None:
@@ -94,12 +95,14 @@ class HiddenStateCapture:
         Args:
             layers: The decoder layers, `L_1 … L_n`.
             depths: Numbers from 0 (the embeddings) to n - 1.
+            trained: Others that are kept in training mode alone.
             within: A module that runs the layers and what takes their states; a pass begins when
                 it is called, and else at the lowest depth.
             begin: Called when a pass begins there.
         """
         self.remove()
-        self._depths = tuple(sorted(depths))
+        self._trained = frozenset(trained) - depths
+        self._depths = tuple(sorted(depths | self._trained))
         handles: dict[int | str, RemovableHandle] = {
             depth: layers[depth].register_forward_pre_hook(
                 partial(self._keep, depth), with_kwargs=True
@@ -163,11 +166,13 @@ class HiddenStateCapture:
     def _end(self, *_: Any) -> None:
         self._states.take()
 
-    def _keep(self, depth: int, _layer: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _keep(self, depth: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
         """Keep the input of the layer above `depth`; the lowest depth begins a new pass."""
         states = self._states.here
         if depth == self._depths[0]:
             states.clear()
+        if depth in self._trained and not layer.training:
+            return
         in_order = all(below < depth for below in states)
         states[depth] = (args[0] if args else kwargs["hidden_states"]) if in_order else None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+from depthmix.method.exit_options import check_exit_layers, check_exit_options, is_idle
 from depthmix.options.types import checked_options
 
 IGNORE_INDEX = -100
@@ -86,6 +87,35 @@ class MixtureConfig:
     more head products forward on the label tokens of every step, and none with
     `task_loss="layers"`, which has them already."""
 
+    exits: list[int] | None = None
+    """Layers far below the top that get exits of their own, trained together with all the rest: an
+    increasing list such as `[8, 14, 20]` of 30, each below the final one; `None` for none. Exits
+    draft in generation and are no members of the ensemble, whose predictions are the same whatever
+    they say. They change what is learnt all the same, at a cost for the model itself
+    (docs/method.md); `depthmix add-exits` puts them on a finished model at none."""
+
+    exit_rank: int = 64
+    """Rank of each exit's translator; 0 gives it a norm alone."""
+
+    exit_weight: float = 0.1
+    """Weight of `L_exits`, the mean over the exits, in the whole loss. The larger it is, the better
+    they draft, and the worse is the model."""
+
+    exit_distillation: float = 0.5
+    """κ, from 0 to 1: share of an exit's loss that is its cross-entropy with the model's own
+    prediction (detached), beside the one with the labels. Under another loss than the labels'
+    cross-entropy (DPO, GRPO) it counts as 1, for there a label need not be what is to be said."""
+
+    exit_vocabulary: int | None = 2048
+    """Vocabulary entries, drawn anew at each pass, that an exit's loss tells apart beside the
+    pass's own labels; `None` takes all entries, at a head product per exit each way."""
+
+    exit_learning_rate_factor: float = 1.0
+    """Multiplies the learning rate for the exits, in trainers with `MoDETrainerMixin`."""
+
+    router_learning_rate_factor: float = 1.0
+    """Multiplies the learning rate for the router, in trainers with `MoDETrainerMixin`."""
+
     final_norm: str | None = None
     """Name of the module that is the final norm, where it cannot be found by itself."""
 
@@ -119,6 +149,8 @@ class MixtureConfig:
                 f"{self.distillation_token_share}; `distillation_weight=0` switches "
                 "distillation off."
             )
+        check_exit_options(self)
+        self.exits = None if self.exits is None else list(self.exits)
         self._check_late_layers()
         auto = self.late_layers == "auto"  # the number of routes is not known yet
         if self.top_k is not None and (
@@ -141,6 +173,19 @@ class MixtureConfig:
         """Whether any late layer learns from the final one."""
         return self.distillation_weight > 0 and self.num_routes > 1
 
+    @property
+    def has_term(self) -> bool:
+        """Whether the objective has a term beside the task loss: distillation, or exits'."""
+        return self.distils or self.exits is not None
+
+    def list_given(self) -> dict[str, Any]:
+        """Give the mixture's options by name, as files hold them: exits' only where there are some.
+
+        A model without exits is saved as it was before there were any.
+        """
+        options = {field.name: getattr(self, field.name) for field in fields(MixtureConfig)}
+        return {name: value for name, value in options.items() if not is_idle(self, name)}
+
     def resolve_late_layers(self, num_hidden_layers: int) -> tuple[int, ...]:
         """Name the layers of the ensemble in a model of `num_hidden_layers` layers.
 
@@ -152,10 +197,12 @@ class MixtureConfig:
 
         Raises:
             ValueError: If `late_layers` asks for more layers than the model has, a list does not
-                end at the last layer, they are still to be chosen, or `task_loss` is the number of
-                no late layer.
+                end at the last layer, they are still to be chosen, `task_loss` is the number of no
+                late layer, or an exit is not below the last layer.
         """
         n, late_layers = num_hidden_layers, self._chosen()
+        if self.exits is not None:
+            check_exit_layers(self.exits, num_hidden_layers=n)
         if isinstance(late_layers, int):
             if late_layers > n:
                 raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from depthmix.method.mixture import copy_norm
+from depthmix.method.exit_options import check_exit_layers
+from depthmix.method.trained_parts import WideLinear, apply_norm, copy_norm
 
 
 class Exit(nn.Module):
@@ -35,8 +35,8 @@ class Exit(nn.Module):
         self.down = self.up = None
         if rank:
             options = {"bias": False, "device": device, "dtype": torch.float32}
-            self.down = nn.Linear(hidden_size, rank, **options)
-            self.up = nn.Linear(rank, hidden_size, **options)
+            self.down = WideLinear(hidden_size, rank, **options)
+            self.up = WideLinear(rank, hidden_size, **options)
             nn.init.normal_(self.down.weight, std=1 / math.sqrt(hidden_size))
             nn.init.zeros_(self.up.weight)
 
@@ -53,7 +53,8 @@ class Exit(nn.Module):
             size = states.square().mean(-1, keepdim=True).sqrt()
             within = F.silu(self.down(F.rms_norm(states, states.shape[-1:])))
             states = torch.addcmul(states, size, self.up(within))
-        return self.norm(states)
+        with torch.autocast(states.device.type, enabled=False):
+            return apply_norm(self.norm, states).float()
 
 
 class Exits(nn.Module):
@@ -124,24 +125,3 @@ class Exits(nn.Module):
             del twin.by_layer[str(layer)]
         twin.layers = tuple(layers)
         return twin
-
-
-def check_exit_layers(
-    layers: Sequence[int], *, num_hidden_layers: int, name: str = "exits"
-) -> None:
-    """Check where exits are to be.
-
-    Args:
-        layers: Their numbers.
-        num_hidden_layers: Layers of the model, n.
-        name: The argument, for messages.
-
-    Raises:
-        ValueError: If there is none, they do not increase, or one is not below the final layer.
-    """
-    rising = all(low < high for low, high in itertools.pairwise(layers))
-    if not layers or not rising or layers[0] < 1 or layers[-1] >= num_hidden_layers:
-        raise ValueError(
-            f"`{name}` must name layers below the final one, from 1 to {num_hidden_layers - 1} and "
-            f"increasing, got {list(layers)}."
-        )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from accelerate.hooks import remove_hook_from_module
-from accelerate.utils import align_module_device
 from jaxtyping import Float
-from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 
 from depthmix.method.config import MixtureConfig
+from depthmix.method.exits import Exits
+from depthmix.method.trained_parts import WideLinear, apply_norm, copy_norm
 
 ROUTER_STD = 0.02
 """Standard deviation of the router's Gaussian start (paper)."""
@@ -37,6 +35,9 @@ class Routes:
 
     mixture: Mixture
     """The mixture that made them."""
+
+    exit_states: Mapping[int, Float[Tensor, "batch seq hidden"]] = field(default_factory=dict)
+    """Residual stream at each exit's layer, in training; empty otherwise and without exits."""
 
 
 def route(
@@ -83,21 +84,8 @@ def mix(
     return mixed
 
 
-class Router(nn.Linear):
-    """The router's product `x W_g`, in float32 whatever its weight's dtype or autocast.
-
-    It is a module of its own so that sharded weights are gathered when it is called.
-    """
-
-    def forward(self, input: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch routes"]:
-        """Give one logit per route, float32."""
-        with torch.autocast(input.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return F.linear(input.float(), self.weight.float(), bias)
-
-
 class Mixture(nn.Module):
-    """The trainable part of MoDE: one norm per late layer and a router.
+    """The trainable part of MoDE: one norm per late layer and a router, beside them its exits.
 
     Args:
         config: The mixture's options.
@@ -107,7 +95,8 @@ class Mixture(nn.Module):
     """
 
     norms: nn.ModuleDict
-    router: Router
+    router: WideLinear
+    exits: Exits | None
 
     def __init__(
         self,
@@ -125,7 +114,7 @@ class Mixture(nn.Module):
         own += [late_layers[-1]] if config.train_final_norm else []
         self.norms = nn.ModuleDict({str(layer): copy_norm(final_norm) for layer in own})
         num_routes, identity = len(late_layers), config.router_init == "identity"
-        self.router = Router(hidden_size, num_routes, bias=identity)
+        self.router = WideLinear(hidden_size, num_routes, bias=identity)
         with torch.no_grad():
             if identity:
                 rest = (1 - IDENTITY_SHARE) / max(num_routes - 1, 1)
@@ -134,11 +123,26 @@ class Mixture(nn.Module):
                 self.router.bias[-1] = config.router_temperature * math.log(IDENTITY_SHARE / rest)
             else:
                 self.router.weight.normal_(std=ROUTER_STD)
+        self.exits = None
+        if config.exits is not None:
+            with torch.random.fork_rng(devices=[]):  # what is drawn later is as without them
+                self.exits = Exits(
+                    config.exits,
+                    rank=config.exit_rank,
+                    final_norm=final_norm,
+                    hidden_size=hidden_size,
+                    num_hidden_layers=late_layers[-1],
+                )
 
     @property
     def depths(self) -> tuple[int, ...]:
         """Depths whose residual streams the mixture reads below the final layer's."""
         return (self.late_layers[0] - 1, *self.late_layers[:-1])
+
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        """Layers whose exits are trained with the mixture; none of them is a member of it."""
+        return () if self.exits is None else self.exits.layers
 
     @property
     def task_routes(self) -> tuple[int, ...]:
@@ -174,10 +178,7 @@ class Mixture(nn.Module):
         """Apply the norm of a late layer, `N_i(h_i)`; `final_norm` serves where it has none."""
         if str(layer) not in self.norms:
             return final_norm(hidden_states)
-        norm = self.norms[str(layer)]
-        parameter = next(norm.parameters(), None)
-        # A trained norm may be float32 over a bfloat16 trunk, which LayerNorm kernels refuse.
-        return norm(hidden_states if parameter is None else hidden_states.to(parameter.dtype))
+        return apply_norm(self.norms[str(layer)], hidden_states)
 
     def forward(
         self, hidden_states: Mapping[int, Float[Tensor, "batch seq hidden"]], final_norm: nn.Module
@@ -185,7 +186,8 @@ class Mixture(nn.Module):
         """Norm the late hidden states and route each token.
 
         Args:
-            hidden_states: Residual streams by layer: each late layer's, and the one below them.
+            hidden_states: Residual streams by layer: each late layer's, the one below them and, in
+                training, each exit's.
             final_norm: The pretrained final norm `N_p`.
 
         Returns:
@@ -194,15 +196,5 @@ class Mixture(nn.Module):
         states = tuple(
             self.norm(layer, hidden_states[layer], final_norm) for layer in self.late_layers
         )
-        return Routes(states, self.weigh(hidden_states[self.late_layers[0] - 1]), self)
-
-
-def copy_norm(final_norm: nn.Module) -> nn.Module:
-    """Copy a pretrained norm: its values as the start, none of its hooks, ready to train.
-
-    Args:
-        final_norm: The norm, whole, sharded or offloaded; it is not changed.
-    """
-    with gather_params_ctx(list(final_norm.parameters())), align_module_device(final_norm):
-        norm = copy.deepcopy(final_norm)
-    return remove_hook_from_module(norm, recurse=True).requires_grad_(True)
+        exits = {layer: hidden_states[layer] for layer in self.exit_layers if self.training}
+        return Routes(states, self.weigh(hidden_states[self.late_layers[0] - 1]), self, exits)

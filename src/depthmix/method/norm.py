@@ -97,13 +97,13 @@ class MixtureNorm(nn.Module, ABC):
 
     def watch(self, mixtures: Iterable[Mixture]) -> None:
         """Capture the hidden states that these mixtures read, and no others from now on."""
-        depths = {depth for mixture in mixtures for depth in mixture.depths}
-        if depths:  # the last layer's input tells that it ran
-            depths.add(self.backbone.num_hidden_layers - 1)
+        depths, exits = set(), set()
+        for mixture in mixtures:  # the last layer's input tells that it ran
+            depths |= {*mixture.depths, self.backbone.num_hidden_layers - 1}
+            exits |= {*mixture.exit_layers}
         self.unwatch()
-        self.capture.watch(
-            self.backbone.layers, depths, within=self.backbone.trunk, begin=self._check_drafts
-        )
+        layers, begin = self.backbone.layers, self._check_drafts
+        self.capture.watch(layers, depths, trained=exits, within=self.backbone.trunk, begin=begin)
 
     def unwatch(self) -> None:
         """Capture nothing from now on."""
@@ -141,14 +141,15 @@ class MixtureNorm(nn.Module, ABC):
         # Layers may sit on several devices; the mixture lives on one.
         device = find_device(mixture.router)
         hidden_states = hidden_states.to(device)
-        needed = {*mixture.depths, self.backbone.num_hidden_layers - 1}
+        read = {*mixture.depths, *(mixture.exit_layers if self.training else ())}
+        needed = {*read, self.backbone.num_hidden_layers - 1}
         if not needed <= captured.keys():
-            return self._exit_early(mixture, hidden_states, seen=needed & captured.keys())
-        late_states = {depth: captured[depth].to(device) for depth in mixture.depths}
-        late_states[mixture.late_layers[-1]] = hidden_states
+            return self._exit_early(mixture, hidden_states, needed, seen=needed & captured.keys())
+        states = {depth: captured[depth].to(device) for depth in read}
+        states[mixture.late_layers[-1]] = hidden_states
         if self.readout is not None:
-            return self.answer_alone(self.readout, late_states[self.readout])
-        routes = mixture(late_states, self.base_layer)
+            return self.answer_alone(self.readout, states[self.readout])
+        routes = mixture(states, self.base_layer)
         if self.listener is not None:
             self.listener(routes)
         final_is_pretrained = str(mixture.late_layers[-1]) not in mixture.norms
@@ -178,6 +179,7 @@ class MixtureNorm(nn.Module, ABC):
         self,
         mixture: Mixture,
         hidden_states: Float[Tensor, "batch seq hidden"],
+        needed: set[int],
         *,
         seen: set[int],
     ) -> Float[Tensor, "batch seq hidden"]:
@@ -187,7 +189,6 @@ class MixtureNorm(nn.Module, ABC):
         configuration. The depths seen must be those below, or some got lost in another way.
         """
         stop = self._num_running_layers()
-        needed = {*mixture.depths, self.backbone.num_hidden_layers - 1}
         if self.training or seen != {d for d in needed if d < stop}:
             raise RuntimeError(
                 f"Only {len(seen)} of {len(needed)} hidden states of the mixture were seen; all "

@@ -15,17 +15,20 @@ from trl import SFTTrainer
 
 from depthmix.adapters.calls import without_old_name
 from depthmix.loss.measurements import Part, Step, log_entries
+from depthmix.loss.term_names import name_terms
+from depthmix.method.config import MixtureConfig
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.options.secrets import hide_secrets
 from depthmix.trainers.checkpoints import find_last_checkpoint
 from depthmix.trainers.evaluation_loss import TokenMeanEvaluation
+from depthmix.trainers.learning_rates import PartLearningRates
 from depthmix.trainers.reference import check_reference, check_reference_options
 from depthmix.trainers.resumption import Resumption
 from depthmix.trainers.watch import FiniteGradients, Pace, say_diverged
 
 
-class MoDETrainerMixin(TokenMeanEvaluation):
+class MoDETrainerMixin(PartLearningRates, TokenMeanEvaluation):
     """Brings MoDE's objective and its measurements to any `Trainer`.
 
     Put it before the trainer: `class MyTrainer(MoDETrainerMixin, DPOTrainer)`. Where the trainer's
@@ -46,7 +49,10 @@ class MoDETrainerMixin(TokenMeanEvaluation):
     token weighs against a nat of its cross-entropy), `routing_entropy` (nats) and, over the label
     tokens, `routing_weight/layer_<i>` (mean), `routing_variance/layer_<i>`,
     `routing_sparsity/layer_<i>` (share of tokens whose weight is below 1e-5) and, with
-    `log_layer_losses`, `layer_loss/layer_<i>` (the layer's own cross-entropy in nats, mean).
+    `log_layer_losses`, `layer_loss/layer_<i>` (the layer's own cross-entropy in nats, mean). Of
+    exits that are trained along: `exit_loss/layer_<i>` (the exit's cross-entropy in nats, mean) and
+    `exit_agreement/layer_<i>` (share of tokens of which its likeliest entry is the model's own),
+    both among the entries that their loss is on.
     `SFTTrainer`'s own entropy and token accuracy are made by the pass that the objective replaces;
     they appear in evaluation only. With or without a mixture: `tokens_per_second` (input tokens of
     all processes, per second of training steps, where the batches have them) and `memory_gib` (of
@@ -138,11 +144,10 @@ class MoDETrainerMixin(TokenMeanEvaluation):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss with `λ L_distill` in it exactly once.
+        """Compute the loss with the objective's other terms in it exactly once.
 
         Where the loss is plain cross-entropy, the mixture's objective stands for the whole of it,
-        on label positions alone. Any other loss of the host trainer gets the distillation term on
-        top.
+        on label positions alone. Any other loss of the host trainer gets the other terms on top.
         """
         assert self.model is not None
         norm = find_mixture_norm(self.model)
@@ -165,21 +170,21 @@ class MoDETrainerMixin(TokenMeanEvaluation):
                 else:
                     result = host(model, inputs, return_outputs, num_items_in_batch)
                     loss, outputs = result if isinstance(result, tuple) else (result, None)
-            loss = self._with_distillation(loss, steps, mixture, num_items_in_batch)
+            loss = self._with_terms(loss, steps, mixture, num_items_in_batch)
         if training and not torch.isfinite(loss):
             raise FloatingPointError(say_diverged(f"loss became {float(loss.detach())}", self.args))
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take the host trainer's step, and refuse one that has no place for the distillation."""
+        """Take the host trainer's step, and refuse one that has no place for other terms."""
         self._asked = False
         loss = super().training_step(*args, **kwargs)
         mixture = active_mixture(self.model) if self.model is not None else None
-        if mixture is not None and mixture.config.distils and not self._asked:
-            host = self._find_host("training_step").__name__
+        if mixture is not None and mixture.config.has_term and not self._asked:
+            host, names = self._find_host("training_step").__name__, name_terms(mixture.config)
             raise RuntimeError(
-                f"`distillation_weight` must be 0 in {host}, which makes its loss without "
-                "`compute_loss`, where the distillation loss joins; set it to 0."
+                f"{names.demand} in {host}, which makes its loss without `compute_loss`, where the "
+                f"{names.loss} joins; {names.remedy}."
             )
         return loss
 
@@ -219,26 +224,28 @@ class MoDETrainerMixin(TokenMeanEvaluation):
         outputs = model(**{**inputs, "mixture_loss": True, "use_cache": False})
         return outputs["loss"] * (self._num_ranks() if accumulated else 1), outputs
 
-    def _with_distillation(
+    def _with_terms(
         self,
         loss: Tensor,
         steps: list[Step | None],
         mixture: Mixture,
         num_items_in_batch: Tensor | int | None,
     ) -> Tensor:
-        """Add the weighted distillation term where the host trainer's loss lacks it, and keep it.
+        """Add the weighted terms where the host trainer's loss lacks them, and keep them.
 
-        The term is scaled as the host trainer scales its loss: to a share of the accumulated batch,
+        They are scaled as the host trainer scales its loss: to a share of the accumulated batch,
         or to a micro-batch's mean that `Trainer` divides by the number of them afterwards.
         """
         labelled = [step for step in steps if step is not None]
         missing = [step.missing for step in labelled if step.missing is not None]
-        if mixture.config.distils and (not labelled or len(labelled) < len(steps)):
-            raise RuntimeError(self._why_no_term(steps))
-        if mixture.config.distils and len(missing) > 1:
+        config = mixture.config
+        if config.has_term and (not labelled or len(labelled) < len(steps)):
+            raise RuntimeError(self._why_no_term(config, steps))
+        if config.has_term and len(missing) > 1:
+            names = name_terms(config)
             raise RuntimeError(
-                f"`distillation_weight` must be 0 where one loss takes {len(missing)} passes with "
-                f"labels, as {self._host}'s does, for each has its own mean; set it to 0."
+                f"{names.demand} where one loss takes {len(missing)} passes with labels, as "
+                f"{self._host}'s does, for each has its own mean; {names.remedy}."
             )
         if not labelled:
             return loss
@@ -247,7 +254,7 @@ class MoDETrainerMixin(TokenMeanEvaluation):
             scale *= self._num_ranks()
         if is_share != self._is_scaled(num_items_in_batch):
             scale *= self.current_gradient_accumulation_steps ** (1 if is_share else -1)
-        if missing and mixture.config.distils:
+        if missing and config.has_term:
             loss = loss + scale * missing[0].to(loss.device)
         weighted = scale * labelled[0].weighted
         self._steps += [replace(step, missing=None) for step in labelled]  # nor may graphs outlive
@@ -266,9 +273,9 @@ class MoDETrainerMixin(TokenMeanEvaluation):
         """The name of the class whose loss it is."""
         return self._find_host("compute_loss").__name__
 
-    def _why_no_term(self, steps: list[Step | None]) -> str:
-        """Say why there is no distillation term to add."""
-        plain = self._has_plain_loss
+    def _why_no_term(self, config: MixtureConfig, steps: list[Step | None]) -> str:
+        """Say why there is no term to add."""
+        plain, names = self._has_plain_loss, name_terms(config)
         if plain and self.label_smoother is not None:
             cause, remedy = "`label_smoothing_factor` keeps them back", "leave that out"
         elif plain and self.compute_loss_func is not None:
@@ -278,8 +285,8 @@ class MoDETrainerMixin(TokenMeanEvaluation):
         else:
             cause, remedy = f"{self._host} never calls the whole model in training", "let it"
         return (
-            f"The distillation loss needs `labels` in the model's forward pass, and {cause}; "
-            f"{remedy}, or set `distillation_weight=0`."
+            f"The {names.loss} needs `labels` in the model's forward pass, and {cause}; "
+            f"{remedy}, or {names.remedy}."
         )
 
 
