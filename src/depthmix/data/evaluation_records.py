@@ -155,7 +155,7 @@ def _render_exact_match(
     variables: Mapping[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Render a question that is answered freely."""
-    asked, answer = _find_question(record), find_answer(record)
+    asked, answer = find_question(record), find_answer(record)
     if asked is None or not answer.strip():
         return None
     prompt = render_prompt(asked, template, tokenizer, variables=variables)
@@ -175,7 +175,7 @@ def _render_choices(
     variables: Mapping[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Render a question with the choices that continue it."""
-    asked, choices = _find_question(record), record.get("choices")
+    asked, choices = find_question(record), record.get("choices")
     answer = _to_index(record.get("answer"))
     if asked is None or not isinstance(choices, list) or answer not in range(len(choices)):
         return None
@@ -205,7 +205,7 @@ def _render_loss(
         is_training |= messages[-1]["role"] == "assistant"
     if not is_training:
         answer = find_answer(record)
-        if _find_question(record) is None or not answer.strip():
+        if find_question(record) is None or not answer.strip():
             return None
         if "prompt" not in record and "instruction" not in record:
             learnt["messages"] = [*(messages or []), {"role": "assistant", "content": answer}]
@@ -230,7 +230,7 @@ RENDERERS: dict[str, Callable[..., dict[str, Any] | None]] = {
 """By metric, what renders a record; `None` where it lacks a field."""
 
 
-def _find_question(record: Record) -> dict[str, Any] | None:
+def find_question(record: Record) -> dict[str, Any] | None:
     """Take the question out of a record, as `render_prompt` takes it; None if there is none."""
     for name in ("prompt", "instruction"):
         if isinstance(record.get(name), str | list):
