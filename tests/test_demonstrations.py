@@ -15,6 +15,7 @@ from depthmix.data.instructions import from_aqua
 from depthmix.data.records import load_published, load_records
 from depthmix.data.spec import EvaluationSpec
 from depthmix.data.templates import to_training_dataset
+from depthmix.releases import CHECKPOINTING
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
 
@@ -178,7 +179,7 @@ def test_the_tokens_of_training_are_those_that_are_scored(small_data, tmp_path, 
             use_cpu=True,
             bf16=False,
             report_to="none",
-            activation_checkpointing=True,
+            **{CHECKPOINTING: True},
         ),
         train_dataset=to_training_dataset(records, "lm-eval", tokenizer),
         processing_class=tokenizer,

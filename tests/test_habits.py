@@ -23,6 +23,7 @@ from depthmix.evaluation.provenance import describe_model
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
+from depthmix.releases import CHECKPOINTING
 from depthmix.trainers.mixin import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
 
@@ -44,7 +45,7 @@ def tune(**options):
 
 def sft_config(folder, **options):
     common = {"use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no"}
-    common |= {"activation_checkpointing": True}
+    common |= {CHECKPOINTING: True}
     common |= {"disable_tqdm": True, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return SFTConfig(output_dir=str(folder), **common | options)
 

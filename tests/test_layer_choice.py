@@ -17,6 +17,7 @@ from depthmix.data.tokens import to_token_sequences
 from depthmix.depth.layer_choice import _thin
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
+from depthmix.releases import CHECKPOINTING
 from depthmix.training.folder import load_result
 from models import tiny_model
 
@@ -39,8 +40,8 @@ def test_tokens_are_those_that_the_trainer_makes(records, max_length, tmp_path):
             use_cpu=True,
             bf16=False,
             report_to="none",
-            activation_checkpointing=True,
             max_length=max_length,
+            **{CHECKPOINTING: True},
         ),
         train_dataset=to_training_dataset(records, "auto", tokenizer),
         processing_class=tokenizer,

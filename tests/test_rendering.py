@@ -37,6 +37,7 @@ from depthmix.models.template import (
     save_template,
 )
 from depthmix.pages.passages import Passage
+from depthmix.releases import CHECKPOINTING
 
 TEMPLATES = {
     "roles": CHAT_TEMPLATE,
@@ -228,7 +229,7 @@ def test_trl_leaves_the_tokens_as_they_are(tmp_path):
             use_cpu=True,
             bf16=False,
             report_to="none",
-            activation_checkpointing=False,
+            **{CHECKPOINTING: False},
         ),
         train_dataset=dataset,
         processing_class=tokenizer,

@@ -9,6 +9,7 @@ import pytest
 from depthmix import TrainResult
 from depthmix.adapters.ledger import Ledger
 from depthmix.evaluation.reading import load_evaluation
+from depthmix.releases import CHECKPOINTING
 from depthmix.training.config import load_run_config, save_run_config
 from depthmix.training.folder import load_result, save_result
 from depthmix.training.start import check_resumed
@@ -98,7 +99,7 @@ def test_a_run_goes_on_under_the_settings_it_began_with(tmp_path):
         ("training", "hub_token", "another"),
         ("training", "per_device_train_batch_size", 2),
         ("training", "gradient_checkpointing", True),
-        ("training", "activation_checkpointing", True),
+        ("training", CHECKPOINTING, True),
     ):
         check_resumed(changed(section, option, value), tmp_path)
     evaluation = {"data": "test.jsonl", "metric": "choices"}

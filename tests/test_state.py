@@ -21,6 +21,7 @@ from depthmix import MoDEConfig, attach, detach
 from depthmix.adapters.readout import reading_out
 from depthmix.method.capture import HiddenStateCapture
 from depthmix.method.norm import active_mixture, find_mixture_norm
+from depthmix.releases import CHECKPOINTING
 from models import random_ids, randomise, tiny_model
 
 IDS, OTHERS = random_ids(2, 6), random_ids(3, 9, seed=4)
@@ -308,7 +309,7 @@ def loss_of(model, ids):
 def test_an_interrupted_training_pass_leaves_nothing(place, checkpointing):
     model = mixed(distillation_weight=0.3)
     if checkpointing is not None:
-        model.activation_checkpointing_enable({"use_reentrant": checkpointing})
+        getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": checkpointing})
     evaluated = loss_of(model, IDS).item()
     trained = loss_of(model.train(), IDS).item()
     assert trained != evaluated
@@ -328,7 +329,7 @@ def test_an_interrupted_training_pass_leaves_nothing(place, checkpointing):
 
 def test_a_failed_backward_pass_leaves_nothing():
     model = mixed(distillation_weight=0.3).train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     loss_of(model, IDS).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     handle = model.model.layers[1].mlp.register_full_backward_hook(

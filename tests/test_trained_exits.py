@@ -16,6 +16,7 @@ from depthmix import MixtureConfig, MoDEConfig, attach, detach, load, parameter_
 from depthmix.adapters.attach import CONFIG_FIELD
 from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import active_mixture, find_mixture_norm
+from depthmix.releases import CHECKPOINTING
 from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer
 from models import random_ids, randomise, tiny_model
 from test_training import (
@@ -102,7 +103,7 @@ def test_gradient_checkpointing_changes_no_gradient(use_reentrant):
     model = tuned_model(tiny_model(), **EXITS)
     expected = gradients_of(model.train(), **BATCH)
     base = model.get_base_model()
-    base.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    getattr(base, f"{CHECKPOINTING}_enable")({"use_reentrant": use_reentrant})
     base.enable_input_require_grads()
     found = gradients_of(model, **BATCH)
     torch.testing.assert_close(found[0], expected[0])

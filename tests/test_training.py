@@ -21,6 +21,7 @@ from depthmix import MoDEConfig
 from depthmix.models.loading import load_model
 from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec
+from depthmix.releases import CHECKPOINTING
 from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
@@ -109,7 +110,7 @@ def make_trainer(trainer_cls, model, output_dir, *, dataset=None, **options):
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        "activation_checkpointing": False,
+        CHECKPOINTING: False,
         "dataloader_pin_memory": False,
         "logging_nan_inf_filter": False,
         **({"dataset_kwargs": {"skip_prepare_dataset": True}} if is_sft else {}),
@@ -244,8 +245,7 @@ def test_gradient_checkpointing_changes_no_gradient(trainer_cls, use_reentrant, 
         trainer_cls,
         tuned_model(distillation_weight=0.3),
         tmp_path,
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": use_reentrant},
+        **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": use_reentrant}},
     )[1]
     assert_same_gradients(gradients, plain, rtol=1e-4, atol=1e-5)
 

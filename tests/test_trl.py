@@ -34,6 +34,7 @@ from trl.trainer.utils import add_fused_lm_head
 from checkpoints import make_model, make_tokenizer
 from depthmix import MoDEConfig, MoDESFTTrainer, MoDETrainerMixin, attach, load
 from depthmix.method.norm import find_mixture_norm
+from depthmix.releases import CHECKPOINTING
 from models import randomise
 from references import reference_step
 from test_training import KeptGradients
@@ -109,7 +110,7 @@ def make_trainer(kind, output_dir, model, *, mixed=True, tuner=None, extra=None,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        "activation_checkpointing": False,
+        CHECKPOINTING: False,
         "dataloader_pin_memory": False,
         **({} if kind in OTHERS else {"remove_unused_columns": False}),
     }
@@ -408,9 +409,8 @@ def test_the_options_of_sft_leave_the_objective_whole(data, options, tmp_path):
             logging_steps=1,
             report_to=[],
             disable_tqdm=True,
-            activation_checkpointing=False,
             dataloader_pin_memory=False,
-            **{"max_length": 24, **options},
+            **{CHECKPOINTING: False, "max_length": 24, **options},
         ),
         train_dataset=Dataset.from_list(SFT_DATA[data]),
         processing_class=tokenizer,

@@ -3,8 +3,11 @@
 import subprocess
 from importlib.metadata import version
 
+from packaging.version import Version
+
 from depthmix.files import versions
 from depthmix.files.versions import find_commit, list_versions
+from oldest import ROOT, find_lower_bounds
 
 
 def git(folder, *arguments):
@@ -45,3 +48,24 @@ def test_versions_are_those_of_the_packages(monkeypatch):
         expected = {"depthmix": version("depthmix"), "torch": version("torch")}
         expected |= {"commit": commit} if commit else {}
         assert list_versions(["depthmix", "torch"]) == expected
+
+
+def test_the_oldest_versions_are_the_lower_bounds(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text(
+        '[project]\ndependencies = ["torch>=2.6", "peft>=0.21.0,<0.22", "itself[lab]"]\n'
+        '[project.optional-dependencies]\neval = ["lm-eval[hf]>=0.4.13"]\n'
+    )
+    assert find_lower_bounds(project) == {"torch": "2.6", "peft": "0.21.0", "lm-eval": "0.4.13"}
+
+
+def test_no_lower_bound_is_above_what_we_develop_with():
+    pins = dict(
+        line.replace("_", "-").lower().split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    bounds = find_lower_bounds(ROOT / "pyproject.toml", ROOT / "replication" / "pyproject.toml")
+    bounds = {name.replace("_", "-").lower(): version for name, version in bounds.items()}
+    assert {"torch", "transformers", "peft", "trl"} <= bounds.keys() & pins.keys()
+    assert all(Version(bounds[name]) <= Version(pins[name]) for name in bounds.keys() & pins.keys())

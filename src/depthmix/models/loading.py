@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.quantization_config import GgufConfig
 
 from depthmix.adapters.attach import CONFIG_FIELD
 from depthmix.adapters.calls import without_old_name
@@ -33,6 +32,7 @@ from depthmix.models.sources import (
 )
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.models.vocabulary import fit_embeddings, read_ends, stop_at
+from depthmix.releases import dequantising
 
 
 def load_model(
@@ -61,7 +61,7 @@ def load_model(
     source = resolve_model(spec.name)
     arguments: dict[str, Any] = {"dtype": spec.dtype, "revision": spec.revision or "main"}
     if source.gguf_file is not None:
-        arguments["quantization_config"] = GgufConfig(dequantize=True)
+        arguments |= dequantising()
     with _explained(spec.name, source):
         folder = find_mixture(spec)
         if folder is not None:

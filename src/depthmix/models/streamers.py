@@ -112,7 +112,7 @@ class DepthStreamer(BaseStreamer):
         bar = [Segment(f" {depth:.1f} ", self._style(depth)) for depth in depths]
         self.console.print(Segments([Segment("Mean depth "), *bar, Segment("\n")]), crop=False)
 
-    def put(self, value: Int[Tensor, ...]) -> None:
+    def put(self, value: Int[Tensor, " ..."]) -> None:
         """Take the prompt, then one token after the other, as `generate` gives them."""
         if self._num_unread is None:
             self._num_unread, self._num_printed = value.numel(), 0

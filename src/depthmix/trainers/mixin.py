@@ -20,6 +20,7 @@ from depthmix.method.config import MixtureConfig
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.options.secrets import hide_secrets
+from depthmix.releases import says_it_is_scaled
 from depthmix.trainers.checkpoints import find_last_checkpoint
 from depthmix.trainers.evaluation_loss import TokenMeanEvaluation
 from depthmix.trainers.learning_rates import PartLearningRates
@@ -263,8 +264,9 @@ class MoDETrainerMixin(PartLearningRates, TokenMeanEvaluation):
 
     def _is_scaled(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Tell whether `Trainer` takes the loss as a share of the accumulated batch already."""
-        if self.loss_is_scaled_for_ga is not None:
-            return self.loss_is_scaled_for_ga
+        stated = says_it_is_scaled(self)
+        if stated is not None:
+            return stated
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return counted or self.compute_loss_func is not None
 

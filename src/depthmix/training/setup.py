@@ -19,6 +19,7 @@ from depthmix.adapters.config import MoDEConfig
 from depthmix.adapters.ledger import Ledger, parameter_ledger
 from depthmix.data.templates import check_label_tokens
 from depthmix.depth.layer_choice import LayerChoice, choose_on_records
+from depthmix.releases import CHECKPOINTING
 from depthmix.trainers.checkpoints import CheckpointLimit
 from depthmix.trainers.mixin import MoDESFTTrainer
 from depthmix.training.config import RunConfig
@@ -168,9 +169,9 @@ def _training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
     has_gpu, given = torch.cuda.is_available(), config.training
     defaults: dict[str, Any] = {
         "logging_nan_inf_filter": False,
-        # TRL's own default and older files have names that transformers warns of.
-        "activation_checkpointing": given.get("gradient_checkpointing", has_gpu),
-        "activation_checkpointing_kwargs": given.get("gradient_checkpointing_kwargs"),
+        # TRL's own default and older files have names that transformers, since 5.23, warns of.
+        CHECKPOINTING: given.get("gradient_checkpointing", has_gpu),
+        f"{CHECKPOINTING}_kwargs": given.get("gradient_checkpointing_kwargs"),
     }
     if not has_gpu:
         # Adapters are float32 over a bfloat16 trunk, and their products are slow unless autocast.
