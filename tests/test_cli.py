@@ -76,14 +76,18 @@ def test_train_generate_and_continue(run_file, tmp_path, capsys):
     assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--generation.top-k=3"]) == 0
     capsys.readouterr()
     answers = []
-    for way in (["--no-lazy"], ["--lazy"], ["--draft-layer", "2", "--num-draft-tokens", "3"]):
+    data = str(run_file.parent / "train.jsonl")
+    adding = ["add-exits", str(out), "--data", data, "--num-steps", "2", "--layers", "2"]
+    assert depthmix_cli.main(adding) == 0
+    assert "Saved in" in capsys.readouterr().out
+    for way in (["--no-lazy"], ["--lazy"], ["--fast"]):
         assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--top-k", "1", *way]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] == answers[2]
-    assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--lazy", "--draft-layer=2"]) == 1
-    assert "`lazy` and `draft_layer`" in capsys.readouterr().err
-    assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--draft-layer=4"]) == 1
-    assert "`draft_layer` must be a late layer" in capsys.readouterr().err
+    assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--lazy", "--fast"]) == 1
+    assert "`lazy` and `fast`" in capsys.readouterr().err
+    assert depthmix_cli.main(["generate", str(out), "1 + 1 =", "--fast", "--no-verify"]) == 0
+    capsys.readouterr()
     assert depthmix_cli.main(["info", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "default (MODE_LORA, r = " in shown

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from adapters import tuned_model
 from decoding import call_at, decode, own_functions, prompts, top_1
-from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, detach
+from depthmix import FastGeneration, LazyDepth, MoDEConfig, attach, detach
 from depthmix.adapters.readout import reading_out
 from depthmix.decoding.stand_ins import StandIn
 from depthmix.method.norm import find_mixture_norm
@@ -23,7 +23,7 @@ from models import random_ids, tiny_model
 
 INPUTS = prompts(2, 5, padded=True)
 OTHERS = prompts(3, 4, padded=True, seed=9)
-WAYS = pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+WAYS = pytest.mark.parametrize("way", [LazyDepth, FastGeneration])
 
 
 def meanwhile(way, model, function, *, at=8, inputs=INPUTS, **options):
@@ -109,8 +109,8 @@ def test_a_layer_may_call_the_model_within_a_pass(way):
         decode(way(model), INPUTS)
 
 
-@pytest.mark.parametrize("first", [LazyDepth, SelfSpeculation])
-@pytest.mark.parametrize("second", [LazyDepth, SelfSpeculation])
+@pytest.mark.parametrize("first", [LazyDepth, FastGeneration])
+@pytest.mark.parametrize("second", [LazyDepth, FastGeneration])
 @pytest.mark.parametrize("threaded", [False, True])
 def test_a_second_deferral_is_refused(first, second, threaded):
     model = top_1()

@@ -30,6 +30,8 @@ def test_one_threshold_serves_all():
         ({"thresholds": (0.9, float("nan"))}, "`thresholds` must be probabilities"),
         ({"joint_threshold": -1.0}, "`joint_threshold` must be probabilities"),
         ({"max_drafts": 0}, "`max_drafts` must be at least 1"),
+        ({"row_costs": (1.0, 2.0)}, "`row_costs` must hold four positive numbers"),
+        ({"row_costs": (1.0, 2.0, 0.0, 3.0)}, "`row_costs` must hold four positive numbers"),
         ({"vocabulary": ()}, "`vocabulary` must hold token ids"),
         ({"vocabulary": (3, 3)}, "`vocabulary` must hold token ids"),
     ],

@@ -81,8 +81,8 @@ def test_every_command_is_known_by_its_name():
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["generate", "m", "Hi", "--lazy", "--draft-layer", "2"],
-         "On the command line: `--lazy`, `--draft-layer`."),
+        (["generate", "m", "Hi", "--lazy", "--fast"],
+         "On the command line: `--lazy`, `--fast`."),
         (["evaluate", "m"], "On the command line: `--tasks`, `--records`."),
         (["train", "--mode.target-module", "x"],
          "`mode.target_module` is not an option of MoDEConfig; did you mean `target_modules`? On "

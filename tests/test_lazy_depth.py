@@ -31,7 +31,7 @@ from decoding import (
     prompts,
     top_1,
 )
-from depthmix import LazyDepth, MoDEConfig, SelfSpeculation, attach, set_top_k
+from depthmix import FastGeneration, LazyDepth, MoDEConfig, attach, set_top_k
 from depthmix.adapters.readout import reading_out
 from depthmix.decoding.deferral import check_device
 from depthmix.method.norm import active_mixture
@@ -331,14 +331,14 @@ def test_a_plain_cache_must_have_the_models_layers():
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+@pytest.mark.parametrize("way", [LazyDepth, FastGeneration])
 def test_a_second_pass_of_each_step_is_refused(way):
     model, inputs = top_1(), prompts(2, 5, padded=True)
     with pytest.raises(ValueError, match=r"`guidance_scale` asks for, got 1.5; leave it out"):
         decode(way(model), inputs, guidance_scale=1.5)
 
 
-@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+@pytest.mark.parametrize("way", [LazyDepth, FastGeneration])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_everything_is_put_back_whatever_raises(way, error):
     def fail(_input_ids):
@@ -361,7 +361,7 @@ def test_everything_is_put_back_whatever_raises(way, error):
     assert torch.equal(decode(generator, inputs), expected)
 
 
-@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+@pytest.mark.parametrize("way", [LazyDepth, FastGeneration])
 def test_another_mixture_is_refused(way):
     model, inputs = tuned_model(top_k=1), prompts(2, 5, padded=True)
     generator, message = way(model), f"make a new {way.__name__}"
@@ -391,7 +391,7 @@ def test_a_cache_is_not_handed_back_on_mps():
         (["chunked_attention"] * 3 + ["full_attention"], "attend by chunks"),
     ],
 )
-@pytest.mark.parametrize("way", [LazyDepth, SelfSpeculation])
+@pytest.mark.parametrize("way", [LazyDepth, FastGeneration])
 def test_llama_4_is_refused(way, layer_types, message):
     model = tiny_model(
         "llama4_text", layer_types=layer_types, intermediate_size_mlp=24, num_local_experts=2
@@ -402,8 +402,9 @@ def test_llama_4_is_refused(way, layer_types, message):
 
 
 def test_options_that_do_nothing_are_not_passed_over():
-    with pytest.raises(ValueError, match="`num_draft_tokens` needs a `draft_layer`"):
-        answer_prompts(ModelSpec(name="nowhere"), ["1 + 1 ="], num_draft_tokens=3)
+    for options in ({"exits": "there"}, {"verify": False}):
+        with pytest.raises(ValueError, match="needs `fast`, which drafts"):
+            answer_prompts(ModelSpec(name="nowhere"), ["1 + 1 ="], **options)
     for top_k in (None, 3):
         with pytest.warns(UserWarning, match="`lazy` skips no layer while each .* all 3 routes"):
             warn_of_dense_routing(active_mixture(make_model(top_k=top_k)))

@@ -149,8 +149,7 @@ model = depthmix.load_model(sys.argv[1])
 tokenizer = depthmix.load_tokenizer(sys.argv[1])
 inputs = tokenizer("Once", return_tensors="pt")
 plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-draft = model.config.num_hidden_layers - 1
-for way in (depthmix.LazyDepth(model), depthmix.SelfSpeculation(model, draft_layer=draft)):
+for way in (depthmix.LazyDepth(model), depthmix.FastGeneration(model)):
     assert (way.generate(**inputs, max_new_tokens=4, do_sample=False) == plain).all()
 depthmix.attach(depthmix.load_model(sys.argv[2]), late_layers=2)
 """

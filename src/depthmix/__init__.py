@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from depthmix.adapters.ledger import Ledger, parameter_ledger
     from depthmix.comparison.comparison import compare
     from depthmix.comparison.scores import Comparison
+    from depthmix.decoding.draft_plan import DraftPlan
+    from depthmix.decoding.fast_generation import FastGeneration
     from depthmix.decoding.lazy_depth import LazyDepth
-    from depthmix.decoding.self_speculation import SelfSpeculation
     from depthmix.depth.layer_choice import choose_late_layers
     from depthmix.depth.probe import Probe, probe_layers
     from depthmix.evaluation.harness import evaluate
@@ -42,7 +43,9 @@ _PLACES = {
     "AddedExits": "depthmix.models.exits",
     "Backbone": "depthmix.method.backbone",
     "Comparison": "depthmix.comparison.scores",
+    "DraftPlan": "depthmix.decoding.draft_plan",
     "EvaluationPlan": "depthmix.evaluation.plan",
+    "FastGeneration": "depthmix.decoding.fast_generation",
     "LazyDepth": "depthmix.decoding.lazy_depth",
     "Ledger": "depthmix.adapters.ledger",
     "MixtureConfig": "depthmix.method.config",
@@ -53,7 +56,6 @@ _PLACES = {
     "ModelSpec": "depthmix.models.spec",
     "Probe": "depthmix.depth.probe",
     "RunConfig": "depthmix.training.config",
-    "SelfSpeculation": "depthmix.decoding.self_speculation",
     "TrainResult": "depthmix.training.folder",
     "add_exits": "depthmix.models.exits",
     "attach": "depthmix.adapters.attach",
@@ -80,7 +82,9 @@ __all__ = [
     "AddedExits",
     "Backbone",
     "Comparison",
+    "DraftPlan",
     "EvaluationPlan",
+    "FastGeneration",
     "LazyDepth",
     "Ledger",
     "MixtureConfig",
@@ -91,7 +95,6 @@ __all__ = [
     "ModelSpec",
     "Probe",
     "RunConfig",
-    "SelfSpeculation",
     "TrainResult",
     "add_exits",
     "attach",

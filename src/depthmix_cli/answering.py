@@ -12,7 +12,7 @@ from depthmix_cli.options import SPEC, Generation, Model
     (SPEC, "adapter", "dtype"),
     (
         "depthmix.models.generation:generate",
-        *("template", "top_k", "lazy", "draft_layer", "num_draft_tokens"),
+        *("template", "top_k", "lazy", "fast", "exits", "verify"),
     ),
 )
 def generate(

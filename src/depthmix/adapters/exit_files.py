@@ -31,6 +31,9 @@ SETTINGS_NAME = "exits.json"
 PLAN_NAME = "plan.json"
 """File beside them that says how they draft, if they were calibrated."""
 
+UNVERIFIED_PLAN_NAME = "unverified_plan.json"
+"""The same for drafts that the top does not verify."""
+
 FORMAT_VERSION = 1
 """Version of the two files."""
 
@@ -79,7 +82,7 @@ def save_exits(exits: Exits, folder: Path | str, **about: Any) -> Path:
     }
     text = json.dumps(settings, indent=2) + "\n"  # before anything is removed
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SETTINGS_NAME, PLAN_NAME):
+    for name in (SETTINGS_NAME, PLAN_NAME, UNVERIFIED_PLAN_NAME):
         (folder / name).unlink(missing_ok=True)
     write_whole(folder / WEIGHTS_NAME, content)
     write_whole(folder / SETTINGS_NAME, text)

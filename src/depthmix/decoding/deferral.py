@@ -19,7 +19,8 @@ from transformers import (
 from depthmix.decoding.calls import read_call, sees_alike
 from depthmix.decoding.requirements import check_deferrable, check_device
 from depthmix.decoding.stand_ins import Claim, Turn
-from depthmix.method.norm import active_mixture, explain_no_mixture, find_mixture_norm
+from depthmix.method.norm import active_mixture, find_mixture_norm
+from depthmix.method.parts import find_parts
 
 
 class Deferral(ABC):
@@ -28,10 +29,11 @@ class Deferral(ABC):
     Subclasses stand in front of the layers, and give each step the dense model's logits.
 
     Args:
-        model: A model with a mixture, by `attach` or as a PEFT adapter.
+        model: A decoder, with a mixture or without one.
 
     Raises:
-        ValueError: If the model has no active mixture.
+        TypeError: If the model is not a decoder-only language model with a head.
+        ValueError: If its layers, final norm or head cannot be found.
     """
 
     name: str
@@ -41,16 +43,11 @@ class Deferral(ABC):
     """What errors say to leave out, so that generation is the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
-        norm, mixture = find_mixture_norm(model), active_mixture(model)
-        if norm is None or mixture is None:
-            raise ValueError(
-                "`model` must have an active mixture of depths, which says how deep a token goes, "
-                f"and {explain_no_mixture(model)}; leave out {self.door}, or load a model that was "
-                "trained with one."
-            )
         self.model: Any = model
-        self.norm = norm
-        self.mixture = mixture
+        self.norm: Any = find_mixture_norm(model)  # None without a mixture
+        self.mixture: Any = active_mixture(model)
+        self.backbone, _ = find_parts(model)
+        self._final_norm = self.backbone.final_norm
         self._cache: Any = None
         self._turn: Turn | None = None
         self._modules: list[nn.Module] = []
@@ -94,7 +91,7 @@ class Deferral(ABC):
             ValueError: If `model` is not the one that this was made for, or the way of decoding,
                 the cache or the attention cannot be deferred.
         """
-        own: Any = self.norm.backbone.model
+        own: Any = self.backbone.model
         if model is not own:
             raise ValueError(
                 f"`custom_generate` must be a {type(self).__name__} of the model that generates, "
@@ -110,7 +107,7 @@ class Deferral(ABC):
             try:
                 turn.take([(model, "forward", self._run_pass), *self._claim()])
                 self._turn, self._cache = turn, cache
-                self._modules = list(self.norm.backbone.layers)
+                self._modules = list(self.backbone.layers)
                 self._begin(input_ids, generation_config)
                 if streamer is not None:
                     streamer.put(input_ids.cpu())  # streamers expect the prompt first
@@ -145,8 +142,8 @@ class Deferral(ABC):
                 return forward(*args, **kwargs)
         turn.check()
         self._check_mixture()
-        layers = list(self.norm.backbone.layers)
-        if layers != self._modules or self.norm.backbone.final_norm is not self.norm:
+        layers = list(self.backbone.layers)
+        if layers != self._modules or self.backbone.final_norm is not self._final_norm:
             raise RuntimeError(
                 f"{self.name} cannot go on, because the model's layers or its final norm were "
                 "replaced while it generates; change the model before or after."
@@ -190,10 +187,16 @@ class Deferral(ABC):
 
     def _check_mixture(self) -> None:
         """Refuse to go on with another mixture than this was made for."""
-        if self.norm.active_mixture is not self.mixture or self.norm.readout is not None:
+        norm = self.norm
+        if norm is None:  # one that is put on later stands in the final norm's place
+            changed = self.backbone.final_norm is not self._final_norm
+        else:
+            changed = norm.active_mixture is not self.mixture or norm.readout is not None
+        if changed:
             raise RuntimeError(
                 f"{type(self).__name__} needs the mixture that was active when it was made to "
-                "predict, and now another one, the base model or a late layer alone does; "
+                "predict, or none if none was, and now another one, the base model or a late "
+                "layer alone does; "
                 f"activate its adapter, or make a new {type(self).__name__}."
             )
 

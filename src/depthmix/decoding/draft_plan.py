@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -33,6 +34,10 @@ class DraftPlan:
     """Token ids that may be drafted, increasing; `None` for all. The head's product with few of
     them is what makes an exit cheap. The top predicts among all tokens, whatever this says."""
 
+    row_costs: tuple[float, ...] = (1.0, 1.6, 1.7, 2.0)
+    """Cost of a layer at 1, 2, 4 and 8 positions in one pass, that at 1 being 1. By it drafting
+    stops for a while where it does not pay."""
+
     stay_dense: bool = False
     """Whether drafting is not worth its cost, so that `generate` is the model's own."""
 
@@ -53,6 +58,11 @@ class DraftPlan:
                     raise ValueError(f"`{name}` must be probabilities, 0 to 1, got {value}.")
         if self.max_drafts < 1:
             raise ValueError(f"`max_drafts` must be at least 1, got {self.max_drafts}.")
+        if len(self.row_costs) != 4 or not all(0 < cost < math.inf for cost in self.row_costs):
+            raise ValueError(
+                "`row_costs` must hold four positive numbers, for 1, 2, 4 and 8 positions, got "
+                f"{self.row_costs}."
+            )
         known = self.vocabulary
         if known is not None and (not known or sorted(set(known)) != list(known) or known[0] < 0):
             raise ValueError(
@@ -87,8 +97,11 @@ class DraftPlan:
             what = f"has no field {unknown[0]!r}" if unknown else f"needs a field {missing[0]!r}"
             raise ValueError(f"A plan of drafts {what}; write it by `depthmix calibrate`.")
         try:
-            lists = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-            return cls(**lists)
+            read: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.items()
+            }
+            return cls(**read)
         except TypeError as error:
             raise ValueError(
                 f"A plan of drafts cannot be read ({error}); write it by `depthmix calibrate`."

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from depthmix.decoding.calls import join_calls, mask_missed
 from depthmix.decoding.deferral import Deferral
+from depthmix.decoding.layer_queue import LayerQueue, queue_layers
 from depthmix.decoding.stand_ins import Claim
-
-
-@dataclass
-class LateLayer:
-    """A late layer, and the positions that it has yet to process."""
-
-    module: nn.Module
-
-    index: int
-    """Place of the layer among all and in the cache, from 0."""
-
-    above: LateLayer | None
-    """The next late layer, which takes what this one puts out."""
-
-    names: list[str]
-    """Names of the parameters of the layer's forward pass."""
-
-    forward: Callable[..., Any] = field(init=False)
-    """The module's own forward pass."""
-
-    inputs: list[Float[Tensor, "batch missed hidden"]] = field(default_factory=list)
-    """What the layer below put out at those positions, as far as that one has run."""
-
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    """What each pass handed over with those positions, masks above the first late layer apart."""
+from depthmix.method.norm import active_mixture, explain_no_mixture
 
 
 class LazyDepth(Deferral):
@@ -69,13 +42,18 @@ class LazyDepth(Deferral):
     door = "`lazy` or `custom_generate`"
 
     def __init__(self, model: nn.Module) -> None:
+        if active_mixture(model) is None:
+            raise ValueError(
+                "`model` must have an active mixture of depths, which says how deep a token goes, "
+                f"and {explain_no_mixture(model)}; leave out {self.door}, or load a model that was "
+                "trained with one."
+            )
         super().__init__(model)
         self.num_passes = 0
         self.num_late_runs = 0
-        self._layers: list[LateLayer] = []
+        self._layers: list[LayerQueue] = []
         self._needed = 0
         self._weights: Float[Tensor, "batch new routes"] | None = None
-        self._gives_tuple = False
 
     @property
     def layers_per_pass(self) -> float:
@@ -84,7 +62,7 @@ class LazyDepth(Deferral):
 
     def _claim(self) -> Sequence[Claim]:
         """Stand in front of the late layers, and of the router's softmax."""
-        layers = self.norm.backbone.layers
+        layers = self.backbone.layers
         first = self.mixture.late_layers[0] - 1
         fronts = [
             (layers[index], "forward", partial(self._forward, index - first))
@@ -94,11 +72,7 @@ class LazyDepth(Deferral):
 
     def _begin(self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig) -> None:
         """Take the late layers as the model has them now."""
-        above = None
-        for index in reversed(range(self.mixture.late_layers[0] - 1, len(self._modules))):
-            module = self._modules[index]
-            above = LateLayer(module, index, above, list(signature(module.forward).parameters))
-            self._layers.insert(0, above)
+        self._layers = queue_layers(self._modules, first=self.mixture.late_layers[0] - 1)
 
     def _forget(self) -> None:
         """Let go of what was put off."""
@@ -153,20 +127,10 @@ class LazyDepth(Deferral):
         output = hidden_states  # where nobody looks at it: its routing weight is 0
         if layer.index <= self._needed:
             output = self._run(layer)[:, -hidden_states.shape[1] :]
-        return (output,) if self._gives_tuple else output
+        return self._layers[0].wrap(output)  # the lowest always runs
 
-    def _run(self, layer: LateLayer) -> Float[Tensor, "batch missed hidden"]:
-        """Process all positions that a layer has missed, and hand its outputs to the next one."""
-        inputs = torch.cat(layer.inputs, dim=1) if len(layer.inputs) > 1 else layer.inputs[0]
-        call = join_calls(layer.calls) if len(layer.calls) > 1 else layer.calls[0]
-        if layer is not self._layers[0]:
-            mask = mask_missed(inputs, cache=self._cache, index=layer.index, padding=self._padding)
-            call = {**call, "attention_mask": mask}
-        layer.inputs, layer.calls = [], []
-        output = layer.forward(inputs, **call)
-        self._gives_tuple = isinstance(output, tuple)
-        hidden_states = output[0] if isinstance(output, tuple) else output
-        if layer.above is not None:
-            layer.above.inputs.append(hidden_states)
+    def _run(self, layer: LayerQueue) -> Float[Tensor, "batch missed hidden"]:
+        """Process all positions that a layer has missed."""
         self.num_late_runs += 1
-        return hidden_states
+        masks = None if layer is self._layers[0] else {}
+        return layer.run(cache=self._cache, padding=self._padding, masks=masks)

@@ -20,10 +20,10 @@ class Guess:
     token: int
 
     logits: Float[Tensor, " vocab"]
-    """The ensemble's, given this token and all before it."""
+    """The model's, given this token and all before it."""
 
-    is_draft: bool
-    """Whether the draft layer found it, and not the ensemble."""
+    exit: int | None
+    """Layer of the exit that drafted the token; `None` where the model itself chose it."""
 
 
 class Lookahead:

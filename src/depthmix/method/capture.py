@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -133,6 +133,16 @@ class HiddenStateCapture:
         """Hand over the states of this thread's forward pass, by depth, and forget them."""
         states = self._states.take()
         return {depth: state for depth, state in states.items() if state is not None}
+
+    def replace(self, states: Mapping[int, Float[Tensor, "batch seq hidden"]]) -> None:
+        """Hand over these states at the end of this thread's pass, instead of those seen.
+
+        Args:
+            states: Residual streams by depth.
+        """
+        here = self._states.here
+        here.clear()
+        here.update(states)
 
     def remove(
         self, layers: Sequence[nn.Module] | nn.ModuleList = (), *, within: nn.Module | None = None

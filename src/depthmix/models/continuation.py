@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from depthmix.decoding.fast_generation import FastGeneration
 from depthmix.decoding.lazy_depth import LazyDepth
-from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.options.reading import read_value, underscored
 from depthmix.options.types import suggest
 
@@ -69,7 +69,7 @@ def pad_prompts(
 
 
 def continue_inputs(
-    model: PreTrainedModel | PeftModel | LazyDepth | SelfSpeculation,
+    model: PreTrainedModel | PeftModel | LazyDepth | FastGeneration,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, torch.Tensor],
     settings: Mapping[str, Any],

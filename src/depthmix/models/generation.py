@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from depthmix.data.spec import Template
 from depthmix.decoding.lazy_depth import LazyDepth
-from depthmix.decoding.self_speculation import SelfSpeculation
 from depthmix.extras import require
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import set_top_k
 from depthmix.method.placement import to_accelerator
 from depthmix.models.continuation import continue_inputs, pad_prompts, read_generation_options
+from depthmix.models.fast import prepare_fast
 from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.models.template import recall_template
 
@@ -32,8 +33,9 @@ def generate(
     batch_size: int = 16,
     top_k: int | None = None,
     lazy: bool = False,
-    draft_layer: int | None = None,
-    num_draft_tokens: int | None = None,
+    fast: bool = False,
+    exits: str | Path | None = None,
+    verify: bool = True,
 ) -> list[str]:
     """Let a model, with its adapter, answer prompts.
 
@@ -47,9 +49,10 @@ def generate(
         batch_size: Prompts that are run together.
         top_k: Layers of the mixture that vote per token, fewer than it was trained with.
         lazy: Run late layers only when a token needs them (`LazyDepth`): the same text, sooner.
-        draft_layer: Let this late layer draft, and the ensemble verify (`SelfSpeculation`): the
-            same text.
-        num_draft_tokens: Tokens that it drafts at a time, 4 by default.
+        fast: Let exits draft, and the top verify (`FastGeneration`): the same text, sooner.
+        exits: Folder of the exits, where they do not lie beside the model.
+        verify: Whether the top verifies what exits draft; without it `fast` is faster, and the text
+            no longer the model's own.
 
     Returns:
         The new text for each prompt, or each of `num_return_sequences` in turn.
@@ -58,14 +61,14 @@ def generate(
         ValueError: If an option is unknown, two of them exclude each other, or there is no prompt.
         OSError: If the model cannot be found.
     """
-    if lazy and draft_layer is not None:
+    if lazy and fast:
         raise ValueError(
-            "`lazy` and `draft_layer` are two ways to generate, got both; leave one of them out."
+            "`lazy` and `fast` are two ways to generate, got both; leave one of them out."
         )
-    if num_draft_tokens is not None and draft_layer is None:
+    if not fast and (exits is not None or not verify):
+        given = "verify=False" if exits is None else f"exits={str(exits)!r}"
         raise ValueError(
-            f"`num_draft_tokens` needs a `draft_layer` that drafts them, got {num_draft_tokens} "
-            "without one; name a late layer, or leave it out."
+            f"`{given}` needs `fast`, which drafts; ask for it, or leave the other out."
         )
     if not prompts or not all(prompts):
         raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
@@ -80,9 +83,8 @@ def generate(
     if lazy:
         generator = LazyDepth(loaded)
         warn_of_dense_routing(generator.mixture)
-    elif draft_layer is not None:
-        width = 4 if num_draft_tokens is None else num_draft_tokens
-        generator = SelfSpeculation(loaded, draft_layer=draft_layer, num_draft_tokens=width)
+    elif fast:
+        generator = prepare_fast(loaded, find_base(spec), exits=exits, verify=verify)
     answers: list[str] = []
     for start in range(0, len(rendered), batch_size):
         batch = [prompt.token_ids for prompt in rendered[start : start + batch_size]]
@@ -175,7 +177,7 @@ def warn_of_dense_routing(mixture: Mixture) -> None:
     if top_k is None or top_k >= num_routes:
         warnings.warn(
             f"`lazy` skips no layer while each token keeps all {num_routes} routes; ask for fewer "
-            "by `top_k`, or let a late layer draft by `draft_layer`.",
+            "by `top_k`, or let exits draft by `fast`.",
             stacklevel=3,
         )
 

@@ -1,4 +1,4 @@
-"""Self-speculation against the dense model: tokens, logits, caches, and the work it saves."""
+"""Fast generation against the dense model: tokens, logits, caches, and the work it saves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,38 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 
 from adapters import tuned_model
 from decoding import DECODERS, assert_same, decode, follow, make_model, prompts, top_1
-from depthmix import LazyDepth, SelfSpeculation, set_top_k
+from depthmix import DraftPlan, FastGeneration, LazyDepth, set_top_k
 from depthmix.decoding.lookahead import align_cache
 from depthmix.method.norm import active_mixture, find_mixture_norm
+from depthmix.method.parts import find_parts, new_exits
 from models import random_ids, tiny_model
 
 WHOLE = {"return_dict_in_generate": True, "output_logits": True}
 ACCEPTANCES = ["all", "none", "alternating", "random", "one row"]
+
+
+def plan_all(*layers, num_drafts=4, **options):
+    """Draft at the first of these layers whatever its confidence, so many tokens at a time."""
+    settings = {"threshold": 0.0, "joint_threshold": 0.0, "max_drafts": num_drafts, **options}
+    return DraftPlan.for_all(layers, **settings)
+
+
+def drafting(model, *layers, exits=None, **options):
+    """Draft with some layers, by default the first late one."""
+    generator = FastGeneration(model, exits)
+    layers = layers or generator.exits.layers[:1]
+    fast = FastGeneration(model, exits, plan_all(*layers, **options))
+    fast._pace = AlwaysOn(fast._pace)
+    return fast
+
+
+def random_exits(model, layers, *, rank=3, seed=5):
+    """Exits that predict something, each something else."""
+    torch.manual_seed(seed)
+    exits = new_exits(*find_parts(model), tuple(layers), rank=rank)
+    for parameter in exits.parameters():
+        torch.nn.init.normal_(parameter)
+    return exits
 
 
 def route_in_float64(model):
@@ -33,6 +58,16 @@ def route_in_float64(model):
 
     mixture.weigh = weigh
     return model
+
+
+class AlwaysOn:
+    """A pace that never pauses, so that work can be counted."""
+
+    def __init__(self, pace):
+        self.pace = pace
+
+    def __getattr__(self, name):
+        return True if name == "drafts" else getattr(self.pace, name)
 
 
 def agree_by_script(model, acceptance, *, batch, seed=0):
@@ -66,50 +101,83 @@ def agree_by_script(model, acceptance, *, batch, seed=0):
     return model
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
     model_type=st.sampled_from(DECODERS),
     batch=st.integers(1, 3),
     length=st.integers(1, 7),
     new_tokens=st.integers(1, 12),
     padded=st.booleans(),
-    late_layers=st.sampled_from([[1, 4], [2, 3, 4], [1, 2, 3, 4], [3, 4]]),
-    draft=st.integers(0, 2),
-    num_draft_tokens=st.integers(1, 5),
+    late_layers=st.sampled_from([None, [4], [1, 4], [2, 3, 4], [1, 2, 3, 4], [3, 4]]),
+    layers=st.sampled_from([(1,), (2,), (3,), (1, 2), (1, 3), (1, 2, 3)]),
+    thresholds=st.lists(st.sampled_from([0.0, 0.2, 0.6, 1.0]), min_size=3, max_size=3),
+    joint_threshold=st.sampled_from([0.0, 0.1, 0.6]),
+    max_drafts=st.integers(1, 5),
+    vocabulary=st.sampled_from([None, (5,), tuple(range(0, 61, 2))]),
     top_k=st.sampled_from([None, 1]),
     attention=st.sampled_from(["sdpa", "eager"]),
     seed=st.integers(0, 2**31),
 )
-def test_speculation_equals_dense(
+def test_fast_generation_equals_dense(
     model_type,
     batch,
     length,
     new_tokens,
     padded,
     late_layers,
-    draft,
-    num_draft_tokens,
+    layers,
+    thresholds,
+    joint_threshold,
+    max_drafts,
+    vocabulary,
     top_k,
     attention,
     seed,
 ):
-    model = route_in_float64(make_model(model_type, late_layers=late_layers, top_k=top_k))
+    """Any exits, in whatever mood, on a model with any mixture or none: the same logits."""
+    if late_layers is None:
+        model = tiny_model(model_type).requires_grad_(False).double().eval()
+    else:
+        model = route_in_float64(make_model(model_type, late_layers=late_layers, top_k=top_k))
     # In float64, transformers' eager attention makes NaN of padding: its softmax is float32.
     if model_type == "gemma2":  # has eager attention only
         padded = False
     else:
         model.set_attn_implementation("sdpa" if padded else attention)
-    speculation = SelfSpeculation(
-        model,
-        draft_layer=late_layers[:-1][draft % (len(late_layers) - 1)],
-        num_draft_tokens=num_draft_tokens,
+    plan = DraftPlan(
+        exits=layers,
+        thresholds=tuple(thresholds[: len(layers)]),
+        joint_threshold=joint_threshold,
+        max_drafts=max_drafts,
+        vocabulary=vocabulary,
     )
+    fast = FastGeneration(model, random_exits(model, [1, 2, 3], seed=seed % 7), plan)
     inputs = prompts(batch, length, padded=padded, seed=seed)
     expected = decode(model, inputs, max_new_tokens=new_tokens, **WHOLE)
-    found = decode(speculation, inputs, max_new_tokens=new_tokens, **WHOLE)
+    found = decode(fast, inputs, max_new_tokens=new_tokens, **WHOLE)
     # Eager attention's softmax is float32, and rows here have other paddings than the dense ones.
     tolerance = 1e-5 if model.config._attn_implementation == "eager" else 1e-9
     assert_same(found, expected, inputs, rtol=tolerance, atol=tolerance)
+    if length > 1:
+        assert all(len(row) == new_tokens - 1 for row in fast.origins)
+
+
+@settings(max_examples=30)
+@given(
+    late_layers=st.sampled_from([[1, 4], [2, 3, 4], [1, 2, 3, 4], [3, 4]]),
+    draft=st.integers(0, 2),
+    num_drafts=st.integers(1, 5),
+    batch=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_late_layers_may_draft(late_layers, draft, num_drafts, batch, seed):
+    model = route_in_float64(make_model(late_layers=late_layers))
+    lower = late_layers[:-1]
+    fast = drafting(model, lower[draft % len(lower)], num_drafts=num_drafts)
+    inputs = prompts(batch, 5, padded=True, seed=seed)
+    expected = decode(model, inputs, max_new_tokens=10, **WHOLE)
+    assert_same(decode(fast, inputs, max_new_tokens=10, **WHOLE), expected, inputs)
+    assert fast.num_drafted.total() > 0
 
 
 @settings(max_examples=40)
@@ -119,7 +187,7 @@ def test_speculation_equals_dense(
     batch=st.integers(1, 3),
     new_tokens=st.integers(1, 16),
     padded=st.booleans(),
-    num_draft_tokens=st.integers(1, 5),
+    num_drafts=st.integers(1, 5),
     ends=st.booleans(),
     repetition_penalty=st.sampled_from([1.0, 1.7]),
     seed=st.integers(0, 2**31),
@@ -130,7 +198,7 @@ def test_any_acceptance_equals_dense(
     batch,
     new_tokens,
     padded,
-    num_draft_tokens,
+    num_drafts,
     ends,
     repetition_penalty,
     seed,
@@ -138,7 +206,7 @@ def test_any_acceptance_equals_dense(
     """Rows are ahead by their own numbers of tokens, end within drafts, and have to go back."""
     model = route_in_float64(make_model(model_type))
     agree_by_script(model, acceptance, batch=batch, seed=seed)
-    speculation = SelfSpeculation(model, num_draft_tokens=num_draft_tokens)
+    fast = drafting(model, num_drafts=num_drafts)
     inputs = prompts(batch, 5, padded=padded, seed=seed)
     options = {
         "max_new_tokens": new_tokens,
@@ -147,10 +215,10 @@ def test_any_acceptance_equals_dense(
         **WHOLE,
     }
     expected = decode(model, inputs, **options)
-    found = decode(speculation, inputs, **options)
+    found = decode(fast, inputs, **options)
     assert_same(found, expected, inputs, rtol=1e-9, atol=1e-9)
     if not ends and repetition_penalty == 1.0 and acceptance in ("all", "none"):
-        assert speculation.num_accepted == speculation.num_drafted * (acceptance == "all")
+        assert fast.num_accepted.total() == fast.num_drafted.total() * (acceptance == "all")
 
 
 def widths(model):
@@ -175,15 +243,15 @@ def widths(model):
 )
 def test_each_layer_processes_each_position_once(batch, acceptance, verified, layers):
     model = agree_by_script(make_model(), acceptance, batch=batch)
-    speculation = SelfSpeculation(model, num_draft_tokens=3)
+    fast = drafting(model, num_drafts=3)
     seen = widths(model)
-    decode(speculation, prompts(batch, 5, padded=False), max_new_tokens=12)
-    assert speculation.draft_layer == 2
+    decode(fast, prompts(batch, 5, padded=False), max_new_tokens=12)
+    assert fast.plan.exits == (2,)
     assert seen[0] == seen[1] == [5] + [1] * sum(verified)
     assert seen[2] == seen[3] == [5, *verified]
-    assert speculation.layers_per_token == pytest.approx(layers)
-    assert speculation.num_drafted == batch * (sum(verified) - len(verified))
-    assert speculation.acceptance_rate == (acceptance == "all")
+    assert fast.layers_per_token == pytest.approx(layers)
+    assert fast.num_drafted.total() == batch * (sum(verified) - len(verified))
+    assert fast.acceptance_rate == (acceptance == "all")
 
 
 def test_rows_do_not_wait_for_each_other():
@@ -192,8 +260,8 @@ def test_rows_do_not_wait_for_each_other():
     for acceptance in ("alternating", "none"):
         model = agree_by_script(make_model(), acceptance, batch=2)
         seen = widths(model)
-        speculation = SelfSpeculation(model, num_draft_tokens=1)
-        decode(speculation, prompts(2, 5, padded=False), max_new_tokens=21)
+        fast = drafting(model, num_drafts=1)
+        decode(fast, prompts(2, 5, padded=False), max_new_tokens=21)
         passes[acceptance] = len(seen[3]) - 1
     # With one draft a round, each row's is right every other time, and never both rows' at once.
     assert passes == {"alternating": 14, "none": 20}
@@ -206,9 +274,9 @@ def test_the_end_within_a_draft():
     options = {"max_new_tokens": 12, "eos_token_id": ends}
     expected = decode(model, inputs, **options)
     assert (expected[0, 7:] == 0).all()
-    speculation = SelfSpeculation(model, num_draft_tokens=5)
-    assert torch.equal(decode(speculation, inputs, **options), expected)
-    assert speculation.num_accepted <= speculation.num_drafted
+    fast = drafting(model, num_drafts=5)
+    assert torch.equal(decode(fast, inputs, **options), expected)
+    assert fast.num_accepted.total() <= fast.num_drafted.total()
 
 
 @pytest.mark.parametrize(
@@ -228,18 +296,18 @@ def test_the_end_within_a_draft():
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gpt2"])
 def test_ways_of_decoding(model_type, options):
     model, inputs = top_1(model_type), prompts(3, 5, padded=True)
-    speculation = SelfSpeculation(model)
+    fast = drafting(model)
     expected = decode(model, inputs, **{"max_new_tokens": 9, **options})
-    found = decode(speculation, inputs, **{"max_new_tokens": 9, **options})
+    found = decode(fast, inputs, **{"max_new_tokens": 9, **options})
     assert torch.equal(found, expected)
-    assert 0 <= speculation.acceptance_rate <= 1
+    assert 0 <= fast.acceptance_rate <= 1
 
 
 def test_all_positions_of_a_model_with_learned_ones():
     model, inputs = top_1("gpt2"), prompts(2, 40, padded=True)
     options = {"max_new_tokens": 24}  # 64 positions in all
     assert torch.equal(
-        decode(SelfSpeculation(model, num_draft_tokens=5), inputs, **options),
+        decode(drafting(model, num_drafts=5), inputs, **options),
         decode(model, inputs, **options),
     )
 
@@ -247,7 +315,7 @@ def test_all_positions_of_a_model_with_learned_ones():
 def test_embeddings_as_the_prompt():
     model = top_1()
     inputs = {"inputs_embeds": model.get_input_embeddings()(random_ids(2, 4))}
-    assert torch.equal(decode(SelfSpeculation(model), inputs), decode(model, inputs))
+    assert torch.equal(decode(drafting(model), inputs), decode(model, inputs))
 
 
 def test_stopping_criteria_and_streamer(capsys):
@@ -260,7 +328,7 @@ def test_stopping_criteria_and_streamer(capsys):
             return " ".join(map(str, ids))
 
     model, texts, sequences = top_1(), [], []
-    for generator in (model, SelfSpeculation(model)):
+    for generator in (model, drafting(model)):
         sequences.append([])
         for batch, eos in ((1, None), (3, None), (3, 2)):
             streamer = TextStreamer(Decode(), skip_prompt=True) if batch == 1 else None
@@ -282,12 +350,12 @@ def test_stopping_criteria_and_streamer(capsys):
 def test_a_conversation_goes_on_with_the_same_cache(model_type):
     """The cache that comes back is the dense one, so that the next call may speculate or not."""
     model, inputs = top_1(model_type), prompts(2, 5, padded=True)
-    speculation = SelfSpeculation(model)
+    fast = drafting(model)
     results = []
     for order in ((0, 0), (1, 1), (1, 0), (0, 1)):
         cache, turn = None, inputs
-        for speculates in order:
-            generator = speculation if speculates else model
+        for is_fast in order:
+            generator = fast if is_fast else model
             output = decode(generator, turn, return_dict_in_generate=True, past_key_values=cache)
             cache = output.past_key_values
             assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
@@ -303,7 +371,7 @@ def test_same_tokens_as_transformers_own_early_exit():
     model, inputs = make_model(), prompts(1, 5, padded=False)
     expected = decode(model, inputs, max_new_tokens=20)
     early_exit = decode(model, inputs, max_new_tokens=20, assistant_early_exit=3)
-    found = decode(SelfSpeculation(model, draft_layer=3), inputs, max_new_tokens=20)
+    found = decode(drafting(model, 3), inputs, max_new_tokens=20)
     assert torch.equal(found, expected)
     assert torch.equal(early_exit, expected)
 
@@ -314,23 +382,23 @@ def test_narrow_types(dtype, tolerance):
     model, inputs = make_model(dtype=dtype), prompts(2, 5, padded=True)
     options = {**WHOLE, "max_new_tokens": 12}
     expected = decode(model, inputs, **options)
-    speculation = SelfSpeculation(model)
+    fast = drafting(model)
     processor = follow(expected.sequences)
-    found = decode(speculation, inputs, logits_processor=processor, **options)
+    found = decode(fast, inputs, logits_processor=processor, **options)
     assert torch.equal(found.sequences, expected.sequences)
-    assert speculation.num_drafted > 0
+    assert fast.num_drafted.total() > 0
     for ours, truth in zip(found.logits, expected.logits, strict=True):
         assert (ours - truth).norm() <= tolerance * truth.norm()
 
 
 def test_adapters_and_custom_generate():
     model, inputs = tuned_model(top_k=3), prompts(2, 5, padded=True)
-    speculation = SelfSpeculation(model)
+    fast = drafting(model)
     for top_k in (3, 1):
         set_top_k(model, top_k)
         expected = decode(model, inputs)
-        assert torch.equal(decode(speculation, inputs), expected)
-        assert torch.equal(decode(model, inputs, custom_generate=speculation), expected)
+        assert torch.equal(decode(fast, inputs), expected)
+        assert torch.equal(decode(model, inputs, custom_generate=fast), expected)
         assert torch.equal(decode(LazyDepth(model), inputs), expected)
 
 
@@ -362,9 +430,9 @@ def test_aligned_rows_keep_their_own_states(lengths, new, data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 2}, "Self-speculation needs greedy.*was asked for beam search"),
+        ({"num_beams": 2}, "Fast generation needs greedy.*was asked for beam search"),
         ({"assistant_early_exit": 2}, "was asked for assisted generation"),
-        ({"assistant_model": tiny_model()}, "cannot be combined with self-speculation"),
+        ({"assistant_model": tiny_model()}, "cannot be combined with fast generation"),
         ({"cache_implementation": "static"}, "plain `DynamicCache`.*got StaticCache"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "no hidden states"),
     ],
@@ -372,7 +440,7 @@ def test_aligned_rows_keep_their_own_states(lengths, new, data):
 def test_what_cannot_be_deferred_is_refused(options, message):
     model = top_1()
     with pytest.raises(ValueError, match=message):
-        decode(SelfSpeculation(model), prompts(2, 5, padded=False), **options)
+        decode(drafting(model), prompts(2, 5, padded=False), **options)
     assert "forward" not in {**vars(model), **vars(model.model.layers[0])}
 
 
@@ -380,26 +448,29 @@ def test_unforeseeable_arguments_are_refused():
     model, inputs = top_1("gpt2"), prompts(1, 5, padded=False)
     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     with pytest.raises(ValueError, match="cannot foresee `token_type_ids`"):
-        decode(SelfSpeculation(model), inputs)
+        decode(drafting(model), inputs)
     assert "_replaced_forward" not in vars(find_mixture_norm(model))
     with pytest.raises(ValueError, match="takes `position_ids`, and BloomForCausalLM does not"):
-        decode(SelfSpeculation(top_1("bloom")), prompts(1, 5, padded=False))
+        decode(drafting(top_1("bloom")), prompts(1, 5, padded=False))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("plan", "message"),
     [
-        ({"draft_layer": 4}, r"`draft_layer` must be a late layer .*\[2, 3\].*got 4"),
-        ({"num_draft_tokens": 0}, "`num_draft_tokens` must be at least 1, got 0"),
+        (plan_all(1), r"`plan` must draft with exits that there are \(\[2, 3\]\), got layer 1"),
+        (plan_all(2, vocabulary=(61,)), r"tokens that the model has \(61\), got token 61"),
     ],
 )
-def test_what_cannot_draft_is_refused(options, message):
+def test_a_plan_that_does_not_fit_is_refused(plan, message):
     with pytest.raises(ValueError, match=message):
-        SelfSpeculation(make_model(), **options)
+        FastGeneration(make_model(), plan=plan)
 
 
 def test_models_that_cannot_draft_are_refused():
-    with pytest.raises(ValueError, match="below layer 4 to draft with"):
-        SelfSpeculation(make_model(late_layers=1))
-    with pytest.raises(ValueError, match="`model` must have an active mixture"):
-        SelfSpeculation(tiny_model())
+    with pytest.raises(ValueError, match="`exits` must be given for a mixture of the final layer"):
+        FastGeneration(make_model(late_layers=1))
+    with pytest.raises(ValueError, match="`exits` must be given for a model without a mixture"):
+        FastGeneration(tiny_model())
+    deeper = random_exits(tiny_model(num_hidden_layers=6), [2, 5])
+    with pytest.raises(ValueError, match="must be below the final layer, 4, got layer 5"):
+        FastGeneration(tiny_model(), deeper)
