@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cascades import LAYERS, NUM_LAYERS, make_costs, make_recorded
 from depthmix.decoding.draft_plan import DraftPlan
-from depthmix.depth.cascade import MEMORY, PRIOR, simulate
+from depthmix.decoding.drafting import MEMORY, PRIOR
+from depthmix.depth.cascade import simulate
 from depthmix.depth.confidences import Confidences
 from depthmix.depth.costs import Costs
 

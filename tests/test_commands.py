@@ -16,6 +16,7 @@ from depthmix.data.spec import DataSpec
 from depthmix.depth.exit_training import train_exits
 from depthmix.evaluation.harness import evaluate_all
 from depthmix.evaluation.plan import EvaluationPlan
+from depthmix.models.calibrating import calibrate
 from depthmix.models.exits import add_exits
 from depthmix.models.generation import chat, generate
 from depthmix.models.spec import ModelSpec
@@ -33,6 +34,7 @@ CALLED: dict[Any, tuple[Any, ...]] = {
     tuning.train: (train, RunConfig),
     tuning.info: (inspect_model, ModelSpec),
     speeding.add_exits: (add_exits, train_exits, DataSpec, ModelSpec),
+    speeding.calibrate: (calibrate, ModelSpec),
     answering.generate: (generate, ModelSpec),
     answering.chat: (chat, ModelSpec),
     looking.lens: (show_lens, serve_lens, ModelSpec),
@@ -45,6 +47,7 @@ CALLED: dict[Any, tuple[Any, ...]] = {
 
 OWN = {
     tuning.train: {"config", "evaluation", "mode", "training"},  # a file, and libraries' options
+    speeding.calibrate: {"lossy"},
     answering.generate: {"generation"},
     answering.chat: {"generation"},
     looking.lens: {"model", "serve", "compare", "output"},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from depthmix.method.backbone import Backbone
     from depthmix.method.config import MixtureConfig
     from depthmix.method.norm import set_top_k
+    from depthmix.models.calibrating import Calibration, calibrate
     from depthmix.models.exits import AddedExits, add_exits
     from depthmix.models.loading import load_model, load_tokenizer
     from depthmix.models.spec import ModelSpec
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "AddedExits": "depthmix.models.exits",
     "Backbone": "depthmix.method.backbone",
+    "Calibration": "depthmix.models.calibrating",
     "Comparison": "depthmix.comparison.scores",
     "DraftPlan": "depthmix.decoding.draft_plan",
     "EvaluationPlan": "depthmix.evaluation.plan",
@@ -59,6 +61,7 @@ _PLACES = {
     "TrainResult": "depthmix.training.folder",
     "add_exits": "depthmix.models.exits",
     "attach": "depthmix.adapters.attach",
+    "calibrate": "depthmix.models.calibrating",
     "choose_late_layers": "depthmix.depth.layer_choice",
     "compare": "depthmix.comparison.comparison",
     "detach": "depthmix.adapters.attach",
@@ -81,6 +84,7 @@ _PLACES = {
 __all__ = [
     "AddedExits",
     "Backbone",
+    "Calibration",
     "Comparison",
     "DraftPlan",
     "EvaluationPlan",
@@ -98,6 +102,7 @@ __all__ = [
     "TrainResult",
     "add_exits",
     "attach",
+    "calibrate",
     "choose_late_layers",
     "compare",
     "detach",

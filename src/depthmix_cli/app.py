@@ -16,7 +16,7 @@ from depthmix_cli.answering import chat, generate
 from depthmix_cli.flags import add_flags
 from depthmix_cli.looking import lens, report
 from depthmix_cli.measuring import audit, compare, evaluate
-from depthmix_cli.speeding import add_exits
+from depthmix_cli.speeding import add_exits, calibrate
 from depthmix_cli.tuning import info, train
 
 app = App(
@@ -25,7 +25,10 @@ app = App(
     version=lambda: version("depthmix"),
 )
 
-COMMANDS = (train, add_exits, generate, chat, lens, report, evaluate, info, audit, compare)
+COMMANDS = (
+    *(train, add_exits, calibrate, generate, chat),
+    *(lens, report, evaluate, info, audit, compare),
+)
 """What `depthmix` can do by itself."""
 
 for command in COMMANDS:

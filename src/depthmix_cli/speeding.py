@@ -51,3 +51,46 @@ def add_exits(
     records = DataSpec(train=data, eval=eval, template=template)
     added = add_exits(spec, records, on_step=say, **options)
     print(added, f"Saved in {added.folder}.", sep="\n")
+
+
+@taking(
+    (
+        "depthmix.models.calibrating:calibrate",
+        *("exits", "template", "num_texts", "max_new_tokens", "num_measured"),
+    ),
+    (SPEC, "adapter", "dtype"),
+)
+def calibrate(
+    model: Model,
+    *,
+    data: str,
+    lossy: bool = False,
+    texts_unchanged: float | None = None,
+    **options: Any,
+) -> None:
+    """Find out how a model's exits draft best on this machine, and keep that beside them.
+
+    The model answers some of the records by itself. Exits, thresholds and the tokens that may be
+    drafted are chosen by one half of these texts; the other half tells what to expect, and then
+    both ways to generate are measured. Where it is not worth it, fast generation stays dense. For
+    example:
+
+    `depthmix calibrate runs/arc --data held-out.jsonl`
+
+    Args:
+        lossy: Choose thresholds for drafts that nothing verifies: faster, and no longer always the
+            model's own text.
+        texts_unchanged: Share of the texts that is to stay the same with `--lossy`, 0.98 by
+            default.
+    """
+    from depthmix.models.calibrating import calibrate
+    from depthmix.models.spec import ModelSpec
+
+    if texts_unchanged is not None and not lossy:
+        raise ValueError(
+            f"`texts_unchanged` needs `--lossy`, got {texts_unchanged} without it; drafts that the "
+            "top verifies change no text."
+        )
+    share = 0.98 if lossy and texts_unchanged is None else texts_unchanged
+    spec = ModelSpec(name=model, **part(options, "adapter", "dtype"))
+    print(calibrate(spec, data, texts_unchanged=share, **options))

@@ -32,7 +32,13 @@ PLAN_NAME = "plan.json"
 """File beside them that says how they draft, if they were calibrated."""
 
 UNVERIFIED_PLAN_NAME = "unverified_plan.json"
-"""The same for drafts that the top does not verify."""
+"""File beside them that says how they draft where nothing verifies what they do."""
+
+CALIBRATION_NAMES = {
+    PLAN_NAME: "calibration.json",
+    UNVERIFIED_PLAN_NAME: "unverified_calibration.json",
+}
+"""Files beside the plans that say how each was found."""
 
 FORMAT_VERSION = 1
 """Version of the two files."""
@@ -48,7 +54,7 @@ def save_exits(exits: Exits, folder: Path | str, **about: Any) -> Path:
     """Save exits: `exits.safetensors`, and `exits.json`, which says what it holds.
 
     The settings come last and hold a hash of the weights, so that an interruption leaves exits that
-    are whole, or none. A plan of other exits that lies there is removed.
+    are whole, or none. Plans of other exits that lie there are removed.
 
     Args:
         exits: Trained exits.
@@ -82,7 +88,7 @@ def save_exits(exits: Exits, folder: Path | str, **about: Any) -> Path:
     }
     text = json.dumps(settings, indent=2) + "\n"  # before anything is removed
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SETTINGS_NAME, PLAN_NAME, UNVERIFIED_PLAN_NAME):
+    for name in (SETTINGS_NAME, *CALIBRATION_NAMES, *CALIBRATION_NAMES.values()):
         (folder / name).unlink(missing_ok=True)
     write_whole(folder / WEIGHTS_NAME, content)
     write_whole(folder / SETTINGS_NAME, text)

@@ -9,12 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from depthmix.decoding.draft_plan import DraftPlan
+from depthmix.decoding.drafting import MEMORY, PRIOR
 from depthmix.depth.confidences import Confidences
 from depthmix.depth.costs import Costs
-
-MEMORY, PRIOR = 0.95, 4.0
-"""How trust in a text's drafts is counted: what an earlier one counts for, and how many right ones
-are granted at the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

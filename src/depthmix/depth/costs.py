@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, GenerationConfig
 
+from depthmix.decoding.drafting import DraftHead
 from depthmix.method.architecture import evaluating
-from depthmix.method.backbone import UNQUANTISED, Backbone
+from depthmix.method.backbone import Backbone
 from depthmix.method.exits import Exits
 
 MEASURED_ROWS = (1, 2, 4, 8)
@@ -150,7 +150,7 @@ def measure_costs(
     known = {len(one or range(backbone.vocab_size)): one for one in vocabularies}
     # Any state does: no time depends on what is in it.
     states = torch.ones(1, backbone.hidden_size, device=device)
-    heads = {size: _take_rows(backbone, known[size]) for size in sorted(known)}
+    heads = {size: DraftHead(backbone, known[size]) for size in sorted(known)}
     times: dict[Any, list[float]] = defaultdict(list)
     with evaluating(model), torch.inference_mode(), _Stopwatch(backbone) as stopwatch:
         cache = DynamicCache(config=model.config)
@@ -161,8 +161,8 @@ def measure_costs(
                 layers, head = stopwatch.run(positions, past_key_values=copy.deepcopy(cache))
                 times["layer", number].append(layers / backbone.num_hidden_layers)
                 times["head", number].append(head)
-            for size, weight in heads.items():
-                ask = partial(_ask, backbone, exits, weight, states)
+            for size, draft_head in heads.items():
+                ask = partial(_ask, exits, draft_head, states)
                 times["exit", size].append(_time(ask, device))
             if turn % 3 == 0:
                 short, long = (
@@ -219,29 +219,9 @@ class _Stopwatch:
         self.moments.append(time.perf_counter())
 
 
-def _take_rows(
-    backbone: Backbone, vocabulary: tuple[int, ...] | None
-) -> Float[Tensor, "tokens width"] | None:
-    """Take the head's rows for some tokens; None for all, and where it has no plain rows."""
-    weight = backbone.head_weight
-    plain = isinstance(backbone.head, nn.Linear) and weight.dtype in UNQUANTISED
-    return weight[list(vocabulary)] if plain and vocabulary is not None else None
-
-
-def _ask(
-    backbone: Backbone,
-    exits: Exits,
-    weight: Float[Tensor, "tokens width"] | None,
-    states: Float[Tensor, "1 hidden"],
-) -> tuple[float, int]:
+def _ask(exits: Exits, head: DraftHead, states: Float[Tensor, "1 hidden"]) -> tuple[float, int]:
     """Ask an exit for its best token, and how sure it is of it."""
-    normed = exits(exits.layers[0], states)
-    normed = normed.to(backbone.head_weight.device, backbone.head_dtype(normed.dtype))
-    if weight is None:
-        logits = backbone.unembed(normed)
-    else:
-        logits = backbone.cap(F.linear(backbone.head_input(normed), weight) * backbone.logit_scale)
-    best = logits.float().softmax(-1).max(-1)
+    best = head(exits(exits.layers[0], states)).softmax(-1).max(-1)
     return float(best.values), int(best.indices)
 
 
