@@ -131,28 +131,35 @@ def gradients_of(model, input_ids):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+TRAINED = {"": {"distillation_weight": 0.3}}
+TRAINED[" with exits"] = {"exits": [1, 3], "exit_rank": 3, "exit_weight": 1.0}
+TRAINED[" with exits"]["exit_vocabulary"] = None  # what is drawn depends on a process's labels
+
+
 def work_in_one_of_two_processes(rank, folder):
     """Take one half of a batch through DDP and FSDP2, and compile; save what comes of it."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    half = random_ids(4, 7)[2 * rank : 2 * rank + 2]
-    tuned = tuned_model(distillation_weight=0.3).train()
-    found = {"DDP": gradients_of(DistributedDataParallel(tuned), half)}
-    tuned = tuned_model(distillation_weight=0.3).train()
-    for layer in tuned.get_base_model().model.layers:
-        fully_shard(layer)
-    fully_shard(tuned.get_base_model().lm_head)  # gathered by the loss, not by the root's pass
-    sharded = gradients_of(fully_shard(tuned), half)
-    found["FSDP2"] = {name: value.full_tensor() for name, value in sharded.items()}
-    tuned = tuned_model(distillation_weight=0.3)
+    half, found = random_ids(4, 7)[2 * rank : 2 * rank + 2], {}
+    for name, options in TRAINED.items():
+        tuned = tuned_model(**options).train()
+        found[f"DDP{name}"] = gradients_of(DistributedDataParallel(tuned), half)
+        tuned = tuned_model(**options).train()
+        for layer in tuned.get_base_model().model.layers:
+            fully_shard(layer)
+        fully_shard(tuned.get_base_model().lm_head)  # gathered by the loss, not by the root's pass
+        sharded = gradients_of(fully_shard(tuned), half)
+        found[f"FSDP2{name}"] = {n: value.full_tensor() for n, value in sharded.items()}
     if rank == 0:  # compiled here, since dynamo cannot look through the tests' type checks
+        tuned = tuned_model(**TRAINED[" with exits"])
         found["fullgraph"] = logits(torch.compile(tuned, fullgraph=True, backend="eager"))
     else:
         block_gradients.COMPILED_VOCAB_SIZE = 61  # compiles inside of what is compiled
-        compiled = torch.compile(tuned.train(), backend="eager")
-        found["compiled"] = gradients_of(compiled, random_ids(4, 7))
+        for name, options in TRAINED.items():
+            compiled = torch.compile(tuned_model(**options).train(), backend="eager")
+            found[f"compiled{name}"] = gradients_of(compiled, random_ids(4, 7))
         assert block_gradients._can_compile
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -165,9 +172,11 @@ def work_of_processes(tmp_path_factory):
     return torch.load(folder / "1.pt") | torch.load(folder / "0.pt")
 
 
-@pytest.mark.parametrize("way", ["DDP", "FSDP2", "compiled"])
+@pytest.mark.parametrize(
+    "way", ["DDP", "FSDP2", "compiled", "DDP with exits", "FSDP2 with exits", "compiled with exits"]
+)
 def test_gradients_are_those_of_one_process(way, work_of_processes):
-    tuned = tuned_model(distillation_weight=0.3).train()
+    tuned = tuned_model(**TRAINED[" with exits" if "exits" in way else ""]).train()
     expected = gradients_of(tuned, random_ids(4, 7))
     gradients = {
         name.removeprefix("module.").removeprefix("_orig_mod."): value
@@ -179,4 +188,5 @@ def test_gradients_are_those_of_one_process(way, work_of_processes):
 
 
 def test_compiled_without_graph_breaks_is_the_same(work_of_processes):
-    torch.testing.assert_close(work_of_processes["fullgraph"], logits(tuned_model()))
+    expected = logits(tuned_model(**TRAINED[" with exits"]))
+    torch.testing.assert_close(work_of_processes["fullgraph"], expected)

@@ -47,6 +47,10 @@ RUNS = {
         },
         "data": {"eval": "sums.jsonl"},
     },
+    "exits": {
+        "mode": {"exits": [1, 3], "exit_vocabulary": 20, "exit_learning_rate_factor": 2.0},
+        "training": {"max_steps": 4, "save_steps": 2, "logging_steps": 3},
+    },
     "auto": {
         "mode": {"late_layers": "auto"},
         "training": {"max_steps": 3, "save_steps": 1, "logging_steps": 2},
@@ -145,7 +149,7 @@ def interrupted(whole, tmp_path):
 @pytest.mark.parametrize(
     ("name", "step"),
     [("steps", 1), ("steps", 3), ("steps", 5), ("epochs of LoRA", 3), ("epochs of LoRA", 4),
-     ("epochs of LoRA", 6), ("best", 4), ("best", 6), ("auto", 2)],
+     ("epochs of LoRA", 6), ("best", 4), ("best", 6), ("auto", 2), ("exits", 3)],
 )  # fmt: skip
 def test_a_run_ends_as_if_nothing_had_been(name, step, inputs, whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"

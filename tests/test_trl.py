@@ -295,6 +295,25 @@ def test_an_adapter_over_a_loaded_mixture_has_it_in_its_reference(tmp_path):
     assert without == pytest.approx(math.log(2), abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+def test_exits_are_trained_along_by_what_the_model_says_itself(kind, tmp_path):
+    losses = []
+    for kappa in (0.0, 1.0):  # labels that DPO rejects are nothing to learn
+        mode = make_mode(distillation_weight=0.0, exits=[1, 3], exit_distillation=kappa)
+        tuned = get_peft_model(make_model(TOKENIZER), mode)
+        randomise(tuned, seed=5, only_trainable=True)
+        logs, reached = train(make_trainer(kind, tmp_path, tuned))
+        assert {name for name in reached if ".exits." in name} == {
+            f"base_model.model.model.norm.lora_mode.default.exits.by_layer.{layer}.{part}.weight"
+            for layer in (1, 3)
+            for part in ("norm", "down", "up")
+        }
+        assert logs["exit_loss/layer_1"] > 0
+        assert 0 <= logs["exit_agreement/layer_3"] <= 1
+        losses.append(logs["loss"])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("kind", ["orpo", "cpo", "gkd"])
 def test_a_trainer_that_passes_no_labels_is_named(kind, tmp_path):
     trainer = make_trainer(kind, tmp_path, make_model(TOKENIZER), tuner=make_mode())
@@ -318,6 +337,11 @@ def test_a_trainer_without_a_place_for_the_term_is_named(kind, message, tmp_path
     with pytest.raises(RuntimeError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
+    mode = make_mode(distillation_weight=0.0, exits=[2])
+    trainer = make_trainer(kind, tmp_path, make_model(TOKENIZER), tuner=mode)
+    message = message.replace("must be 0", "must be left out")
+    with pytest.raises(RuntimeError, match=message):
+        trainer.train()
     without = make_mode(distillation_weight=0.0)
     trainer = make_trainer(kind, tmp_path, make_model(TOKENIZER), tuner=without)
     _, reached = train(trainer)

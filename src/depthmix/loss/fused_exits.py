@@ -28,7 +28,7 @@ def fused_exit_sums(
     r"""Sum as `plain_exit_sums` does, with closed-form gradients, chunk by chunk.
 
     The head's rows for the chosen entries are taken once, for all exits and the teacher. A chunk's
-    logits are overwritten with $\partial L_e / \partial \ell_e = P_e - (1 - \kappa)\,
+    logits become $\partial L_e / \partial \ell_e = P_e - (1 - \kappa)\,
     \mathrm{onehot}(y) - \kappa P$, times the soft cap's slope, and multiplied with these rows at
     once.
 
@@ -75,13 +75,12 @@ class _FusedExitSums(torch.autograd.Function):
                 of_exits, of_teacher = logits.split([len(own) * num_exits, len(own)])
                 teacher = head.predict(of_teacher.to(wide)).softmax(-1)
                 predictions = head.predict(of_exits.view(len(own), num_exits, -1).to(wide))
-                losses = _differentiate(
+                gradient, *losses = _differentiate(
                     predictions, teacher, labels, distillation=distillation, soft_cap=head.soft_cap
                 )
                 loss, nll, agreed = loss + losses[0], nll + losses[1], agreed + losses[2]
-                if predictions.data_ptr() != of_exits.data_ptr():
-                    of_exits.copy_(predictions.flatten(0, 1))
-                torch.mm(of_exits, head.weight, out=gradients[chosen].flatten(0, 1))
+                narrow = gradient.flatten(0, 1).to(states.dtype)
+                torch.mm(narrow, head.weight, out=gradients[chosen].flatten(0, 1))
         ctx.save_for_backward(gradients.mul_(head.scale / num_exits))
         ctx.mark_non_differentiable(nll, agreed)
         return loss.mean(), nll, agreed
@@ -100,8 +99,8 @@ def _differentiate(
     *,
     distillation: float,
     soft_cap: float | None,
-) -> tuple[Float[Tensor, " exits"], Float[Tensor, " exits"], Float[Tensor, " exits"]]:
-    """Overwrite capped logits with the gradient before the cap; give loss, nll and agreement."""
+) -> tuple[Float[Tensor, "tokens exits entries"], *tuple[Float[Tensor, " exits"], ...]]:
+    """Give the gradient by the logits before the cap; with it loss, nll and agreement."""
     slope = None if soft_cap is None else 1 - (predictions / soft_cap).square()
     log_probs = predictions.log_softmax(-1)
     labels = targets[:, None, None].expand(-1, predictions.shape[1], 1)  # (m, e, 1)
@@ -109,10 +108,8 @@ def _differentiate(
     of_teacher = -torch.einsum("mes,ms->e", log_probs, teacher)
     loss = (1 - distillation) * nll + distillation * of_teacher
     agreed = count_agreed(log_probs, teacher)
-    torch.exp(log_probs, out=predictions)
-    predictions.sub_(teacher[:, None], alpha=distillation)
+    gradient = predictions.softmax(-1)  # the exponential of small logarithms is slow on CPUs
+    gradient.sub_(teacher[:, None], alpha=distillation)
     of_label = torch.full_like(labels, distillation - 1, dtype=teacher.dtype)
-    predictions.scatter_add_(-1, labels, of_label)
-    if slope is not None:
-        predictions.mul_(slope)
-    return loss, nll, agreed
+    gradient.scatter_add_(-1, labels, of_label)
+    return gradient if slope is None else gradient.mul_(slope), loss, nll, agreed

@@ -196,5 +196,5 @@ class Mixture(nn.Module):
         states = tuple(
             self.norm(layer, hidden_states[layer], final_norm) for layer in self.late_layers
         )
-        exits = {layer: hidden_states[layer] for layer in self.exit_layers if self.training}
+        exits = {i: hidden_states[i] for i in self.exit_layers if i in hidden_states}
         return Routes(states, self.weigh(hidden_states[self.late_layers[0] - 1]), self, exits)
