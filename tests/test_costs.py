@@ -78,3 +78,20 @@ def test_an_interrupted_measurement_leaves_no_hooks():
     handle.remove()
     assert not backbone.layers[0]._forward_pre_hooks
     assert not backbone.final_norm._forward_pre_hooks
+    assert "forward" not in vars(backbone.head)
+
+
+def test_a_head_that_is_wrapped_stays_so():
+    model = tiny_model("llama")
+    backbone, norm = find_parts(model)
+    exits = new_exits(backbone, norm, (1,), rank=0)
+    own, calls = backbone.head.forward, []
+
+    def wrapped(states):
+        calls.append(states.shape)
+        return own(states)
+
+    backbone.head.forward = wrapped
+    measure_costs(backbone, exits, [5, 6], vocabularies=[None], rows=(1, 20), num_repetitions=1)
+    assert backbone.head.forward is wrapped
+    assert calls

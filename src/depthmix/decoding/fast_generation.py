@@ -472,11 +472,26 @@ class FastGeneration(Deferral):
         """Predict what came to the top; after a draft nobody looks at the logits."""
         if self._draft is not None and not self._asks_exit:
             return states.new_zeros(*states.shape[:-1], 1)
-        head: Any = self.backbone.head
-        rows = states.shape[:-1].numel()
-        if rows in FEW_ROWS and _is_plain(head) and states.dtype == torch.float32:
-            return (head.weight @ states.reshape(rows, -1).t()).t().view(*states.shape[:-1], -1)
-        return forward(states, *args, **kwargs)
+        logits = multiply_few(self.backbone.head, states)
+        return forward(states, *args, **kwargs) if logits is None else logits
+
+
+def multiply_few(
+    head: Any, states: Float[Tensor, "*batch hidden"]
+) -> Float[Tensor, "*batch vocab"] | None:
+    """Multiply few states by the head with the operands exchanged, where that is faster.
+
+    Args:
+        head: The model's output matrix.
+        states: What it takes.
+
+    Returns:
+        The product; `None` where the head's own is as fast, or does more.
+    """
+    rows = states.shape[:-1].numel()
+    if rows not in FEW_ROWS or not _is_plain(head) or states.dtype != torch.float32:
+        return None
+    return (head.weight @ states.reshape(rows, -1).t()).t().view(*states.shape[:-1], -1)
 
 
 def find_endings(
