@@ -10,8 +10,9 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 
 from adapters import tuned_model
 from decoding import DECODERS, assert_same, decode, follow, make_model, prompts, top_1
-from depthmix import DraftPlan, FastGeneration, LazyDepth, set_top_k
+from depthmix import DraftPlan, FastGeneration, LazyDepth, attach, set_top_k
 from depthmix.decoding.lookahead import align_cache
+from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.method.parts import find_parts, new_exits
 from models import random_ids, tiny_model
@@ -452,6 +453,17 @@ def test_unforeseeable_arguments_are_refused():
     assert "_replaced_forward" not in vars(find_mixture_norm(model))
     with pytest.raises(ValueError, match="takes `position_ids`, and BloomForCausalLM does not"):
         decode(drafting(top_1("bloom")), prompts(1, 5, padded=False))
+
+
+def test_exits_that_were_trained_with_the_model_draft():
+    model = tiny_model().requires_grad_(False).double().eval()
+    attach(model, late_layers=1, exits=[1, 3], exit_rank=2)
+    fast = FastGeneration(model, plan=plan_all(1, 3))
+    assert fast.exits is find_exits(model)
+    inputs = prompts(2, 5, padded=True)
+    expected = decode(model, inputs, **WHOLE)
+    assert_same(decode(fast, inputs, **WHOLE), expected, inputs, rtol=1e-9, atol=1e-9)
+    assert fast.num_drafted[1] > 0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from depthmix.decoding.layer_queue import LayerQueue, queue_layers
 from depthmix.decoding.lookahead import Guess, Lookahead
 from depthmix.decoding.pace import Pace
 from depthmix.decoding.stand_ins import Claim
+from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import MixtureNorm, explain_no_mixture
 
 LOOP_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
@@ -125,6 +126,9 @@ class FastGeneration(Deferral):
         return super().__call__(model, input_ids, **options)
 
     def _find_exits(self) -> Predictor:
+        trained = find_exits(self.model)
+        if trained is not None:
+            return trained
         norm = self.norm
         if norm is None or norm.active_mixture is None:
             raise ValueError(

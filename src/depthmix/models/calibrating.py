@@ -12,8 +12,6 @@ from depthmix.adapters.exit_files import (
     CALIBRATION_NAMES,
     PLAN_NAME,
     UNVERIFIED_PLAN_NAME,
-    find_exits,
-    load_exits,
 )
 from depthmix.data.records import load_records
 from depthmix.data.spec import Template
@@ -25,9 +23,10 @@ from depthmix.depth.costs import Costs
 from depthmix.files.drafts import taking_room, write_whole
 from depthmix.method.parts import find_parts
 from depthmix.method.placement import to_accelerator
+from depthmix.models.fast import find_own_exits
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.own_texts import read_questions, write_continuations
-from depthmix.models.sources import find_base, resolve_model
+from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.models.speed import Measurement, measure_speed
 from depthmix.models.template import recall_template
@@ -122,7 +121,6 @@ def calibrate(
     check_number("max_new_tokens", max_new_tokens, at_least=2)
     verify = texts_unchanged is None
     spec = to_spec(model)
-    folder = _find_folder(spec, exits)
     tokenizer, asked = load_tokenizer(spec), recall_template(spec, template)
     records = load_records(str(data), split="test", limit=MOST_RECORDS)
     if len(records) < FEWEST_TEXTS:
@@ -136,7 +134,7 @@ def calibrate(
     options: dict[str, Any] = {"source": str(data), "variables": asked.variables}
     questions = read_questions(records, asked.template, tokenizer, **options)
     loaded = to_accelerator(load_model(spec)).eval()
-    own_exits = load_exits(folder, loaded)
+    own_exits, folder = find_own_exits(loaded, find_base(spec), exits)
     prompts = [question.prompt for question in questions]
     calibrator = Calibrator(
         backbone=find_parts(loaded)[0],
@@ -169,23 +167,10 @@ def calibrate(
     return calibration
 
 
-def _find_folder(spec: ModelSpec, exits: str | Path | None) -> Path:
-    """Find where the exits lie: where it is said, or beside the adapter or the model."""
-    based = find_base(spec)
-    place = exits or based.adapter or resolve_model(based.name).directory_or_id
-    folder = find_exits(place)
-    if folder is None:
-        name = "model" if exits is None else "exits"
-        raise FileNotFoundError(
-            f"`{name}` must have exits to draft with, and there are none in {place}; put some on "
-            "by `depthmix add-exits`, and if they lie elsewhere, name their folder as `exits`."
-        )
-    return folder
-
-
 def _save(calibration: Calibration) -> None:
     """Write how the plan was found, and then the plan, each whole or not at all."""
     path = calibration.path
+    path.parent.mkdir(exist_ok=True)  # exits that the model was trained with have no folder yet
     way_out = "calibrate again"
     with taking_room(path.parent, "exits", then=way_out):
         content = json.dumps(calibration.to_dict(), indent=2)

@@ -7,15 +7,18 @@ from pathlib import Path
 from torch import nn
 
 from depthmix.adapters.exit_files import (
+    EXITS_NAME,
     PLAN_NAME,
     UNVERIFIED_PLAN_NAME,
-    find_exits,
     load_exits,
-    read_exit_settings,
 )
+from depthmix.adapters.exit_files import find_exits as find_saved_exits
 from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.decoding.fast_generation import FastGeneration
 from depthmix.files.json import read_object
+from depthmix.method.exits import Exits
+from depthmix.method.found_exits import find_exits
+from depthmix.models.sources import resolve_model
 from depthmix.models.spec import ModelSpec
 
 
@@ -41,34 +44,57 @@ def prepare_fast(
         FileNotFoundError: If there are no exits.
         ValueError: If a file is damaged, or they were made for another model.
     """
-    folder = find_exit_folder(spec, exits)
-    own = load_exits(folder, model)
+    own, folder = find_own_exits(model, spec, exits)
     return FastGeneration(model, own, read_plan(folder, verify=verify), verify=verify)
 
 
-def find_exit_folder(spec: ModelSpec, exits: str | Path | None = None) -> Path:
-    """Find a model's exits.
+def find_own_exits(
+    model: nn.Module, spec: ModelSpec, exits: str | Path | None = None
+) -> tuple[Exits, Path]:
+    """Find the exits of a loaded model: those put on it, or those that it was trained with.
 
     Args:
-        spec: The model.
-        exits: Where they are, if not beside the adapter or the model.
+        model: The model, from `load_model`.
+        spec: By what it was loaded.
+        exits: Their folder; by default `exits/` beside the adapter or the model.
 
     Returns:
-        The folder that holds `exits.json`.
+        The exits, and the folder in which their plan lies or is to lie.
 
     Raises:
         FileNotFoundError: If there are none.
+        ValueError: If a file is damaged, or they were made for another model.
     """
-    places = [exits] if exits is not None else [spec.adapter, spec.name]
-    for place in places:
-        if place is not None and (found := find_exits(place)) is not None:
-            return found
+    folder = find_exit_folder(spec, exits)
+    if folder is not None:
+        return load_exits(folder, model), folder
+    trained = find_exits(model) if exits is None else None
+    place = Path(exits or spec.adapter or resolve_model(spec.name).directory_or_id).expanduser()
+    if trained is None or not place.is_dir():
+        name = "model" if exits is None else "exits"
+        raise FileNotFoundError(
+            f"`{name}` must have exits to draft with, and there are none in {place}; put some on "
+            "by `depthmix add-exits`, and if they lie elsewhere, name their folder as `exits`."
+        )
+    return trained, place / EXITS_NAME
+
+
+def find_exit_folder(spec: ModelSpec, exits: str | Path | None = None) -> Path | None:
+    """Find the folder of exits that were put on a model.
+
+    Args:
+        spec: The model, by the place of its base and its adapter (`find_base`).
+        exits: Where they are, if not beside the adapter or the model.
+
+    Returns:
+        The folder that holds `exits.json`; `None` where there are none.
+    """
     if exits is not None:
-        read_exit_settings(exits)  # says what is missing
-    raise FileNotFoundError(
-        f"`fast` needs exits, which draft, and {spec.adapter or spec.name} has none; put some on "
-        "by `depthmix add-exits`, or name their folder by `exits`."
-    )
+        places = [Path(exits)]
+    else:
+        places = [spec.adapter, resolve_model(spec.name).directory_or_id]
+    found = (find_saved_exits(place) for place in places if place is not None)
+    return next((folder for folder in found if folder is not None), None)
 
 
 def read_plan(folder: Path | str, *, verify: bool = True) -> DraftPlan | None:
