@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from depthmix.decoding.draft_plan import DraftPlan
@@ -16,7 +16,10 @@ WORTHWHILE = 1.05
 """Speed-up below which a model stays dense: less is within what machines differ by from day to
 day."""
 
-MOST_EXITS = 3
+MOST_FIRST_EXITS = 2
+"""Exits of the plans of which all choices are tried, at most."""
+
+MOST_EXITS = 6
 """Exits of a plan at most; each is asked about nearly every token that those below pass on."""
 
 FIRST_THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5)
@@ -91,8 +94,9 @@ class Promise:
 def choose_plan(recorded: Confidences, costs: Costs, *, num_hidden_layers: int) -> DraftPlan:
     """Search the plan with the best expected speed-up.
 
-    Every choice of exits is tried with a grid of common thresholds. The best are refined: of all
-    changes of one value the best is made, until none helps.
+    Every choice of one or two exits is tried with a grid of common thresholds. The best are
+    refined: of all changes of one value, and of all exits more or less, the best is made, until
+    none helps.
 
     Args:
         recorded: What exits say of some texts.
@@ -122,7 +126,7 @@ def choose_plan(recorded: Confidences, costs: Costs, *, num_hidden_layers: int) 
     best_speed, best = 0.0, rated[0][1]
     for speed, plan in list(starts.values())[:NUM_REFINED]:
         while True:
-            changes = list(_change_one(plan))
+            changes = list(_change_one(plan, recorded.layers))
             speeds = rate(changes)
             fastest = max(speeds)
             if fastest <= speed * (1 + 1e-6):
@@ -261,12 +265,19 @@ def choose_unverified(
 
 def _choose_exits(layers: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """List the choices of exits, those of few first."""
-    for number in range(1, min(MOST_EXITS, len(layers)) + 1):
+    for number in range(1, min(MOST_FIRST_EXITS, len(layers)) + 1):
         yield from itertools.combinations(layers, number)
 
 
-def _change_one(plan: DraftPlan) -> Iterator[DraftPlan]:
-    """List the plans that differ from one in one value."""
+def _change_one(plan: DraftPlan, layers: Sequence[int]) -> Iterator[DraftPlan]:
+    """List the plans that differ from one in one value, or in one exit more or less."""
+    pairs = dict(zip(plan.exits, plan.thresholds, strict=True))
+    for layer in plan.exits if len(pairs) > 1 else ():
+        yield _replace_exits(plan, {exit_: pairs[exit_] for exit_ in pairs if exit_ != layer})
+    if len(pairs) < MOST_EXITS:
+        for layer, threshold in itertools.product(layers, FIRST_THRESHOLDS):
+            if layer not in pairs:
+                yield _replace_exits(plan, {**pairs, layer: threshold})
     for place, threshold in itertools.product(range(len(plan.exits)), THRESHOLDS):
         thresholds = list(plan.thresholds)
         thresholds[place] = threshold
@@ -275,3 +286,9 @@ def _change_one(plan: DraftPlan) -> Iterator[DraftPlan]:
         yield replace(plan, joint_threshold=joint)
     for most in MAX_DRAFTS:
         yield replace(plan, max_drafts=most)
+
+
+def _replace_exits(plan: DraftPlan, thresholds: Mapping[int, float]) -> DraftPlan:
+    """Let other exits draft, each from its own threshold."""
+    exits = tuple(sorted(thresholds))
+    return replace(plan, exits=exits, thresholds=tuple(thresholds[exit_] for exit_ in exits))
