@@ -478,6 +478,22 @@ def test_a_plan_that_does_not_fit_is_refused(plan, message):
         FastGeneration(make_model(), plan=plan)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_without_verification_a_sure_exit_has_the_last_word(batch):
+    model, inputs = tiny_model().eval(), prompts(batch, 7, padded=True)
+    backbone, norm = find_parts(model)
+    with torch.no_grad():
+        for layer in backbone.layers[2:]:  # they do nothing, so that layer 2 says what the top says
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    exits = new_exits(backbone, norm, (1, 2), rank=0)
+    fast = FastGeneration(model, exits, plan_all(2), verify=False)
+    found = decode(fast, inputs, max_new_tokens=8)
+    assert torch.equal(found, decode(model, inputs, max_new_tokens=8))
+    assert fast.num_drafted == fast.num_accepted == {2: 7 * batch}
+    assert fast.origins == [[2] * 7] * batch
+
+
 def test_models_that_cannot_draft_are_refused():
     with pytest.raises(ValueError, match="`exits` must be given for a mixture of the final layer"):
         FastGeneration(make_model(late_layers=1))

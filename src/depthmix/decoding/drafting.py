@@ -146,6 +146,7 @@ class Drafter:
 
     def begin(self, batch_size: int) -> None:
         """Make ready for rows of which nothing is known yet."""
+        self._joint = torch.ones(batch_size)
         self._sure = [PRIOR] * batch_size
         self._right = [PRIOR] * batch_size
 
