@@ -23,6 +23,7 @@ from depthmix.decoding.fast_generation import FastGeneration
 from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import find_mixture_norm
 from depthmix.models.fast import prepare_fast
+from depthmix.models.sources import find_base
 from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer
 from models import random_ids
 from test_training import (
@@ -202,7 +203,7 @@ def test_a_runs_exits_draft(tmp_path):
     assert exits.layers == (1, 3)
     assert any(value.any() for name, value in exits.state_dict().items() if "up" in name)
     prompt = {"input_ids": random_ids(1, 5), "max_new_tokens": 8, "do_sample": False}
-    fast = prepare_fast(model, ModelSpec(name=str(tmp_path / "run")))
+    fast = prepare_fast(model, find_base(ModelSpec(name=str(tmp_path / "run"))))
     assert fast.exits is exits
     assert torch.equal(fast.generate(**prompt), model.generate(**prompt))
 
