@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from adapters import tuned_model
 from decoding import DECODERS, assert_same, decode, follow, make_model, prompts, top_1
@@ -27,11 +30,11 @@ def plan_all(*layers, num_drafts=4, **options):
     return DraftPlan.for_all(layers, **settings)
 
 
-def drafting(model, *layers, exits=None, **options):
+def drafting(model, *layers, exits=None, verify=True, **options):
     """Draft with some layers, by default the first late one."""
     generator = FastGeneration(model, exits)
     layers = layers or generator.exits.layers[:1]
-    fast = FastGeneration(model, exits, plan_all(*layers, **options))
+    fast = FastGeneration(model, exits, plan_all(*layers, **options), verify=verify)
     fast._pace = AlwaysOn(fast._pace)
     return fast
 
@@ -159,8 +162,9 @@ def test_fast_generation_equals_dense(
     # Eager attention's softmax is float32, and rows here have other paddings than the dense ones.
     tolerance = 1e-5 if model.config._attn_implementation == "eager" else 1e-9
     assert_same(found, expected, inputs, rtol=tolerance, atol=tolerance)
-    if length > 1:
-        assert all(len(row) == new_tokens - 1 for row in fast.origins)
+    assert all(len(row) == new_tokens for row in fast.origins)
+    drafted = Counter(layer for row in fast.origins for layer in row if layer < 4)
+    assert drafted == fast.num_accepted
 
 
 @settings(max_examples=30)
@@ -302,6 +306,59 @@ def test_ways_of_decoding(model_type, options):
     found = decode(fast, inputs, **{"max_new_tokens": 9, **options})
     assert torch.equal(found, expected)
     assert 0 <= fast.acceptance_rate <= 1
+    assert list(map(len, fast.origins)) == count_tokens(found[:, 5:], options.get("eos_token_id"))
+
+
+def count_tokens(rows, ends):
+    """Count each row's tokens up to its end."""
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    places = [[at for at, token in enumerate(row) if token in ends] for row in rows.tolist()]
+    return [found[0] + 1 if found else rows.shape[1] for found in places]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("prompt", [1, 5, 6])
+def test_a_streamer_finds_each_origin_when_it_gets_the_token(prompt, verify):
+    """Also after a prompt of one token, and one whose last part is one."""
+    model = agree_by_script(make_model(), "random", batch=1)
+    fast = drafting(model, num_drafts=3, verify=verify)
+    seen = []
+
+    class Asking(BaseStreamer):
+        def put(self, value):
+            seen.append((value.numel(), list(fast.origins[0])))
+
+        def end(self):
+            seen.append("end")
+
+    decode(
+        fast,
+        prompts(1, prompt, padded=False),
+        max_new_tokens=9,
+        prefill_chunk_size=5,
+        streamer=Asking(),
+    )
+    (first, *others), end = seen[:-1], seen[-1]
+    assert (first, end) == ((prompt, []), "end")
+    origins = fast.origins[0]
+    assert [known for _, known in others] == [origins[: n + 1] for n in range(9)]
+    assert set(origins) >= ({2, 4} if verify else {2})
+    assert Counter(origins)[2] == fast.num_accepted[2]
+
+
+def test_no_draft_is_noted_after_a_rows_end():
+    """Drafts of rows that have ended count for nothing, verified or not."""
+    model, inputs = agree_by_script(make_model(), "all", batch=3), prompts(3, 5, padded=True)
+    free = decode(model, inputs, max_new_tokens=12)
+    options = {"max_new_tokens": 12, "eos_token_id": [int(free[0, 6]), int(free[1, 9])]}
+    for verify in (True, False):
+        fast = drafting(model, num_drafts=5, verify=verify)
+        found = decode(fast, inputs, **options)
+        lengths = count_tokens(found[:, 5:], options["eos_token_id"])
+        assert list(map(len, fast.origins)) == lengths
+        assert min(lengths) < 12
+        assert fast.num_accepted == Counter(n for row in fast.origins for n in row if n < 4)
+        assert fast.num_accepted.total() <= fast.num_drafted.total()
 
 
 def test_all_positions_of_a_model_with_learned_ones():
@@ -491,7 +548,7 @@ def test_without_verification_a_sure_exit_has_the_last_word(batch):
     found = decode(fast, inputs, max_new_tokens=8)
     assert torch.equal(found, decode(model, inputs, max_new_tokens=8))
     assert fast.num_drafted == fast.num_accepted == {2: 7 * batch}
-    assert fast.origins == [[2] * 7] * batch
+    assert fast.origins == [[4] + [2] * 7] * batch  # the prompt's pass gives the first one
 
 
 def test_models_that_cannot_draft_are_refused():

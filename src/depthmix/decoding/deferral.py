@@ -108,7 +108,7 @@ class Deferral(ABC):
                 turn.take([(model, "forward", self._run_pass), *self._claim()])
                 self._turn, self._cache = turn, cache
                 self._modules = list(self.backbone.layers)
-                self._begin(input_ids, generation_config)
+                streamer = self._begin(input_ids, generation_config, streamer)
                 if streamer is not None:
                     streamer.put(input_ids.cpu())  # streamers expect the prompt first
                 output = model._sample(
@@ -205,8 +205,14 @@ class Deferral(ABC):
         """Name the functions to stand in front of, the model's own forward pass apart."""
 
     @abstractmethod
-    def _begin(self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig) -> None:
-        """Make ready for one call, once the model is claimed."""
+    def _begin(
+        self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig, streamer: Any
+    ) -> Any:
+        """Make ready for one call, once the model is claimed.
+
+        Returns:
+            Who gets the tokens: the caller's streamer, somebody before it, or nobody.
+        """
 
     @abstractmethod
     def _step(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

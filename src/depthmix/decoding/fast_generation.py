@@ -19,6 +19,7 @@ from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.decoding.drafting import Draft, Drafter, LateLayers, Predictor
 from depthmix.decoding.layer_queue import LayerQueue, queue_layers
 from depthmix.decoding.lookahead import Guess, Lookahead
+from depthmix.decoding.origins import Origins
 from depthmix.decoding.pace import Pace
 from depthmix.decoding.stand_ins import Claim
 from depthmix.method.found_exits import find_exits
@@ -47,6 +48,9 @@ class FastGeneration(Deferral):
     criteria and streamers. Each row of a batch is ahead by its own number of tokens. Drafts do not
     know of logits processors, which therefore lower the acceptance. Where drafting does not pay, it
     stops for a while by itself.
+
+    `origins` says, row by row, at which layer each token of the last call was drafted, the top's
+    where none drafted it. A streamer that is given a token finds its origin there already.
 
     With `verify=False` a sure exit has the last word: faster, and no longer the model's own text.
 
@@ -186,7 +190,9 @@ class FastGeneration(Deferral):
             (self.backbone.head, "forward", self._run_head),
         ]
 
-    def _begin(self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig) -> None:
+    def _begin(
+        self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig, streamer: Any
+    ) -> Origins:
         """Make room for guesses, and let the cache's sliding layers keep what they may need."""
         self._lookahead = Lookahead(
             self._cache,
@@ -197,14 +203,22 @@ class FastGeneration(Deferral):
         self._next = input_ids.new_zeros(len(input_ids))
         self._layers = queue_layers(self._modules)
         self._drafter.begin(len(input_ids))
-        self.origins = [[] for _ in input_ids]
-        self._is_first = True
+        self._origins = Origins(
+            num_rows=len(input_ids),
+            top=self.backbone.num_hidden_layers,
+            endings=self._endings.tolist(),
+            accepted=self.num_accepted,
+            streamer=streamer,
+        )
+        self.origins = self._origins.layers
+        self._num_unread = max(input_ids.shape[1] - self._cache.get_seq_length(), 1)
         self._recorded = [
             (layer, layer.record_past)
             for layer in self._cache.layers
             if hasattr(layer, "record_past")
         ]
         self._cache.activate_past_recording()
+        return self._origins
 
     def _forget(self) -> None:
         """Let go of guesses, and let the cache's layers record as before."""
@@ -212,6 +226,7 @@ class FastGeneration(Deferral):
             layer.record_past = own
         self._recorded: list[tuple[Any, bool]] = []
         self._lookahead: Any = None
+        self._origins: Any = None
         self._model_forward: Any = None
         self._layers: list[LayerQueue] = []
         self._kept: dict[int, list[Float[Tensor, "batch seq hidden"]]] = {}
@@ -236,29 +251,21 @@ class FastGeneration(Deferral):
         self._model_forward = forward
         self.num_steps += 1
         input_ids = kwargs.get("input_ids")
+        in_prompt = self._num_unread > 0
+        self._num_unread -= self._num_unread if input_ids is None else input_ids.shape[1]
         if input_ids is None or input_ids.shape[1] > 1:  # a prompt, or a part of one
             return self._read_prompt(*args, **kwargs)
         if not self.verify:
-            return self._answer_unverified(*args, **kwargs)
+            return self._answer_unverified(*args, in_prompt=in_prompt, **kwargs)
         ahead = self._lookahead
         guesses = ahead.take(input_ids[:, 0].tolist())
-        for row, guess in enumerate(guesses):
-            self._note_origin(row, None if guess is None else guess.exit)
-        self._is_first = False
         if None in guesses:
             self._read_ahead(input_ids[:, 0], kwargs)
         logits = [(guess or ahead.pop(row)).logits for row, guess in enumerate(guesses)]
+        self._origins.expect([ahead.draft(row) for row in range(len(guesses))], anew=in_prompt)
         return CausalLMOutputWithPast(
             logits=torch.stack(logits)[:, None], past_key_values=self._cache
         )
-
-    def _note_origin(self, row: int, exit_layer: int | None) -> None:
-        """Note where the token came from that a row has chosen."""
-        if exit_layer is not None:
-            self.num_accepted[exit_layer] += 1
-        elif self._is_first:  # the end of a prompt of one token, or of its last part
-            return
-        self.origins[row].append(exit_layer or self.backbone.num_hidden_layers)
 
     def _read_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """Run a prompt, or a part of one, through all layers."""
@@ -269,23 +276,22 @@ class FastGeneration(Deferral):
         finally:
             self._in_prompt = False
         self._lookahead.confirm_prompt()
-        self._is_first = False
+        self._origins.expect([None] * len(self.origins), anew=True)
         return output
 
-    def _answer_unverified(self, *args: Any, **kwargs: Any) -> Any:
+    def _answer_unverified(self, *args: Any, in_prompt: bool, **kwargs: Any) -> Any:
         """Run a pass in which a sure exit has the last word."""
         tokens = kwargs["input_ids"][:, 0]
         self._seen, self._masks, self._draft = self._padding, {}, None
         self._active = torch.isin(tokens, self._endings, invert=True)
         output = self._model_forward(*args, **kwargs)
         drafted: Draft | None = self._draft
-        self._is_first = False
-        for row in range(len(tokens)):
-            self._note_origin(row, None if drafted is None else drafted.layer)
+        proposal = None if drafted is None else (None, drafted.layer)
+        self._origins.expect([proposal] * len(tokens), anew=in_prompt)
         if drafted is None:
             self.num_rounds += 1
             return output
-        self.num_drafted[drafted.layer] += len(tokens)
+        self.num_drafted[drafted.layer] += int(self._active.sum())
         logits = self._drafter.head.spread(drafted.logits)
         return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=self._cache)
 

@@ -70,9 +70,12 @@ class LazyDepth(Deferral):
         ]
         return [(self.mixture, "weigh", self._weigh_once), *fronts]
 
-    def _begin(self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig) -> None:
+    def _begin(
+        self, input_ids: Int[Tensor, "batch seq"], config: GenerationConfig, streamer: Any
+    ) -> Any:
         """Take the late layers as the model has them now."""
         self._layers = queue_layers(self._modules, first=self.mixture.late_layers[0] - 1)
+        return streamer
 
     def _forget(self) -> None:
         """Let go of what was put off."""

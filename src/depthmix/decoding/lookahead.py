@@ -103,6 +103,12 @@ class Lookahead:
         """Hand over a row's next guess."""
         return self._guesses[row].popleft()
 
+    def draft(self, row: int) -> tuple[int, int] | None:
+        """Tell a row's next token and the exit that drafted it; `None` where none did."""
+        guesses = self._guesses[row]
+        exit_layer = guesses[0].exit if guesses else None
+        return None if exit_layer is None else (guesses[0].token, exit_layer)
+
     def align(self) -> None:
         """Take wrong tokens out of the cache, so that each row ends at the right."""
         reach = max(len(guesses) for guesses in self._guesses)  # how far a row may have to go back
