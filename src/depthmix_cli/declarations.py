@@ -147,8 +147,11 @@ def _read_type(module: str, node: ast.expr | None) -> Any:
     known = vars(builtins) | NAMES
     known |= {name: _follow(module, name) for name in used - set(known)}
     kind = eval(compile(ast.Expression(node), module, "eval"), known)
-    if str in typing.get_args(kind):
-        return str | None if type(None) in typing.get_args(kind) else str
+    parts = typing.get_args(kind)
+    if str in parts:
+        return str | None if type(None) in parts else str
+    if int in parts and any(typing.get_origin(one) is typing.Literal for one in parts):
+        return int | str  # what is called says better what a word must be
     return kind
 
 

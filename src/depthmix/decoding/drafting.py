@@ -123,14 +123,16 @@ class Drafter:
     """Decides at an exit whether all rows' next tokens are drafted there.
 
     A row's confidence is the exit's probability, times how right the drafts of this row have been
-    so far against how sure they were: on a text that the exits do not know, drafting stops.
+    so far against how sure they were: on a text that the exits do not know, drafting stops. Every
+    row must be sure, since rows go up together, and a row whose draft is wrong waits for the others
+    until the top has run.
 
     Args:
         backbone: The model's parts.
         exits: What predicts at the plan's exits.
         plan: When it drafts.
-        verify: Whether the top verifies drafts. Then rows are judged by their mean, since a wrong
-            draft costs time alone; else each row must be sure.
+        verify: Whether the top verifies drafts. Without it nothing is pending, and no row is known
+            to be right or wrong.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class Drafter:
         self.head = DraftHead(backbone, plan.vocabulary)
         self._exits = exits
         self._thresholds = dict(zip(plan.exits, plan.thresholds, strict=True))
-        self._joint = torch.empty(0)
+        self._joint = self._trust = torch.empty(0)
         self._sure: list[float] = []
         self._right: list[float] = []
 
@@ -152,7 +154,7 @@ class Drafter:
 
     def begin_round(self, device: torch.device) -> None:
         """Forget what was pending."""
-        self._joint = torch.tensor(self.trust, device=device)
+        self._joint = self._trust = torch.tensor(self.trust, device=device)
 
     @property
     def trust(self) -> list[float]:
@@ -178,15 +180,9 @@ class Drafter:
         """
         logits = self.head(self._exits(layer, hidden_states))
         confidences, places = logits.softmax(-1).max(-1)
-        active = active.to(confidences.device)
         joint = self._joint.to(confidences.device) * confidences
-        if self.verify:
-            share = active.to(confidences.dtype) / active.sum()
-            trust = confidences.new_tensor(self.trust)
-            judged = torch.stack([(confidences * trust * share).sum(), (joint * share).sum()])
-        else:
-            judged = confidences.masked_fill(~active, 1.0).min().expand(2)
-        sure, pending = judged.tolist()
+        judged = torch.stack([confidences * self._trust.to(confidences.device), joint])
+        sure, pending = judged.masked_fill(~active.to(judged.device), 1.0).amin(-1).tolist()
         if sure < self._thresholds[layer]:
             return None
         if self.verify and pending < self.plan.joint_threshold:

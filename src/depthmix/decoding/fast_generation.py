@@ -284,6 +284,7 @@ class FastGeneration(Deferral):
         tokens = kwargs["input_ids"][:, 0]
         self._seen, self._masks, self._draft = self._padding, {}, None
         self._active = torch.isin(tokens, self._endings, invert=True)
+        self._drafter.begin_round(tokens.device)
         output = self._model_forward(*args, **kwargs)
         drafted: Draft | None = self._draft
         proposal = None if drafted is None else (None, drafted.layer)
@@ -445,7 +446,7 @@ class FastGeneration(Deferral):
         """Process all positions that a layer has missed."""
         states = layer.run(cache=self._cache, padding=self._seen, masks=self._masks)
         self.num_layer_runs += 1
-        self._pace.run(states.shape[1])
+        self._pace.run(states.shape[1], batch_size=len(states))
         if layer.index + 1 in self._kept:
             self._kept[layer.index + 1].append(states)
         return states

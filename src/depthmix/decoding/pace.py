@@ -55,9 +55,10 @@ class Pace:
         (low, below), (high, above) = known[-2:]
         return above + (above - below) * (positions - high) / (high - low)
 
-    def run(self, positions: int) -> None:
-        """Count that a layer has run at some positions."""
-        self._round += self.cost(positions) / self._num_layers
+    def run(self, positions: int, *, batch_size: int = 1) -> None:
+        """Count that a layer has run at some positions of each row."""
+        work = self.cost(batch_size * positions) / self.cost(batch_size)
+        self._round += work / self._num_layers
 
     def check(self) -> None:
         """Count that an exit was asked."""
