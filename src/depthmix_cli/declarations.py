@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from docstring_parser import parse
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -151,8 +151,17 @@ def _read_type(module: str, node: ast.expr | None) -> Any:
     if str in parts:
         return str | None if type(None) in parts else str
     if int in parts and any(typing.get_origin(one) is typing.Literal for one in parts):
-        return int | str  # what is called says better what a word must be
+        return Annotated[kind, Parameter(converter=_read_number_or_word)]
     return kind
+
+
+def _read_number_or_word(_kind: Any, tokens: Sequence[Token]) -> int | str:
+    """Read a number, or else a word, of which what is called says better what it must be."""
+    (token,) = tokens
+    try:
+        return int(token.value)
+    except ValueError:
+        return token.value
 
 
 def _follow(module: str, name: str) -> Any:
