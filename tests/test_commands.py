@@ -65,6 +65,10 @@ from depthmix.data.spec import Template
 
 Form = Literal["page", "figure"]
 
+TEXTS = (str, str | None, list[str], int | str)
+"""Types in which the command line takes what a function takes in others, too."""
+
+
 def draw(model, *, form: Form = "page", template: Template | None = None, layers: str | int = 2):
     '''Draw.
 
@@ -95,7 +99,7 @@ def test_an_option_is_an_argument_of_what_is_called(command):
             if option.default not in (None, option.empty):  # `None` leaves it to the function
                 assert argument.default in (option.default, argument.empty), (name, owner)
             theirs = get_type_hints(owner)[name]
-            known = hints[name] == theirs or hints[name] in (str, str | None, list[str])
+            known = hints[name] == theirs or hints[name] in TEXTS
             is_section = name in ("model", "data", "mode", "judge", "mt_bench")
             known |= name == "method"  # a choice, which the command line may leave to the file
             assert known or is_section, (name, owner)
