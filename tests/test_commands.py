@@ -30,6 +30,9 @@ from depthmix_cli import answering, looking, measuring, speeding, tuning
 from depthmix_cli.app import COMMANDS
 from depthmix_cli.declarations import part, taking
 
+TEXTS = (str, str | None, list[str], int | str)
+"""Types in which the command line takes what a function takes in others, too."""
+
 CALLED: dict[Any, tuple[Any, ...]] = {
     tuning.train: (train, RunConfig),
     tuning.info: (inspect_model, ModelSpec),
@@ -64,9 +67,6 @@ from pathlib import Path
 from depthmix.data.spec import Template
 
 Form = Literal["page", "figure"]
-
-TEXTS = (str, str | None, list[str], int | str)
-"""Types in which the command line takes what a function takes in others, too."""
 
 
 def draw(model, *, form: Form = "page", template: Template | None = None, layers: str | int = 2):
