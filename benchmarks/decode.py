@@ -1,200 +1,347 @@
-"""What generation costs: tokens per second of lazy depth, by how many tokens exit early.
+"""What generation costs on a tuned model, beside its peers: prompt by prompt in one process.
 
-SmolLM2-135M, 32 prompt tokens and as many new ones, routing forced from outside: a share of the
-tokens exits at the first late layer, the others need all of them, each row of a batch by itself.
-Compared with the dense mixture, the base model, and the bound: a model cut off at the first late
-layer, or for a mean number of executed layers in between, on the line from that model to the base.
+The model is that of `tuned_model.py`, merged, in float32. Its exits are calibrated on held-out
+problems; others are asked. The classes of the library as it was (`before.py`) take turns in a
+process of their own, beside a `generate` there. `--together` and `--text` add models that were
+trained together with their exits, or on longer texts.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import tempfile
-from collections.abc import Callable
-from functools import partial
-from multiprocessing import get_context
-from statistics import median
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
-from measure import Build, Measurement, measure, ratio
-from results import fast_dtype, parse_arguments, rounded, write_results
-from torch import Tensor
-from train_step import SEED, save_base
-from transformers import AutoModelForCausalLM
+from answers import (
+    Answers,
+    Prompts,
+    Way,
+    answer_by,
+    choose_fastest,
+    compare,
+    count_same,
+    take_turns,
+)
+from before import COMMIT, find_today, prepare_before
+from earlier_classes import earlier_ways, hold_on_final_layer
+from results import parse_arguments, rounded, write_results
 from transformers.utils.logging import disable_progress_bar
+from tuned_model import FOLDER, ROOT, TunedModel, find_tuned_model, put_exits, tune
+from tuned_subject import TEXTS_UNCHANGED, Subject, describe_plan, find_exit_folder
 
-from depthmix import LazyDepth, attach
-from depthmix.method.norm import active_mixture
+from depthmix import attach
+from depthmix.method.placement import to_accelerator
+from depthmix.models.loading import load_model
+from depthmix.models.spec import ModelSpec
 
-NUM_PROMPT_TOKENS = 32
-RATES = (0.0, 0.5, 0.9, 1.0)
-BATCHES = (1, 8)
-ROUTES = (3, 6, 15)
+CONFIDENCES = (0.4, 0.8)
+"""Confidences below which `assistant_early_exit` stops drafting, as they are tried; 0.4 is
+transformers' own."""
 
-
-def build(
-    folder: str, *, version: str, k: int, batch_size: int, rate: float, num_tokens: int
-) -> Callable[[], None]:
-    """Load the model in one version; give one call of `generate`."""
-    torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=fast_dtype()).eval()
-    num_layers = model.config.num_hidden_layers
-    if version == "bound":
-        model.model.layers = model.model.layers[: num_layers - k + 1]
-        model.config.num_hidden_layers = num_layers - k + 1
-    generator = model
-    if version in ("dense", "lazy"):
-        attach(model, late_layers=k)
-        exits = draw_exits(batch_size=batch_size, rate=rate, num_tokens=num_tokens)
-        force(model, exits, k=k)
-        generator = LazyDepth(model) if version == "lazy" else model
-    input_ids = torch.randint(3, model.config.vocab_size, (batch_size, NUM_PROMPT_TOKENS))
-    options = {"max_new_tokens": num_tokens, "do_sample": False, "eos_token_id": None}
-
-    def step() -> None:
-        generator.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            pad_token_id=0,
-            **options,
-        )
-
-    if version == "lazy":
-        step()
-        expected = executed_layers(exits, k=k, num_layers=num_layers)
-        assert math.isclose(generator.layers_per_pass, expected, rel_tol=1e-6), "layers ran in vain"
-    return step
+LOOKUPS = (3, 10)
+"""Tokens that prompt lookup proposes at most, as they are tried."""
 
 
-def draw_exits(*, batch_size: int, rate: float, num_tokens: int) -> Tensor:
-    """Say which positions exit at the first late layer, each with the same chance."""
-    generator = torch.Generator().manual_seed(SEED)
-    return torch.rand(batch_size, NUM_PROMPT_TOKENS + num_tokens, generator=generator) < rate
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured."""
+
+    num_prompts: int = 12
+    """Prompts that are measured."""
+
+    num_selecting: int = 2
+    """Prompts that choose the best setting of a peer."""
+
+    num_others: int = 6
+    """Prompts of Alpaca, and prompts for the untuned model."""
+
+    num_calibrating: int = 160
+    """Problems that calibrate."""
+
+    batch_sizes: tuple[int, ...] = (4, 8)
+    """Sizes of batches beside 1."""
+
+    max_new_tokens: int = 64
+    """Tokens of an answer at most."""
 
 
-def executed_layers(exits: Tensor, *, k: int, num_layers: int) -> float:
-    """Count the layers of the mean pass: all of them as soon as one row has to go on."""
-    looked_at = exits[:, NUM_PROMPT_TOKENS - 1 : -1]  # the last token generated has no pass
-    deep = (~looked_at).any(0).float().mean().item()
-    return num_layers - (k - 1) * (1 - deep)
+SIZES = {
+    "full": Size(),
+    "quick": Size(
+        num_prompts=4, num_selecting=1, num_others=1, num_calibrating=120, batch_sizes=(4,)
+    ),
+    "toy": Size(
+        num_prompts=4, num_selecting=1, num_others=2, num_calibrating=118, max_new_tokens=6
+    ),
+}
 
 
-def force(model: object, exits: Tensor, *, k: int) -> None:
-    """Route by hand: all weight on the first late layer where a position exits, or on the last."""
-    mixture = active_mixture(model)
-    weights = torch.zeros(*exits.shape, k)
-    weights[..., 0], weights[..., -1] = exits.float(), 1 - exits.float()
-    end = 0
-
-    def note(_model: object, args: tuple, kwargs: dict) -> None:
-        nonlocal end
-        end = kwargs["past_key_values"].get_seq_length() + kwargs["input_ids"].shape[1]
-
-    def weigh(router_input: Tensor) -> Tensor:
-        mixture.router(router_input)  # what routing costs is paid
-        return weights[:, end - router_input.shape[1] : end]
-
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    mixture.weigh = weigh
+def split(prompts: Prompts, size: int) -> list[Prompts]:
+    """Part prompts in batches."""
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 
-def versions_of(
-    folder: str, *, k: int, batch_size: int, rates: tuple[float, ...], num_tokens: int
-) -> dict[str, Build]:
-    """Name the versions of one k and batch size."""
-    common = {"k": k, "batch_size": batch_size, "num_tokens": num_tokens}
-    make = partial(build, folder, **common)
-    lazy = {f"lazy_{rate:.0%}": partial(make, version="lazy", rate=rate) for rate in rates}
-    others = {name: partial(make, version=name, rate=1.0) for name in ("base", "dense", "bound")}
-    return {**others, **lazy}
+def early_exit_ways(subject: Subject) -> dict[str, Way]:
+    """Let transformers draft with the model's own lower layers, by settings."""
+    model = subject.model
+    depth = model.config.num_hidden_layers
+    layers = sorted({*subject.exits.layers[-2:], max(depth - 2, 1), depth - 1})
+
+    def make(layer: int, confidence: float) -> Way:
+        config = subject.config
+        config.assistant_early_exit = layer
+
+        def generate(**inputs: Any) -> Any:
+            model.generation_config.assistant_confidence_threshold = confidence
+            return model.generate(**inputs)
+
+        return answer_by(generate, config, device=subject.device)
+
+    return {
+        f"layer {layer}, confidence {confidence}": make(layer, confidence)
+        for layer, confidence in product(layers, CONFIDENCES)
+    }
 
 
-def describe(
-    measured: dict[str, Measurement],
-    *,
-    k: int,
-    batch_size: int,
-    rates: tuple[float, ...],
-    num_tokens: int,
-    num_layers: int,
-) -> dict[str, dict[str, float]]:
-    """Say of every version: tokens per second, layers per pass, speed-up against the others."""
-    fewest = num_layers - k + 1
-    layers = {"base": num_layers, "dense": num_layers, "bound": fewest}
-    for rate in rates:
-        exits = draw_exits(batch_size=batch_size, rate=rate, num_tokens=num_tokens)
-        layers[f"lazy_{rate:.0%}"] = executed_layers(exits, k=k, num_layers=num_layers)
-    seconds = {name: median(one.seconds) for name, one in measured.items()}
+def lookup_ways(subject: Subject) -> dict[str, Way]:
+    """Let transformers propose what follows the same tokens in the prompt, by settings."""
+    ways = {}
+    for number in LOOKUPS:
+        config = subject.config
+        config.prompt_lookup_num_tokens = number
+        way = answer_by(subject.model.generate, config, device=subject.device)
+        ways[f"{number} tokens"] = way
+    return ways
+
+
+def dense_way(subject: Subject, folder: Path) -> Way:
+    """Let a dense mixture generate, on the merged model and routed to the final layer."""
+    mixed: Any = to_accelerator(load_model(ModelSpec(name=str(folder), dtype="float32"))).eval()
+    mixture = attach(mixed, late_layers=3).eval().active_mixture
+    hold_on_final_layer(mixture)
+    return subject.way_of(mixed)
+
+
+def save_for_earlier(subject: Subject, layers: Sequence[int], folder: Path) -> dict[str, Path]:
+    """Save the merged model and its exits' norms, for the process of the earlier library."""
+    subject.model.save_pretrained(folder / "merged")
+    subject.tokenizer.save_pretrained(folder / "merged")
+    norms = {layer: subject.exits.by_layer[str(layer)].norm.state_dict() for layer in layers}
+    torch.save(norms, folder / "norms.pt")
+    return {"model": folder / "merged", "norms": folder / "norms.pt"}
+
+
+def describe(found: dict[str, Answers], references: dict[str, str]) -> dict[str, Any]:
+    """Say of each way how fast it was, beside its reference."""
     described = {}
-    for name in measured:
-        share = (layers[name] - fewest) / (k - 1)
-        bound = seconds["bound"] + share * (seconds["base"] - seconds["bound"])
+    for name, answers in found.items():
+        reference = found[references.get(name, "generate")]
+        values = compare((reference, answers))
         described[name] = {
-            "tokens_per_second": batch_size * num_tokens / seconds[name],
-            "layers_per_pass": layers[name],
-            "speedup_over_dense": 1 / ratio(measured, name, "dense")["time"],
-            "speedup_over_base": 1 / ratio(measured, name, "base")["time"],
-            "time_over_bound": seconds[name] / bound,
+            **rounded(values.items()),
+            "tokens_per_second": float(f"{answers.tokens_per_second:.4g}"),
+            "num_same": count_same(answers, reference),
+            "num_texts": len(answers.texts),
         }
-    return {name: rounded(values.items()) for name, values in described.items()}
+    return described
 
 
-def ratios_of(found: dict[tuple[int, int], dict[str, Measurement]]) -> dict[str, float]:
-    """Compute the published ratios."""
-
-    def times(k: int, batch_size: int, version: str, base: str) -> float | None:
-        measured = found.get((k, batch_size), {})
-        both = version in measured and base in measured
-        return ratio(measured, version, base)["time"] if both else None
-
-    slow_down = {
-        "dense_mode_over_base": times(3, 1, "dense", "base"),
-        "dense_mode_k15_over_base": times(15, 1, "dense", "base"),
-        "lazy_rate0_over_dense": times(15, 1, "lazy_0%", "dense"),
-        "lazy_rate1_k15_over_bound": times(15, 1, "lazy_100%", "bound"),
+def measure_subject(subject: Subject, size: Size, *, batch_size: int = 1) -> dict[str, float]:
+    """Calibrate another model, and compare fast generation with its own."""
+    told = slice(0, size.num_prompts)
+    asked = [list(one.prompt) for one in subject.ask(subject.tuned.held_out, told)]
+    rest = slice(-size.num_calibrating, None)
+    plan = subject.calibrate(subject.ask(subject.tuned.held_out, rest)).choose().plan
+    ways = {"generate": subject.own_way(), "fast": subject.way_of(subject.fast(plan))}
+    found = take_turns(ways, split(asked, batch_size))
+    return {
+        **rounded(compare((found["generate"], found["fast"])).items()),
+        "num_same": count_same(found["generate"], found["fast"]),
+        "num_texts": len(asked),
     }
-    speed_up = {
-        "lazy_rate1_k15_speedup": times(15, 1, "lazy_100%", "dense"),
-        "lazy_rate90_k15_b8_speedup": times(15, 8, "lazy_90%", "dense"),
+
+
+def find_alpaca() -> Path | None:
+    """Find prompts of another kind, where the data sets lie for the tests."""
+    data = Path(os.environ.get("DEPTHMIX_DATA", ROOT.parent / "shared" / "data"))
+    file = data / "alpaca" / "validation.json"
+    return file if file.is_file() else None
+
+
+def measure(subject: Subject, size: Size, *, toy: bool, threads: int) -> dict[str, Any]:
+    """Measure all ways on one model."""
+    held_out = subject.tuned.held_out
+    questions = subject.ask(held_out, slice(0, size.num_prompts + size.num_selecting))
+    prompts = [list(question.prompt) for question in questions]
+    asked, selecting = prompts[: size.num_prompts], split(prompts[size.num_prompts :], 1)
+    print("Calibrating", flush=True)
+    calibrator = subject.calibrate(subject.ask(held_out, slice(-size.num_calibrating, None)))
+    lossless, lossy = calibrator.choose(), calibrator.choose_unverified(TEXTS_UNCHANGED)
+    fast = subject.fast(lossless.plan)
+    unverified = subject.fast(lossy.plan, verify=False)
+    ways = {
+        "generate": subject.own_way(),
+        "fast_lossless": subject.way_of(fast),
+        "fast_lossy": subject.way_of(unverified),
     }
-    ratios = {name: value for name, value in slow_down.items() if value}
-    return ratios | {name: 1 / value for name, value in speed_up.items() if value}
+    settings, batches = {}, {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        side = find_today() if toy else prepare_before()
+        options = {"threads": threads, "do_sample": False, "pad_token_id": None}
+        for name in ("max_new_tokens", "pad_token_id", "eos_token_id"):
+            options[name] = getattr(subject.config, name)
+        saved = save_for_earlier(subject, lossless.plan.exits, folder)
+        earlier = stack.enter_context(earlier_ways(side, **saved, options=options))
+        print("Choosing the peers' settings", flush=True)
+        families = {"early_exit": early_exit_ways(subject), "lookup": lookup_ways(subject)}
+        speculation = {n: w for n, w in earlier.items() if n.startswith("self_speculation")}
+        families |= {"self_speculation": speculation} if speculation else {}
+        peers = {"dense": dense_way(subject, saved["model"])}
+        for family, choices in families.items():
+            settings[family], peers[family] = choose_fastest(choices, selecting)
+        alone = {**peers, **ways, "lazy_depth": earlier["lazy_depth"]}
+        alone["earlier_generate"] = earlier["generate"]
+        references = dict.fromkeys(
+            ("self_speculation", "lazy_depth", "earlier_generate"), "earlier_generate"
+        )
+        for number in (1, *size.batch_sizes):
+            print(f"Batches of {number}", flush=True)
+            chosen = alone if number == 1 else ways
+            batches[number] = take_turns(chosen, split(asked, number))
+    print("Other text, and the untuned model", flush=True)
+    foreign = measure_foreign(subject, replace(lossless.plan, stay_dense=False), asked, size)
+    expected = subject.expected(lossless.plan, calibrator, asked, batches[1]["generate"])
+    return {
+        "compared": compare_keys(batches, foreign),
+        "batches": {n: describe(found, references) for n, found in batches.items()},
+        "foreign": {name: describe(found, {}) for name, found in foreign.items()},
+        "settings": {n: one.removeprefix("self_speculation, ") for n, one in settings.items()},
+        "engine": engine_of(fast),
+        "plan": describe_plan(lossless.plan),
+        "unverified_plan": describe_plan(lossy.plan),
+        "promise": asdict(lossy.promise) if lossy.promise else None,
+        "expected": {
+            "lossless": asdict(lossless.expected),
+            "lossless_here": asdict(expected),
+            "lossy": asdict(lossy.expected),
+        },
+    }
+
+
+def measure_foreign(
+    subject: Subject, plan: Any, asked: Prompts, size: Size
+) -> dict[str, dict[str, Answers]]:
+    """Draft where calibration has not been: on other text, and with the untuned model."""
+    foreign = {}
+    alpaca = find_alpaca()
+    if alpaca is not None:
+        questions = subject.ask(alpaca, slice(0, size.num_others))
+        ways = {"generate": subject.own_way(), "fast": subject.way_of(subject.fast(plan))}
+        others = [list(question.prompt) for question in questions]
+        foreign["alpaca"] = take_turns(ways, split(others, 1))
+    name = str(subject.tuned.base)
+    base: Any = to_accelerator(load_model(ModelSpec(name=name, dtype="float32"))).eval()
+    untuned = subject.fast(plan, model=base)
+    ways = {"generate": subject.way_of(base), "fast": subject.way_of(untuned)}
+    foreign["untuned"] = take_turns(ways, split(asked[: size.num_others], 1))
+    return foreign
+
+
+def engine_of(fast: Any) -> dict[str, float]:
+    """Say how fast generation went, over all that it has answered."""
+    drafted = fast.num_drafted.total()
+    values = {
+        "acceptance": fast.acceptance_rate,
+        "layers_per_token": fast.layers_per_token,
+        "drafted": drafted / max(fast.num_steps, 1),
+    }
+    return rounded(values.items())
+
+
+def compare_keys(
+    batches: dict[int, dict[str, Answers]], foreign: dict[str, dict[str, Answers]]
+) -> dict[str, dict[str, float]]:
+    """Compute the published ratios, each with its interval."""
+    one = batches[1]
+    fast = (one["generate"], one["fast_lossless"])
+    pairs: dict[str, list[tuple[Answers, Answers]]] = {"fast_posthoc_over_generate": [fast]}
+    if "self_speculation" in one:
+        earlier = (one["self_speculation"], one["earlier_generate"])
+        pairs["fast_lossless_over_today"] = [fast, earlier]
+    pairs["fast_lossless_over_early_exit"] = [(one["early_exit"], one["fast_lossless"])]
+    four = batches[4]
+    pairs["fast_lossless_b4_over_generate"] = [(four["generate"], four["fast_lossless"])]
+    pairs["fast_lossy_over_generate"] = [(one["generate"], one["fast_lossy"])]
+    compared = {name: compare(*pair) for name, pair in pairs.items()}
+    others = [compare((found["generate"], found["fast"])) for found in foreign.values()]
+    compared["fast_worst_over_dense"] = min(others, key=lambda values: values["ratio"])
+    compared["dense_mode_over_base"] = compare((one["dense"], one["generate"]))
+    return {name: rounded(values.items()) for name, values in compared.items()}
+
+
+def make_toy(folder: Path) -> TunedModel:
+    """Train a tiny random model as the real one was, for a test of every part."""
+    from depthmix_replication.toy import write_toy_model
+
+    base = write_toy_model(folder / "base-model")
+    tuned = tune(folder, num_steps=1, num_held_out=SIZES["toy"].num_calibrating + 5, base=base)
+    put_exits(tuned, layers=(2, 4, 6), rank=2, num_steps=1)
+    return tuned
 
 
 def main() -> None:
     """Measure, compare, write."""
-    arguments = parse_arguments(__doc__ or "", "decode")
+    arguments = parse_arguments(
+        __doc__ or "",
+        "decode",
+        threads=1,
+        tuned="folder of the tuned model, .tuned by default",
+        exits="folder of its exits, by default those in the tuned model's",
+        together="folder of a model that was trained together with its exits",
+        text="folder of a model that was tuned on longer texts",
+    )
     disable_progress_bar()
-    num_tokens, rounds = 32, 5
-    cases = [(k, batch_size, RATES) for k in ROUTES for batch_size in BATCHES]
-    if arguments.quick:
-        rounds, num_tokens = 2, 24
-        cases = [(3, 1, ()), (15, 1, (0.0, 1.0)), (15, 8, (0.9,))]
-    if arguments.toy:
-        rounds, num_tokens = 1, 6
-        cases = [(3, batch_size, RATES) for batch_size in BATCHES]
-    found, rows = {}, []
+    torch.set_num_threads(arguments.threads)
+    name = "quick" if arguments.quick else "toy" if arguments.toy else "full"
+    size = SIZES[name]
     with tempfile.TemporaryDirectory() as folder:
-        saving = get_context("fork").Process(
-            target=partial(save_base, toy=arguments.toy), args=(folder,)
-        )
-        saving.start()
-        saving.join()
-        for k, batch_size, rates in cases:
-            print(f"k = {k}, batch size {batch_size}", flush=True)
-            size = {"k": k, "batch_size": batch_size, "rates": rates, "num_tokens": num_tokens}
-            versions = versions_of(folder, **size)
-            measured = measure(versions, rounds=rounds, threads=arguments.threads)
-            found[k, batch_size] = measured
-            described = describe(measured, **size, num_layers=4 if arguments.toy else 30)
-            rows.append({"k": k, "batch_size": batch_size, "versions": described})
+        is_toy = arguments.toy and arguments.tuned is None
+        place = arguments.tuned or FOLDER
+        try:
+            tuned = make_toy(Path(folder)) if is_toy else find_tuned_model(place)
+        except FileNotFoundError as error:
+            raise SystemExit(str(error)) from None
+        exits = find_exit_folder(tuned, arguments.exits)
+        subject = Subject(tuned, exits, size.max_new_tokens)
+        measured = measure(subject, size, toy=arguments.toy, threads=arguments.threads)
+        about, compared = subject.about(), measured.pop("compared")
+        more = {
+            "fast_lossless_over_generate": arguments.together,
+            "fast_lossless_text_over_generate": arguments.text,
+        }
+        for key, other in more.items():
+            if other is not None:
+                print(f"Measuring {other}", flush=True)
+                found = find_tuned_model(other)
+                subject = Subject(found, find_exit_folder(found, None), size.max_new_tokens)
+                compared[key] = measure_subject(subject, size)
+                measured.setdefault("more", {})[key] = {**subject.about(), **compared[key]}
     results = {
-        "dtype": fast_dtype(),
-        "num_tokens": num_tokens,
-        "ratios": rounded(ratios_of(found).items()),
-        "cases": rows,
+        "before": COMMIT,
+        "tuned": about,
+        **asdict(size),
+        "dtype": "float32",
+        "ratios": {key: values["ratio"] for key, values in compared.items()},
+        "intervals": {key: [values["low"], values["high"]] for key, values in compared.items()},
     }
-    write_results(arguments, results)
+    write_results(arguments, {**results, **measured})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import made_by, number, table
+from decode_tables import generation_ratios, generation_table
 from growth import growth_figure
 from training_tables import (
     distillation_table,
@@ -42,8 +43,8 @@ DEPTH_REPORT_NAMES = {
 }
 
 
-def decode_table(results: dict[str, Any]) -> str:
-    """Compare generation by k, batch size and share of tokens that exit."""
+def lazy_depth_table(results: dict[str, Any]) -> str:
+    """Compare lazy depth by k, batch size and share of tokens that exit."""
     header = ["k", "batch", "version", "tokens/s", "layers a pass"]
     header += ["against dense", "against base", "time over bound"]
     names = {
@@ -165,8 +166,10 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "step": ("train_step", step_table),
     "step ratios": ("train_step", ratio_table),
     "distillation": ("distillation", distillation_table),
-    "decode": ("decode", decode_table),
-    "decode ratios": ("decode", ratio_table),
+    "decode": ("decode", generation_table),
+    "decode ratios": ("decode", generation_ratios),
+    "lazy depth": ("lazy_depth", lazy_depth_table),
+    "lazy depth ratios": ("lazy_depth", ratio_table),
     "evaluate": ("evaluate", evaluate_table),
     "evaluate ratios": ("evaluate", ratio_table),
     "depth report": ("depth_report", depth_report_table),
@@ -180,15 +183,24 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 def render(page: str) -> str:
     """Replace every measured part of the page."""
     for part, (name, make) in PARTS.items():
-        results = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-        if results["size"] != "full":
-            raise SystemExit(f"results/{name}.json is of a {results['size']} run; run it in full.")
+        text = _fill(name, make)
         begin, end = f"<!-- begin {part} -->", f"<!-- end {part} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text = f"{begin}\n{make(results)}\n{end}"
-        page, count = pattern.subn(lambda _, text=text: text, page)
+        filled = f"{begin}\n{text}\n{end}"
+        page, count = pattern.subn(lambda _, filled=filled: filled, page)
         assert count == 1, f"docs/performance.md has {count} parts named {part!r}"
     return page
+
+
+def _fill(name: str, make: Callable[[dict[str, Any]], str]) -> str:
+    """Render a part from its results, or say that there are none yet."""
+    file = RESULTS / f"{name}.json"
+    if not file.is_file():
+        return f"Not measured yet: `python benchmarks/{name}.py`."
+    results = json.loads(file.read_text("utf-8"))
+    if results["size"] != "full":
+        raise SystemExit(f"results/{name}.json is of a {results['size']} run; run it in full.")
+    return make(results)
 
 
 def main() -> None:

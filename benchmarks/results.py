@@ -18,13 +18,16 @@ from depthmix.files.versions import find_commit
 RESULTS = Path(__file__).parent / "results"
 
 
-def parse_arguments(description: str, name: str, **paths: str) -> argparse.Namespace:
+def parse_arguments(
+    description: str, name: str, *, threads: int | None = None, **paths: str
+) -> argparse.Namespace:
     """Read the command line that all benchmarks share; `paths` are more options and their help."""
     parser = argparse.ArgumentParser(description=description)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="the ratios alone, in under 50 seconds")
     size.add_argument("--toy", action="store_true", help="every part, at a size for tests")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    threads = threads or len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
     for option, described in paths.items():
         parser.add_argument(f"--{option}", type=Path, help=described)
