@@ -28,13 +28,13 @@ test: install  ## Run the tests, a process per core; ARGS are pytest's.
 
 # What `pip install .` alone must do: an environment with nothing of the extras.
 CORE = adapter_from_lora adapter_loading adapter_options adapter_targets adapter_variants \
-	adapter_weights architectures deferral fused_loss lazy_depth losses mixture norm_attributes \
-	objective peft_methods probe problems readout self_speculation shared_weights state
+	adapter_weights architectures deferral fast_generation fused_loss lazy_depth losses mixture \
+	norm_attributes objective peft_methods probe problems readout shared_weights state
 
 test-core:  ## Install the core alone into .core, and run the tests of its rooms there.
 	rm -rf .core
 	$(PYTHON) -m venv .core
-	.core/bin/pip install --quiet --constraint constraints.txt . pytest hypothesis attrs
+	.core/bin/pip install --quiet --constraint constraints.txt . pytest hypothesis attrs beartype
 	.core/bin/python -m pytest $(CORE:%=tests/test_%.py) $(ARGS)
 
 test-oldest: .venv-oldest/installed  ## Run them with the oldest versions that pyproject.toml allows.

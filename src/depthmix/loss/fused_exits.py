@@ -99,7 +99,12 @@ def _differentiate(
     *,
     distillation: float,
     soft_cap: float | None,
-) -> tuple[Float[Tensor, "tokens exits entries"], *tuple[Float[Tensor, " exits"], ...]]:
+) -> tuple[
+    Float[Tensor, "tokens exits entries"],
+    Float[Tensor, " exits"],
+    Float[Tensor, " exits"],
+    Float[Tensor, " exits"],
+]:
     """Give the gradient by the logits before the cap; with it loss, nll and agreement."""
     slope = None if soft_cap is None else 1 - (predictions / soft_cap).square()
     log_probs = predictions.log_softmax(-1)
