@@ -6,12 +6,15 @@ import runpy
 from types import SimpleNamespace
 
 import pytest
-from transformers import PreTrainedModel, TrainingArguments
+import torch
+from transformers import DynamicCache, PreTrainedModel, TrainingArguments
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.utils import quantization_config
 from trl import SFTConfig
 
 from depthmix import releases
 from depthmix.trainers.mixin import MoDETrainerMixin
+from models import tiny_model
 
 
 @pytest.mark.parametrize("config", [TrainingArguments, SFTConfig])
@@ -57,3 +60,33 @@ def test_a_trainer_may_say_nothing_of_its_loss():
 def test_a_loss_is_scaled_as_its_trainer_says_or_does(said, counted, own, expected):
     trainer = SimpleNamespace(model_accepts_loss_kwargs=counted, compute_loss_func=own, **said)
     assert MoDETrainerMixin._is_scaled(trainer, num_items_in_batch=3) is expected
+
+
+def update_and_show_all(layer, keys, values, *_others, **_named):
+    """Take states in as a sliding layer that records does before transformers 5.18."""
+    if not layer.is_initialized:
+        layer.lazy_initialization(keys, values)
+    layer.cumulative_length += keys.shape[-2]
+    layer.keys = torch.cat([layer.keys, keys], dim=-2)
+    layer.values = torch.cat([layer.values, values], dim=-2)
+    return layer.keys, layer.values
+
+
+@pytest.mark.parametrize("shows_all", [False, True])
+def test_a_layer_that_records_shows_what_its_mask_has(shows_all, monkeypatch):
+    if shows_all:
+        monkeypatch.setattr(DynamicSlidingWindowLayer, "update", update_and_show_all)
+    cache = DynamicCache(config=tiny_model("mistral").config)
+    layer = cache.layers[0]
+    states = torch.arange(3.0 * layer.sliding_window)[None, None, :, None]
+    undo = releases.record_past(cache)
+    for state in states.split(2, dim=-2):
+        length, _ = cache.get_mask_sizes(state.shape[-2], 0)
+        shown = cache.update(state, -state, 0)
+        end = int(state[..., -1, 0]) + 1
+        assert torch.equal(shown[0], states[..., end - length : end, :])
+        assert torch.equal(shown[1], -shown[0])
+    assert torch.equal(layer.keys, states)  # nothing of the past is lost
+    undo()
+    assert not layer.record_past
+    assert "update" not in vars(layer)

@@ -24,6 +24,7 @@ from depthmix.decoding.pace import Pace
 from depthmix.decoding.stand_ins import Claim
 from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import MixtureNorm, explain_no_mixture
+from depthmix.releases import record_past
 
 LOOP_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 """What the decoding loop passes that is made anew for tokens ahead of it."""
@@ -94,6 +95,7 @@ class FastGeneration(Deferral):
         self.num_drafted: Counter[int] = Counter()
         self.num_accepted: Counter[int] = Counter()
         self.origins: list[list[int]] = []
+        self._stop_recording: Callable[[], None] | None = None
         self._forget()
 
     @property
@@ -212,19 +214,14 @@ class FastGeneration(Deferral):
         )
         self.origins = self._origins.layers
         self._num_unread = max(input_ids.shape[1] - self._cache.get_seq_length(), 1)
-        self._recorded = [
-            (layer, layer.record_past)
-            for layer in self._cache.layers
-            if hasattr(layer, "record_past")
-        ]
-        self._cache.activate_past_recording()
+        self._stop_recording = record_past(self._cache)
         return self._origins
 
     def _forget(self) -> None:
         """Let go of guesses, and let the cache's layers record as before."""
-        for layer, own in getattr(self, "_recorded", ()):
-            layer.record_past = own
-        self._recorded: list[tuple[Any, bool]] = []
+        if self._stop_recording is not None:
+            self._stop_recording()
+        self._stop_recording = None
         self._lookahead: Any = None
         self._origins: Any = None
         self._model_forward: Any = None
