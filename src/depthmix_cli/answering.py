@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from depthmix_cli.declarations import part, taking
@@ -12,18 +13,21 @@ from depthmix_cli.options import SPEC, Generation, Model
     (SPEC, "adapter", "dtype"),
     (
         "depthmix.models.generation:generate",
-        *("template", "top_k", "lazy", "fast", "exits", "verify"),
+        *("template", "top_k", "lazy", "fast", "exits", "verify", "against_dense"),
     ),
 )
 def generate(
     model: Model, prompts: list[str], *, generation: Generation = None, **options: Any
 ) -> None:
-    """Print a model's answers to prompts."""
+    """Print a model's answers to prompts, and on standard error what `--fast` took."""
     from depthmix.models.generation import generate
     from depthmix.models.spec import ModelSpec
 
     spec = ModelSpec(name=model, **part(options, "adapter", "dtype"))
-    print(*generate(spec, prompts, options=generation, **options), sep="\n\n")
+    speeds: list[object] = []
+    answers = generate(spec, prompts, options=generation, on_speed=speeds.append, **options)
+    print(*answers, sep="\n\n")
+    print(*speeds, sep="", end="\n" if speeds else "", file=sys.stderr)
 
 
 @taking(

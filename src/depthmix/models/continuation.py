@@ -76,6 +76,18 @@ def continue_inputs(
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
     """Generate after tokenised prompts, and decode what is new."""
+    new_tokens = continue_tokens(model, tokenizer, inputs, settings, streamer)
+    return tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+
+
+def continue_tokens(
+    model: PreTrainedModel | PeftModel | LazyDepth | FastGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
+    streamer: BaseStreamer | None = None,
+) -> Int[Tensor, "batch new"]:
+    """Generate after tokenised prompts, and give what is new."""
     decoder = model if isinstance(model, nn.Module) else model.model
     inputs = {name: value.to(decoder.device) for name, value in inputs.items()}
     with torch.inference_mode():
@@ -86,5 +98,4 @@ def continue_inputs(
             tokenizer=tokenizer,  # for `stop_strings`
             streamer=streamer,
         )
-    new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
-    return tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+    return sequences[:, inputs["input_ids"].shape[1] :]

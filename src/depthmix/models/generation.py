@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from depthmix.data.spec import Template
@@ -16,11 +18,17 @@ from depthmix.extras import require
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import set_top_k
 from depthmix.method.placement import to_accelerator
-from depthmix.models.continuation import continue_inputs, pad_prompts, read_generation_options
+from depthmix.models.continuation import (
+    continue_inputs,
+    continue_tokens,
+    pad_prompts,
+    read_generation_options,
+)
 from depthmix.models.fast import prepare_fast
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec, to_spec
+from depthmix.models.speed_meter import FastSpeed, SpeedMeter
 from depthmix.models.template import recall_template
 
 
@@ -36,6 +44,8 @@ def generate(
     fast: bool = False,
     exits: str | Path | None = None,
     verify: bool = True,
+    against_dense: bool = False,
+    on_speed: Callable[[FastSpeed], None] | None = None,
 ) -> list[str]:
     """Let a model, with its adapter, answer prompts.
 
@@ -53,6 +63,9 @@ def generate(
         exits: Folder of the exits, where they do not lie beside the model.
         verify: Whether the top verifies what exits draft; without it `fast` is faster, and the text
             no longer the model's own.
+        against_dense: Generate densely, too, by turns, to say how many times as fast `fast` is and
+            whether the texts are the same.
+        on_speed: Gets what `fast` took, once all is generated.
 
     Returns:
         The new text for each prompt, or each of `num_return_sequences` in turn.
@@ -65,10 +78,11 @@ def generate(
         raise ValueError(
             "`lazy` and `fast` are two ways to generate, got both; leave one of them out."
         )
-    if not fast and (exits is not None or not verify):
-        given = "verify=False" if exits is None else f"exits={str(exits)!r}"
+    _check_fast(fast, exits, verify=verify)
+    if against_dense and not fast:
         raise ValueError(
-            f"`{given}` needs `fast`, which drafts; ask for it, or leave the other out."
+            "`against_dense=True` needs `fast`, which it measures; ask for it, or leave the other "
+            "out."
         )
     if not prompts or not all(prompts):
         raise ValueError(f"`prompts` must hold text to go on from, got {list(prompts)!r}.")
@@ -79,17 +93,24 @@ def generate(
     loaded = _load(spec)
     if top_k is not None:
         set_top_k(loaded, top_k)
-    generator: Any = loaded
-    if lazy:
-        generator = LazyDepth(loaded)
-        warn_of_dense_routing(generator.mixture)
-    elif fast:
-        generator = prepare_fast(loaded, find_base(spec), exits=exits, verify=verify)
+    run: Callable[[Mapping[str, Tensor]], Tensor]
+    meter = None
+    if fast:
+        quick = prepare_fast(loaded, find_base(spec), exits=exits, verify=verify)
+        meter = SpeedMeter(quick, tokenizer, settings, against_dense=against_dense)
+        run = meter.run
+    else:
+        generator = LazyDepth(loaded) if lazy else loaded
+        if isinstance(generator, LazyDepth):
+            warn_of_dense_routing(generator.mixture)
+        run = partial(continue_tokens, generator, tokenizer, settings=settings)
     answers: list[str] = []
     for start in range(0, len(rendered), batch_size):
         batch = [prompt.token_ids for prompt in rendered[start : start + batch_size]]
-        inputs = pad_prompts(batch, tokenizer)
-        answers += continue_inputs(generator, tokenizer, inputs, settings)
+        new_tokens = run(pad_prompts(batch, tokenizer))
+        answers += tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+    if meter is not None and on_speed is not None:
+        on_speed(meter.read())
     return answers
 
 
@@ -169,6 +190,15 @@ def _check_single_tokens(model: PreTrainedModel | PeftModel, settings: Mapping[s
                 f"`depth` needs one forward pass per token, and `generation.{name}` makes several "
                 f"tokens of one, got {value}; leave one of the two out."
             )
+
+
+def _check_fast(fast: bool, exits: str | Path | None, *, verify: bool) -> None:
+    """Refuse what is for drafts where nothing drafts."""
+    if not fast and (exits is not None or not verify):
+        given = "verify=False" if exits is None else f"exits={str(exits)!r}"
+        raise ValueError(
+            f"`{given}` needs `fast`, which drafts; ask for it, or leave the other out."
+        )
 
 
 def warn_of_dense_routing(mixture: Mixture) -> None:
