@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import depthmix_cli
 from depthmix import TrainResult
 from depthmix.adapters.ledger import Ledger
 from depthmix.evaluation.reading import load_evaluation
@@ -116,3 +117,12 @@ def test_a_run_goes_on_under_the_settings_it_began_with(tmp_path):
             check_resumed(changed(section, option, value), tmp_path)
     with pytest.raises(ValueError, match="`method` must be 'mode'"):
         check_resumed(load_run_config(None, {**given, "method": "lora"}), tmp_path)
+
+
+def test_an_evaluation_is_no_run(tmp_path, capsys):
+    write_evaluation(tmp_path / "evaluation", {"records": [1, 0]})
+    told = r"`run` must be .* finished run, and .*evaluation holds an evaluation; name the folder"
+    with pytest.raises(ValueError, match=told):
+        load_result(tmp_path / "evaluation")
+    assert depthmix_cli.main(["report", str(tmp_path / "evaluation")]) == 1
+    assert "holds an evaluation" in capsys.readouterr().err

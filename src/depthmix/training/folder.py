@@ -104,6 +104,16 @@ def load_result(folder: Path) -> TrainResult:
         )
     try:
         content = json.loads(path.read_text("utf-8"))
+        is_evaluation = "metrics" not in content and "results" in content
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
+    if is_evaluation:
+        raise ValueError(
+            f"`run` must be the folder of a finished run, and {folder} holds an evaluation; name "
+            "the folder that `depthmix train` wrote, or set evaluations side by side by `depthmix "
+            "compare`."
+        )
+    try:
         choice = content.get("layer_choice")
         earlier = read_earlier(folder)
         return TrainResult(
