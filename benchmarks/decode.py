@@ -55,13 +55,13 @@ class Size:
     num_prompts: int = 12
     """Prompts that are measured."""
 
-    num_selecting: int = 2
+    num_selecting: int = 1
     """Prompts that choose the best setting of a peer."""
 
-    num_others: int = 6
+    num_others: int = 5
     """Prompts of Alpaca, and prompts for the untuned model."""
 
-    num_calibrating: int = 160
+    num_calibrating: int = 120
     """Problems that calibrate."""
 
     batch_sizes: tuple[int, ...] = (4, 8)
@@ -91,7 +91,7 @@ def early_exit_ways(subject: Subject) -> dict[str, Way]:
     """Let transformers draft with the model's own lower layers, by settings."""
     model = subject.model
     depth = model.config.num_hidden_layers
-    layers = sorted({*subject.exits.layers[-2:], max(depth - 2, 1), depth - 1})
+    layers = sorted({subject.exits.layers[-1], max(depth - 2, 1), depth - 1})
 
     def make(layer: int, confidence: float) -> Way:
         config = subject.config
