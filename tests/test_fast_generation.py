@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import Counter
 
 import pytest
@@ -556,6 +558,100 @@ def test_models_that_cannot_draft_are_refused():
         FastGeneration(make_model(late_layers=1))
     with pytest.raises(ValueError, match="`exits` must be given for a model without a mixture"):
         FastGeneration(tiny_model())
-    deeper = random_exits(tiny_model(num_hidden_layers=6), [2, 5])
+
+    class Deeper:
+        layers = (2, 5)
+
+        def __call__(self, layer, hidden_states):
+            return hidden_states
+
     with pytest.raises(ValueError, match="must be below the final layer, 4, got layer 5"):
-        FastGeneration(tiny_model(), deeper)
+        FastGeneration(tiny_model(), Deeper())
+
+
+def test_exits_that_do_not_fit_are_refused():
+    model = tiny_model()
+    for name, number in (("hidden_size", 32), ("num_hidden_layers", 6)):
+        other = random_exits(tiny_model(**{name: number}), [1, 2])
+        with pytest.raises(ValueError, match=rf"as its `{name}`, got exits for {number}; put"):
+            FastGeneration(model, other)
+
+
+def test_a_dense_plan_refuses_what_its_loop_cannot_do():
+    """As `custom_generate` it would stand for beam search, and be greedy."""
+    model, inputs = top_1(), prompts(1, 5, padded=False)
+    fast = FastGeneration(model, plan=DraftPlan.for_all((2,), stay_dense=True))
+    expected = decode(model, inputs, num_beams=3)
+    assert torch.equal(decode(fast, inputs, num_beams=3), expected)
+    with pytest.raises(ValueError, match="was asked for beam search"):
+        decode(model, inputs, num_beams=3, custom_generate=fast)
+    assert torch.equal(decode(model, inputs, custom_generate=fast), decode(model, inputs))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_the_head_is_taken_as_it_is_when_a_call_begins(verify):
+    """A few of its rows are kept, and it may be trained, cast or moved meanwhile."""
+    model, inputs = tiny_model().double().requires_grad_(False), prompts(2, 5, padded=True)
+    exits, plan = random_exits(model, [1, 2]), plan_all(1, vocabulary=tuple(range(3, 40)))
+    fast = FastGeneration(model, exits, plan, verify=verify)
+    decode(fast, inputs)
+    model.get_output_embeddings().weight.mul_(-1)
+    model.float()
+    other = FastGeneration(model, exits, plan, verify=verify)
+    assert torch.equal(decode(fast, inputs), decode(other, inputs))
+    assert fast._drafter.head._weight.dtype == torch.float32
+    assert torch.equal(fast._drafter.head._weight, model.get_output_embeddings().weight[3:40])
+
+
+@pytest.mark.parametrize(("size", "right"), [(None, 10), (1, 12), (2, 12), (3, 10), (4, 12)])
+def test_parts_of_a_prompt_draft_nothing(size, right):
+    """Nine tokens, in parts of which the last may be one token, from which a round begins."""
+    model, inputs = agree_by_script(make_model(), "all", batch=2), prompts(2, 9, padded=False)
+    fast = drafting(model)
+    decode(fast, inputs, max_new_tokens=8, prefill_chunk_size=size)
+    assert fast.num_drafted.total() == fast.num_accepted.total() == right
+    assert [len(row) for row in fast.origins] == [8, 8]
+    assert fast.num_rounds == 2
+
+
+def test_only_drafts_with_room_are_counted():
+    """A row that is ahead of the others may have no room for a draft that they have."""
+    model = agree_by_script(make_model(), "one row", batch=2)
+    fast = drafting(model, num_drafts=3)
+    decode(fast, prompts(2, 5, padded=False), max_new_tokens=12)
+    right = fast.num_accepted.total()
+    assert right == sum(layer == 2 for row in fast.origins for layer in row) > 0
+    # The other row drafts wrongly: each of its rounds counts what was drafted after a token of it.
+    assert right < fast.num_drafted.total() <= right + 3 * fast.num_rounds
+
+
+def test_a_head_that_somebody_has_wrapped_is_asked():
+    """Few positions are multiplied by another way only where the head does nothing more."""
+    model, inputs = tiny_model().requires_grad_(False), prompts(1, 5, padded=False)
+    head = model.get_output_embeddings()
+    own = head.forward
+    head.forward = lambda states: own(states).roll(1, dims=-1)
+    expected = decode(model, inputs, max_new_tokens=12)
+    fast = FastGeneration(model, random_exits(model, [1]), plan_all(1))
+    assert torch.equal(decode(fast, inputs, max_new_tokens=12), expected)
+    assert fast.num_drafted.total() > 0
+
+
+def test_a_model_that_gives_its_norms_output_the_shape_of_its_input():
+    model = tiny_model("gpt_bigcode", n_inner=24).double().requires_grad_(False)
+    inputs = prompts(2, 5, padded=True)
+    expected = decode(model, inputs, **WHOLE)
+    fast = FastGeneration(model, random_exits(model, [1, 2]), plan_all(1))
+    assert_same(decode(fast, inputs, **WHOLE), expected, inputs, rtol=1e-9, atol=1e-9)
+    assert fast.num_drafted.total() > 0
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])
+@pytest.mark.parametrize("guard", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_copies_and_guards(clone, guard):
+    model, inputs = make_model(), prompts(2, 5, padded=True)
+    fast = FastGeneration(model, random_exits(model, [1, 2]), plan_all(1))
+    expected = decode(model, inputs)
+    for one in (fast, clone(fast)):
+        with guard():
+            assert torch.equal(decode(one, inputs), expected)

@@ -25,7 +25,8 @@ class DraftPlan:
     """Probability from which each of them drafts, in the order of `exits`."""
 
     joint_threshold: float = 0.5
-    """Product of the pending drafts' probabilities below which nothing more is drafted."""
+    """Product of the pending drafts' probabilities below which nothing more is drafted. Where
+    nothing verifies, nothing is pending, and neither this nor `max_drafts` counts."""
 
     max_drafts: int = 12
     """Tokens that may be pending at a time."""

@@ -81,13 +81,19 @@ class DraftHead:
 
     def __init__(self, backbone: Backbone, vocabulary: tuple[int, ...] | None) -> None:
         self.backbone = backbone
-        head: Any = backbone.head
+        self.vocabulary = vocabulary
+        self.read()
+
+    def read(self) -> None:
+        """Take the rows of the head as it is now: it may have been trained, moved or cast."""
+        head: Any = self.backbone.head
         weight = getattr(head, "weight", None)
-        device = weight.device if isinstance(weight, Tensor) else backbone.model.device
-        self.tokens = None if vocabulary is None else torch.tensor(vocabulary, device=device)
-        self._weight = self._bias = None
-        plain = isinstance(head, nn.Linear) and head.weight.dtype in UNQUANTISED
-        if plain and self.tokens is not None:
+        device = weight.device if isinstance(weight, Tensor) else self.backbone.model.device
+        self.tokens = self._weight = self._bias = None
+        if self.vocabulary is None:
+            return
+        self.tokens = torch.tensor(self.vocabulary, device=device)
+        if type(head) is nn.Linear and head.weight.dtype in UNQUANTISED:
             self._weight = head.weight.detach()[self.tokens]
             self._bias = None if head.bias is None else head.bias.detach()[self.tokens]
 
@@ -148,7 +154,7 @@ class Drafter:
 
     def begin(self, batch_size: int) -> None:
         """Make ready for rows of which nothing is known yet."""
-        self._joint = torch.ones(batch_size)
+        self.head.read()
         self._sure = [PRIOR] * batch_size
         self._right = [PRIOR] * batch_size
 

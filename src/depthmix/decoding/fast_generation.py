@@ -21,6 +21,7 @@ from depthmix.decoding.layer_queue import LayerQueue, queue_layers
 from depthmix.decoding.lookahead import Guess, Lookahead
 from depthmix.decoding.origins import Origins
 from depthmix.decoding.pace import Pace
+from depthmix.decoding.requirements import check_mode
 from depthmix.decoding.stand_ins import Claim
 from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import MixtureNorm, explain_no_mixture
@@ -84,6 +85,7 @@ class FastGeneration(Deferral):
     ) -> None:
         super().__init__(model)
         self.exits = self._find_exits() if exits is None else exits
+        self._check_exits()
         self.plan = DraftPlan.for_all(self.exits.layers) if plan is None else plan
         self.verify = verify
         self._check_plan()
@@ -114,6 +116,7 @@ class FastGeneration(Deferral):
         See `Deferral.generate`. Where the plan says so, it is the model's own.
         """
         if self.plan.stay_dense:
+            self.origins = []
             return self.model.generate(*args, streamer=streamer, **kwargs)
         return super().generate(*args, streamer=streamer, **kwargs)
 
@@ -128,6 +131,8 @@ class FastGeneration(Deferral):
         """Decode in the place of transformers' own loop, which calls this (`Deferral`)."""
         options = {"generation_config": generation_config, "streamer": streamer, **kwargs}
         if self.plan.stay_dense:
+            check_mode(generation_config, name=self.name, door=self.door)
+            self.origins = []
             return model._sample(input_ids, **options)
         return super().__call__(model, input_ids, **options)
 
@@ -149,6 +154,16 @@ class FastGeneration(Deferral):
                 "to draft with; put some on by `depthmix add-exits`, and load them by `load_exits`."
             )
         return late
+
+    def _check_exits(self) -> None:
+        exits, backbone = self.exits, self.backbone
+        for name in ("num_hidden_layers", "hidden_size"):
+            own, given = getattr(backbone, name), getattr(exits, name, None)
+            if given not in (None, own):
+                raise ValueError(
+                    f"`exits` must be made for a model like this one, with {own} as its `{name}`, "
+                    f"got exits for {given}; put new ones on by `depthmix add-exits`."
+                )
 
     def _check_plan(self) -> None:
         unknown = [layer for layer in self.plan.exits if layer not in self.exits.layers]
@@ -231,6 +246,7 @@ class FastGeneration(Deferral):
         self._masks: dict[Any, Any] = {}
         self._active: Bool[Tensor, " batch"] | None = None
         self._draft: Draft | None = None
+        self._normed: Float[Tensor, "batch pending hidden"] | None = None
         self._in_prompt = self._asks_exit = False
 
     def _complete_cache(self) -> None:
@@ -250,10 +266,12 @@ class FastGeneration(Deferral):
         input_ids = kwargs.get("input_ids")
         in_prompt = self._num_unread > 0
         self._num_unread -= self._num_unread if input_ids is None else input_ids.shape[1]
-        if input_ids is None or input_ids.shape[1] > 1:  # a prompt, or a part of one
+        # What an exit would say at the end of a prompt nothing verifies, so the top reads it all.
+        is_part = self._num_unread > 0 or (in_prompt and not self.verify)
+        if input_ids is None or input_ids.shape[1] > 1 or is_part:
             return self._read_prompt(*args, **kwargs)
         if not self.verify:
-            return self._answer_unverified(*args, in_prompt=in_prompt, **kwargs)
+            return self._answer_unverified(*args, **kwargs)
         ahead = self._lookahead
         guesses = ahead.take(input_ids[:, 0].tolist())
         if None in guesses:
@@ -272,11 +290,11 @@ class FastGeneration(Deferral):
             output = self._model_forward(*args, **kwargs)
         finally:
             self._in_prompt = False
-        self._lookahead.confirm_prompt()
+        self._lookahead.confirm_prompt(is_whole=self._num_unread <= 0)
         self._origins.expect([None] * len(self.origins), anew=True)
         return output
 
-    def _answer_unverified(self, *args: Any, in_prompt: bool, **kwargs: Any) -> Any:
+    def _answer_unverified(self, *args: Any, **kwargs: Any) -> Any:
         """Run a pass in which a sure exit has the last word."""
         tokens = kwargs["input_ids"][:, 0]
         self._seen, self._masks, self._draft = self._padding, {}, None
@@ -285,7 +303,7 @@ class FastGeneration(Deferral):
         output = self._model_forward(*args, **kwargs)
         drafted: Draft | None = self._draft
         proposal = None if drafted is None else (None, drafted.layer)
-        self._origins.expect([proposal] * len(tokens), anew=in_prompt)
+        self._origins.expect([proposal] * len(tokens))
         if drafted is None:
             self.num_rounds += 1
             return output
@@ -328,7 +346,7 @@ class FastGeneration(Deferral):
             active = (step < room) & torch.isin(current, self._endings, invert=True)
             # A draft at the end of the room would never be looked at.
             self._active = active if step + 1 < width and bool(active.any()) else None
-            self._masks, self._draft = {}, None
+            self._masks, self._draft, self._normed = {}, None, None
             output = self._model_forward(
                 input_ids=current[:, None],
                 position_ids=positions[..., step : step + 1],
@@ -337,8 +355,7 @@ class FastGeneration(Deferral):
             )
             drafted: Draft | None = self._draft
             if drafted is None:
-                # GPT-2 takes the positions for rows of their own.
-                logits = output.logits.reshape(*torch.stack(proposed, dim=1).shape, -1)
+                logits = output.logits if self._normed is None else self._unembed()
                 break
             ended = torch.isin(current, self._endings)
             drafts.append(drafted)
@@ -348,21 +365,28 @@ class FastGeneration(Deferral):
                 logits = self._catch_up()
                 break
             proposed.append(current)
-            self.num_drafted[drafted.layer] += int(active.sum())
         assert logits is not None  # the last step drafts nothing
         self.num_rounds += 1
         self._keep(torch.stack(proposed, dim=1), logits, room, drafts)
 
     def _catch_up(self) -> Float[Tensor, "batch pending vocab"]:
         """Take what is pending to the top without another token."""
-        self._masks, self._draft = {}, None
+        self._masks, self._draft, self._normed = {}, None, None
         states: Any = None
         for layer in self._layers:
             if layer.calls:
                 states = self._run(layer)
-        normed = self._final_norm(states)
-        head = self.backbone.head_weight
-        return self.backbone.unembed(normed.to(head.device))
+        states = self._final_norm(states)
+        self._normed = states if self._normed is None else self._normed
+        return self._unembed()
+
+    def _unembed(self) -> Float[Tensor, "batch pending vocab"]:
+        """Give the model's logits at all that was pending."""
+        normed, self._normed = self._normed, None
+        assert normed is not None  # the norm has kept it
+        backbone = self.backbone
+        normed = normed.to(backbone.head_weight.device, backbone.head_dtype(normed.dtype))
+        return backbone.unembed(normed)
 
     def _keep(
         self,
@@ -387,6 +411,8 @@ class FastGeneration(Deferral):
                 confidences[i - 1][row] for i in range(1, len(tokens[row])) if counting[row][i]
             ]
             self._drafter.judge(row, judged, num_right=max(count - 1, 0))
+            for draft, counts_here in zip(drafts, counting[row][1:], strict=False):
+                self.num_drafted[draft.layer] += counts_here
             guesses = [
                 Guess(
                     token=tokens[row][i],
@@ -460,15 +486,23 @@ class FastGeneration(Deferral):
 
     def _run_norm(
         self, forward: Callable[..., Any], hidden_states: Float[Tensor, "batch seq hidden"]
-    ) -> Float[Tensor, "batch seq hidden"]:
-        """Norm what came to the top; after a draft there is nothing to norm."""
+    ) -> Float[Tensor, "batch last hidden"]:
+        """Norm what came to the top; after a draft there is nothing to norm.
+
+        Where several positions were pending, all are kept, and the model goes on with the last one,
+        as some models give what the norm returns the shape of their input.
+        """
         if self._draft is not None:
             return hidden_states
         if self._kept and self.norm is not None and not self._in_prompt:
             last = self.backbone.num_hidden_layers - 1
             kept = {depth: torch.cat(states, dim=1) for depth, states in self._kept.items()}
             self.norm.capture.replace({last: hidden_states, **kept})
-        return forward(hidden_states)
+        normed = forward(hidden_states)
+        if self._in_prompt or normed.shape[1] == 1:
+            return normed
+        self._normed = normed
+        return normed[:, -1:]
 
     def _run_head(
         self,
@@ -477,21 +511,23 @@ class FastGeneration(Deferral):
         *args: Any,
         **kwargs: Any,
     ) -> Float[Tensor, "*batch vocab"]:
-        """Predict what came to the top; after a draft nobody looks at the logits."""
-        if self._draft is not None and not self._asks_exit:
+        """Predict what came to the top; nobody looks at other logits."""
+        is_idle = self._draft is not None or self._normed is not None
+        if is_idle and not self._asks_exit:
             return states.new_zeros(*states.shape[:-1], 1)
-        logits = multiply_few(self.backbone.head, states)
+        logits = multiply_few(self.backbone.head, states, forward)
         return forward(states, *args, **kwargs) if logits is None else logits
 
 
 def multiply_few(
-    head: Any, states: Float[Tensor, "*batch hidden"]
+    head: Any, states: Float[Tensor, "*batch hidden"], forward: Callable[..., Any] | None = None
 ) -> Float[Tensor, "*batch vocab"] | None:
     """Multiply few states by the head with the operands exchanged, where that is faster.
 
     Args:
         head: The model's output matrix.
         states: What it takes.
+        forward: What it does when it is called; by default its own forward pass.
 
     Returns:
         The product; `None` where the head's own is as fast, or does more.
@@ -499,6 +535,8 @@ def multiply_few(
     rows = states.shape[:-1].numel()
     if rows not in FEW_ROWS or not _is_plain(head) or states.dtype != torch.float32:
         return None
+    if getattr(forward or head.forward, "__func__", None) is not nn.Linear.forward:
+        return None  # somebody has wrapped it
     return (head.weight @ states.reshape(rows, -1).t()).t().view(*states.shape[:-1], -1)
 
 

@@ -49,11 +49,11 @@ class Lookahead:
         self._guesses: list[deque[Guess]] = [deque() for _ in range(batch_size)]
         self._surplus = [0] * batch_size  # wrong tokens at each row's end of the cache
 
-    def confirm_prompt(self) -> None:
+    def confirm_prompt(self, *, is_whole: bool) -> None:
         """Count what the cache holds as chosen, after a prompt or a part of one."""
         self.num_chosen = self.cache.get_seq_length()
         self.lengths = [self.num_chosen] * len(self.lengths)
-        self._num_left = self._num_new - 1
+        self._num_left = self._num_new - int(is_whole)
 
     def take(self, tokens: Sequence[int]) -> list[Guess | None]:
         """Compare what the loop has chosen with each row's next guess.

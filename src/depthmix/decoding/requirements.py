@@ -14,6 +14,20 @@ ATTENTION = ("sdpa", "eager")
 """Attention implementations that take a mask over any queries and keys."""
 
 
+def check_mode(generation_config: GenerationConfig, *, name: str, door: str) -> None:
+    """Refuse other ways of decoding than the two whose loop ours are.
+
+    Raises:
+        ValueError: If it is neither greedy decoding nor sampling.
+    """
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            f"{name} needs greedy decoding or sampling, and `generate` was asked for "
+            f"{mode.value.replace('_', ' ')}; leave out {door} for that."
+        )
+
+
 def check_deferrable(
     model: PreTrainedModel,
     generation_config: GenerationConfig,
@@ -27,12 +41,7 @@ def check_deferrable(
     Raises:
         ValueError: If the way of decoding, what it returns, the cache or the attention is such.
     """
-    mode = generation_config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ValueError(
-            f"{name} needs greedy decoding or sampling, and `generate` was asked for "
-            f"{mode.value.replace('_', ' ')}; leave out {door} for that."
-        )
+    check_mode(generation_config, name=name, door=door)
     if generation_config.guidance_scale not in (None, 1):
         raise ValueError(
             f"{name} cannot run the second pass of each step that `guidance_scale` asks for, got "
