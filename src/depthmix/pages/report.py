@@ -20,6 +20,7 @@ from depthmix.figures.overlap_diagrams import draw_overlaps
 from depthmix.figures.training_panels import loss_panels, optimisation_panels, routing_panels
 from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
 from depthmix.pages.examples import Example, find_examples
+from depthmix.pages.speed_section import SpeedSection, read_speed
 from depthmix.pages.verdict import Verdict, judge_run
 from depthmix.training.config import RunConfig, load_run_config
 from depthmix.training.folder import TrainResult, load_result
@@ -63,8 +64,11 @@ class Report:
     passages: Mapping[str, Mapping[str, Lens]] = field(default_factory=dict)
     """Title of a text to what each depth predicts in it, by the name of the model."""
 
+    speed: SpeedSection | None = None
+    """What its exits and their calibration say; `None` where it has none."""
+
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Why a part of the page could not be made: `examples`, `passages`."""
+    """Why a part of the page could not be made: `examples`, `passages`, `speed`."""
 
     seconds: float
     """Wall time of the run."""
@@ -111,6 +115,11 @@ def collect_report(
             examples = find_examples(verdicts[0], verdicts[0].rivals[0], limit=num_examples)
         except (ValueError, OSError) as error:
             missing["examples"] = str(error)
+    speed = None
+    try:
+        speed = read_speed(run)
+    except (ValueError, OSError) as error:
+        missing["speed"] = str(error)
     logs = [result.log_history]
     panels = {
         "losses": loss_panels(logs),
@@ -133,6 +142,7 @@ def collect_report(
         panels={name: found for name, found in panels.items() if found},
         verdicts=verdicts,
         examples=examples,
+        speed=speed,
         missing=missing,
         seconds=result.metrics["total_seconds"],
         command=command or shlex.join(again),
