@@ -15,10 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import depthmix_cli
 from adapters import tuned_model
+from calibrations import make_calibrated
 from checkpoints import make_model, make_tokenizer, save_checkpoint
+from depthmix.decoding.draft_plan import DraftPlan
+from depthmix.decoding.fast_generation import FastGeneration
 from depthmix.method.mixture import Routes
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.models.continuation import continue_inputs
+from depthmix.models.draft_streamer import DraftStreamer
 from depthmix.models.streamers import DepthStreamer, VisibleStreamer, make_visible
 
 TOKENIZER = make_tokenizer()
@@ -245,3 +249,46 @@ def test_chat_shows_depth(tmp_path, capsys, monkeypatch):
     ):
         assert depthmix_cli.main(["chat", str(tmp_path / folder), *command, *options]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_chat_shows_where_tokens_were_drafted(tmp_path, capsys, monkeypatch):
+    folder = make_calibrated(tmp_path / "model")
+    command = ["chat", str(folder), "--generation.max-new-tokens", "9"]
+    answers = []
+    for options in ([], ["--fast"], ["--fast", "--depth"]):
+        said = iter(["Hi", "/exit"])
+        monkeypatch.setattr("builtins.input", lambda _prompt, said=said: next(said))
+        assert depthmix_cli.main([*command, *options]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    *_, summary = answers[2].splitlines()
+    assert answers[2].startswith(answers[0].rstrip("\n"))
+    found = re.fullmatch(
+        r"(\d+) tokens: (\d+) drafted at layer 1, (\d+) drafted at layer 2, (\d+) drafted at layer "
+        r"3, (\d+) by the top; \d+ drafts not used",
+        summary,
+    )
+    total, *parts = map(int, found.groups())
+    assert total == sum(parts) > 1
+    assert depthmix_cli.main([*command, "--no-verify"]) == 1
+    assert "needs `fast`, which drafts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stay_dense", [False, True])
+def test_a_drafted_token_has_the_colour_of_its_exit(stay_dense):
+    model = tuned().eval()
+    plan = DraftPlan.for_all((2, 3), threshold=0.0, joint_threshold=0.0, stay_dense=stay_dense)
+    fast, console = FastGeneration(model, plan=plan), make_console()
+    streamer = DraftStreamer(fast, TOKENIZER, console)
+    streamer.print_legend()
+    answer(fast, streamer)
+    shown = console.file.getvalue()
+    assert len(streamer.origins) > 4
+    if stay_dense:
+        assert "nothing is drafted." in " ".join(shown.split())
+        assert set(streamer.origins) == {4}
+        return
+    assert streamer.origins == fast.origins[0]
+    assert shown.startswith("Drafted at layer ")
+    for colour in (SHALLOW, DEEP):
+        assert colour in shown

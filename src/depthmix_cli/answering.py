@@ -32,7 +32,7 @@ def generate(
 
 @taking(
     (SPEC, "adapter", "dtype", "top_k"),
-    ("depthmix.models.generation:chat", "system", "template", "depth"),
+    ("depthmix.models.generation:chat", "system", "template", "depth", "fast", "exits", "verify"),
 )
 def chat(model: Model, *, generation: Generation = None, **options: Any) -> None:
     """Talk with a model; `/exit` or Ctrl-D ends."""

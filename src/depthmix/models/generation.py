@@ -120,6 +120,9 @@ def chat(
     system: str | None = None,
     template: Template | None = None,
     depth: bool = False,
+    fast: bool = False,
+    exits: str | Path | None = None,
+    verify: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, str]]:
     """Talk with a model in the terminal, until `/exit`, Ctrl-D or Ctrl-C.
@@ -133,7 +136,11 @@ def chat(
             series of Alpaca's prompts (`alpaca`), or each message by itself (`plain`). By default
             as the run was trained; for other models `chat`.
         depth: Colour each token by the mean depth `Σ G_i i` of its routing weights, and say after
-            each answer how much every late layer counted (`DepthStreamer`).
+            each answer how much every late layer counted (`DepthStreamer`); with `fast`, by the
+            layer at which it was drafted (`DraftStreamer`).
+        fast: Let exits draft, and the top verify, as for `generate`.
+        exits: As for `generate`.
+        verify: As for `generate`.
         options: As for `generate`.
 
     Returns:
@@ -146,8 +153,10 @@ def chat(
         OSError: If the model cannot be found.
     """
     require("lab", "A conversation in the terminal", "rich")
+    from depthmix.models.draft_streamer import DraftStreamer
     from depthmix.models.streamers import DepthStreamer, VisibleStreamer
 
+    _check_fast(fast, exits, verify=verify)
     spec, settings = to_spec(model), read_generation_options(options or {})
     tokenizer = load_tokenizer(spec)
     opening = [{"role": "system", "content": system}] if system else []
@@ -155,9 +164,12 @@ def chat(
     # Rendered once before the model loads, so that a missing chat template is told at once.
     asked.converse([*opening, {"role": "user", "content": "Hello"}], tokenizer)
     loaded = _load(spec)
+    generator: Any = loaded
+    if fast:
+        generator = prepare_fast(loaded, find_base(spec), exits=exits, verify=verify)
     if depth:
         _check_single_tokens(loaded, settings)
-        streamer = DepthStreamer(loaded, tokenizer)
+        streamer = DraftStreamer(generator, tokenizer) if fast else DepthStreamer(loaded, tokenizer)
         streamer.print_legend()
     else:
         streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -175,7 +187,9 @@ def chat(
             elif said:
                 turn = [*messages, {"role": "user", "content": said}]
                 inputs = pad_prompts([asked.converse(turn, tokenizer).token_ids], tokenizer)
-                (answer,) = continue_inputs(loaded, tokenizer, inputs, settings, streamer=streamer)
+                (answer,) = continue_inputs(
+                    generator, tokenizer, inputs, settings, streamer=streamer
+                )
                 messages = [*turn, {"role": "assistant", "content": answer}]
         except (EOFError, KeyboardInterrupt):
             print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -61,7 +62,99 @@ class VisibleStreamer(TextStreamer):
         super().on_finalized_text(make_visible(text), stream_end)
 
 
-class DepthStreamer(BaseStreamer):
+class ColouredStreamer(BaseStreamer, ABC):
+    """Print an answer token by token, each in a colour of its own, and then say what they mean.
+
+    A character that several tokens make has the mean of theirs. Generation must be in one row.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        console: Where to print; by default standard output, with the colours that it takes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.console = Console(highlight=False) if console is None else console
+        self._num_unread: int | None = None  # tokens of the prompt; None before it came
+        self._ids: list[int] = []
+        self._waiting: list[float] = []  # depths of tokens whose text is not whole yet
+        self._num_printed = 0
+
+    def put(self, value: Int[Tensor, " ..."]) -> None:
+        """Take the prompt, then one token after the other, as `generate` gives them."""
+        if self._num_unread is None:
+            self._num_unread, self._num_printed = value.numel(), 0
+            self._ids.clear()
+            self._waiting.clear()
+            self._begin()
+            return
+        self._ids += value.flatten().tolist()
+        self._waiting.append(self._take())
+        text = self._decode()
+        whole = text.rstrip(UNFINISHED)
+        if whole == text:
+            self._print_from(whole)
+            self._waiting.clear()
+        elif self._print_from(whole):
+            self._waiting = self._waiting[-1:]  # it also begins what is not whole yet
+
+    def end(self) -> None:
+        """Print what is left of the answer, and what all its colours come to."""
+        self._print_from(self._decode())
+        self._num_unread = None
+        style = Style(dim=True) if self._has_colours else None
+        ending = (Segment("\n"), Segment(self._summarise(), style), Segment("\n"))
+        self.console.print(Segments(ending), crop=False)
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Forget the last answer."""
+
+    @abstractmethod
+    def _take(self) -> float:
+        """Give the depth of the newest token."""
+
+    @abstractmethod
+    def _share(self, depth: float) -> float:
+        """Give a depth its place on the scale, 0 to 1."""
+
+    @abstractmethod
+    def _summarise(self) -> str:
+        """Say what all tokens of an answer come to."""
+
+    def _decode(self) -> str:
+        """Decode the answer so far, in a way that what follows does not change."""
+        text: Any = self.tokenizer.decode(
+            self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _print_from(self, text: str) -> bool:
+        """Print what is new in a text, in the colour of the tokens that made it, if anything is."""
+        new = text[self._num_printed :]
+        if not new:
+            return False
+        self._num_printed = len(text)
+        style = self._style(sum(self._waiting) / len(self._waiting)) if self._has_colours else None
+        # A background across a line break would fill the line.
+        parts = [part for part in re.split("(\n)", make_visible(new)) if part]
+        segments = [Segment(part, style if part != "\n" else None) for part in parts]
+        self.console.print(Segments(segments), crop=False)
+        return True
+
+    @property
+    def _has_colours(self) -> bool:
+        # The nearest ones of sixteen would not get steadily darker.
+        return self.console.color_system in ("truecolor", "256") and not self.console.no_color
+
+    def _style(self, depth: float) -> Style:
+        """Give a depth its colours."""
+        colour = blend(self._share(depth), SCALE)
+        ink = "#000000" if ink_on(colour) == "black" else "#ffffff"  # not the terminal's own
+        return Style(color=ink, bgcolor=Color.from_rgb(*(255 * channel for channel in colour)))
+
+
+class DepthStreamer(ColouredStreamer):
     """Print an answer token by token, coloured by the mean depth `Σ G_i i` that each token used.
 
     A token's depth comes from the forward pass that predicted it. A character that several tokens
@@ -91,15 +184,10 @@ class DepthStreamer(BaseStreamer):
                 "`depth` needs a model with a mixture of depths, and this one has none; name a run "
                 "that was trained with one, or leave `depth` out."
             )
-        self.tokenizer = tokenizer
-        self.console = Console(highlight=False) if console is None else console
+        super().__init__(tokenizer, console)
         self.late_layers = mixture.late_layers
         self.weights: list[list[float]] = []  # of the answer's tokens, its end mark included
         self._passes: deque[Float[Tensor, " routes"]] = deque()  # whose token is still to come
-        self._num_unread: int | None = None  # tokens of the prompt; None before it came
-        self._ids: list[int] = []
-        self._waiting: list[float] = []  # depths of tokens whose text is not whole yet
-        self._num_printed = 0
         norm.listener = self._listen
 
     def print_legend(self) -> None:
@@ -112,32 +200,15 @@ class DepthStreamer(BaseStreamer):
         bar = [Segment(f" {depth:.1f} ", self._style(depth)) for depth in depths]
         self.console.print(Segments([Segment("Mean depth "), *bar, Segment("\n")]), crop=False)
 
-    def put(self, value: Int[Tensor, " ..."]) -> None:
-        """Take the prompt, then one token after the other, as `generate` gives them."""
-        if self._num_unread is None:
-            self._num_unread, self._num_printed = value.numel(), 0
-            for kept in (self.weights, self._passes, self._ids, self._waiting):
-                kept.clear()
-            return
-        weights = self._passes.popleft().tolist()
-        self.weights.append(weights)
-        self._ids += value.flatten().tolist()
-        self._waiting.append(self._depth(weights))
-        text = self._decode()
-        whole = text.rstrip(UNFINISHED)
-        if whole == text:
-            self._print_from(whole)
-            self._waiting.clear()
-        elif self._print_from(whole):
-            self._waiting = self._waiting[-1:]  # it also begins what is not whole yet
+    def _begin(self) -> None:
+        """Forget the last answer."""
+        self.weights.clear()
+        self._passes.clear()
 
-    def end(self) -> None:
-        """Print what is left of the answer, and how much each late layer counted in it."""
-        self._print_from(self._decode())
-        self._num_unread = None
-        style = Style(dim=True) if self._has_colours else None
-        ending = (Segment("\n"), Segment(self._summarise(), style), Segment("\n"))
-        self.console.print(Segments(ending), crop=False)
+    def _take(self) -> float:
+        """Give the mean depth of the newest token."""
+        self.weights.append(self._passes.popleft().tolist())
+        return self._depth(self.weights[-1])
 
     def _listen(self, routes: Routes) -> None:
         """Keep the weights that predict the next token: those at the end of what was read."""
@@ -148,44 +219,16 @@ class DepthStreamer(BaseStreamer):
         if self._num_unread <= 0:
             self._passes.append(routes.weights[0, -1])
 
-    def _decode(self) -> str:
-        """Decode the answer so far, in a way that what follows does not change."""
-        text: Any = self.tokenizer.decode(
-            self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def _print_from(self, text: str) -> bool:
-        """Print what is new in a text, in the colour of the tokens that made it, if anything is."""
-        new = text[self._num_printed :]
-        if not new:
-            return False
-        self._num_printed = len(text)
-        style = self._style(sum(self._waiting) / len(self._waiting)) if self._has_colours else None
-        # A background across a line break would fill the line.
-        parts = [part for part in re.split("(\n)", make_visible(new)) if part]
-        segments = [Segment(part, style if part != "\n" else None) for part in parts]
-        self.console.print(Segments(segments), crop=False)
-        return True
-
-    @property
-    def _has_colours(self) -> bool:
-        # The nearest ones of sixteen would not get steadily darker.
-        return self.console.color_system in ("truecolor", "256") and not self.console.no_color
-
     def _depth(self, weights: list[float]) -> float:
         """Compute the mean depth `Σ G_i i`."""
         return sum(share * layer for share, layer in zip(weights, self.late_layers, strict=True))
 
-    def _style(self, depth: float) -> Style:
-        """Give a depth its colours."""
+    def _share(self, depth: float) -> float:
+        """Give a depth its place on the scale, 0 to 1."""
         low, high = self.late_layers[0], self.late_layers[-1]
         # Routers stay near the final layer: the root tells small distances from it apart.
         missing = min(max((high - depth) / (high - low), 0.0), 1.0) if low < high else 0.0
-        share = 1 - math.sqrt(missing)
-        colour = blend(share, SCALE)
-        ink = "#000000" if ink_on(colour) == "black" else "#ffffff"  # not the terminal's own
-        return Style(color=ink, bgcolor=Color.from_rgb(*(255 * channel for channel in colour)))
+        return 1 - math.sqrt(missing)
 
     def _summarise(self) -> str:
         """Say how deep an answer's tokens were on average, and the mean weight of each layer."""
