@@ -52,6 +52,10 @@ SETTINGS: dict[str, Any] = {
 }
 """Sections of the run file."""
 
+EXIT_LAYERS = (5, 7, 9, 10, 12, 15, 18, 20, 21, 22, 23, 24, 25, 26, 27)
+"""Exits that are put on the model; calibration chooses among them."""
+
+NUM_EXIT_STEPS = 96
 NUM_STEPS = 96
 NUM_TRAINING = NUM_STEPS * 16
 NUM_HELD_OUT = 300
@@ -146,7 +150,8 @@ def tune(
 def put_exits(tuned: TunedModel, **options: Any) -> None:
     """Put exits on the finished model, unless they are there, by `add_exits` with `options`."""
     if find_exits(tuned.exits) is None:
-        add_exits(tuned.run, str(tuned.train), output=tuned.exits, **options)
+        settings = {"layers": EXIT_LAYERS, "num_steps": NUM_EXIT_STEPS, **options}
+        add_exits(tuned.run, str(tuned.train), output=tuned.exits, **settings)
 
 
 def main() -> None:

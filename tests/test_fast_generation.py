@@ -514,6 +514,38 @@ def test_unforeseeable_arguments_are_refused():
         decode(drafting(top_1("bloom")), prompts(1, 5, padded=False))
 
 
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_pause_is_the_models_own_pass(paused):
+    """While drafting pauses and no row is ahead, nothing of ours acts, and it can begin again."""
+
+    class Alternating:
+        """Drafts in every second round, or in none."""
+
+        def __init__(self):
+            self.num_rounds = 0
+
+        @property
+        def drafts(self):
+            return not paused and self.num_rounds % 2 == 1
+
+        def end_round(self, tokens):
+            self.num_rounds += 1
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: None
+
+    model = route_in_float64(make_model())
+    fast = drafting(model, num_drafts=2)
+    fast._pace = Alternating()
+    inputs = prompts(3, 5, padded=True)
+    expected = decode(model, inputs, max_new_tokens=12, **WHOLE)
+    found = decode(fast, inputs, max_new_tokens=12, **WHOLE)
+    assert_same(found, expected, inputs, rtol=1e-9, atol=1e-9)
+    assert (fast.num_drafted.total() == 0) == paused
+    if paused:
+        assert fast.layers_per_token == 4
+
+
 def test_exits_that_were_trained_with_the_model_draft():
     model = tiny_model().requires_grad_(False).double().eval()
     attach(model, late_layers=1, exits=[1, 3], exit_rank=2)

@@ -274,7 +274,9 @@ class FastGeneration(Deferral):
             return self._answer_unverified(*args, **kwargs)
         ahead = self._lookahead
         guesses = ahead.take(input_ids[:, 0].tolist())
-        if None in guesses:
+        if not any(guesses) and not self._pace.drafts and ahead.is_level():
+            self._run_densely(*args, **kwargs)
+        elif None in guesses:
             self._read_ahead(input_ids[:, 0], kwargs)
         logits = [(guess or ahead.pop(row)).logits for row, guess in enumerate(guesses)]
         self._origins.expect([ahead.draft(row) for row in range(len(guesses))], anew=in_prompt)
@@ -293,6 +295,19 @@ class FastGeneration(Deferral):
         self._lookahead.confirm_prompt(is_whole=self._num_unread <= 0)
         self._origins.expect([None] * len(self.origins), anew=True)
         return output
+
+    def _run_densely(self, *args: Any, **kwargs: Any) -> None:
+        """Run a pass as the model itself would, while drafting pauses and no row is ahead."""
+        assert self._turn is not None  # or there were no pass
+        with self._turn.passing(ours=False):
+            output = self._model_forward(*args, **kwargs)
+        tokens = kwargs["input_ids"][:, 0].tolist()
+        for row, token in enumerate(tokens):
+            guess = Guess(token=token, logits=output.logits[row, -1], exit=None)
+            self._lookahead.add(row, [guess], num_processed=1)
+        self.num_layer_runs += len(self._layers)
+        self.num_rounds += 1
+        self._pace.end_round(1.0)
 
     def _answer_unverified(self, *args: Any, **kwargs: Any) -> Any:
         """Run a pass in which a sure exit has the last word."""

@@ -81,6 +81,16 @@ class Lookahead:
         """How far each row's next token to process is from the loop's newest one."""
         return [length - self.num_chosen + 1 for length in self.lengths]
 
+    def is_level(self) -> bool:
+        """Take wrong tokens out of the cache, and tell whether it holds what the loop has chosen.
+
+        That is so where no row is ahead: the loop's newest tokens are still to be processed.
+        """
+        if any(offset != 0 for offset in self.offsets):
+            return False
+        self.align()
+        return True
+
     @property
     def room(self) -> list[int]:
         """Tokens that each row may still process for a purpose: the loop's last one has none."""

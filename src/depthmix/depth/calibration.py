@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from depthmix.decoding.draft_plan import DraftPlan
@@ -233,12 +233,12 @@ def choose_unverified(
     num_tested = len(tested.lengths)
     check_promise(texts_unchanged, num_tested, error=error)
     options = {"num_hidden_layers": num_hidden_layers, "verify": False}
-    choices = [
-        DraftPlan.for_all(exits, threshold=LIKELY_THRESHOLD)
-        for exits in _choose_exits(learnt.layers)
-    ]
-    speeds = simulate(learnt, choices, costs, **options).speed_ups().tolist()
-    exits = choices[speeds.index(max(speeds))].exits
+
+    def rate(choices: Sequence[tuple[int, ...]]) -> list[float]:
+        plans = [DraftPlan.for_all(exits, threshold=LIKELY_THRESHOLD) for exits in choices]
+        return simulate(learnt, plans, costs, **options).speed_ups().tolist()
+
+    exits = _grow(rate, learnt.layers)
     plans = [
         DraftPlan.for_all(exits, threshold=threshold, vocabulary=tested.vocabulary)
         for threshold in UNVERIFIED_THRESHOLDS
@@ -267,6 +267,22 @@ def _choose_exits(layers: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """List the choices of exits, those of few first."""
     for number in range(1, min(MOST_FIRST_EXITS, len(layers)) + 1):
         yield from itertools.combinations(layers, number)
+
+
+def _grow(
+    rate: Callable[[Sequence[tuple[int, ...]]], list[float]], layers: Sequence[int]
+) -> tuple[int, ...]:
+    """Take the fastest choice of few exits, and add the best further ones while they help."""
+    choices, fastest, exits = list(_choose_exits(layers)), 0.0, ()
+    while choices:
+        speeds = rate(choices)
+        if max(speeds) <= fastest:
+            break
+        fastest = max(speeds)
+        exits = choices[speeds.index(fastest)]
+        rest = [layer for layer in layers if layer not in exits and len(exits) < MOST_EXITS]
+        choices = [tuple(sorted((*exits, layer))) for layer in rest]
+    return exits
 
 
 def _change_one(plan: DraftPlan, layers: Sequence[int]) -> Iterator[DraftPlan]:
