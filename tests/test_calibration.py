@@ -11,9 +11,10 @@ from scipy import stats
 from cascades import LAYERS, NUM_LAYERS, make_costs, make_recorded
 from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.depth.binomial import binomial_tail, fewest_trials, highest_share
-from depthmix.depth.calibration import choose_plan, choose_unverified, expect
+from depthmix.depth.calibration import choose_plan, expect
 from depthmix.depth.cascade import simulate
 from depthmix.depth.confidences import Confidences
+from depthmix.depth.unverified import choose_unverified
 
 OPTIONS = {"num_hidden_layers": NUM_LAYERS}
 

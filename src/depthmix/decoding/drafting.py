@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,49 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from depthmix.decoding.draft_plan import DraftPlan
+from depthmix.decoding.predictors import Predictor
 from depthmix.method.backbone import UNQUANTISED, Backbone
-from depthmix.method.norm import MixtureNorm
 
 MEMORY = 0.95
 """What a draft that was judged counts for, when the next one is."""
 
 PRIOR = 4.0
 """Drafts, all of them right, that a row is trusted by at its beginning."""
-
-
-@runtime_checkable
-class Predictor(Protocol):
-    """What predicts at layers below the top: trained exits, or a mixture's own late layers."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers that it predicts at, increasing."""
-        ...
-
-    def __call__(
-        self, layer: int, hidden_states: Float[Tensor, "*batch hidden"]
-    ) -> Float[Tensor, "*batch hidden"]:
-        """Give what the head takes, from the residual stream that a layer leaves."""
-        ...
-
-
-class LateLayers:
-    """A mixture's late layers below the final one, each of which predicts by its own norm.
-
-    Args:
-        norm: The mixture in its place.
-    """
-
-    def __init__(self, norm: MixtureNorm) -> None:
-        self.norm = norm
-        mixture = norm.active_mixture
-        self.layers: tuple[int, ...] = mixture.late_layers[:-1] if mixture is not None else ()
-
-    def __call__(
-        self, layer: int, hidden_states: Float[Tensor, "*batch hidden"]
-    ) -> Float[Tensor, "*batch hidden"]:
-        """Give `N_i(h_i)`."""
-        return self.norm.answer_alone(layer, hidden_states[..., None, :]).squeeze(-2)
 
 
 @dataclass(frozen=True)

@@ -16,23 +16,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from depthmix.decoding.deferral import Deferral
 from depthmix.decoding.draft_plan import DraftPlan
-from depthmix.decoding.drafting import Draft, Drafter, LateLayers, Predictor
+from depthmix.decoding.drafting import Draft, Drafter
+from depthmix.decoding.endings import find_endings
+from depthmix.decoding.few_rows import multiply_few
 from depthmix.decoding.layer_queue import LayerQueue, queue_layers
 from depthmix.decoding.lookahead import Guess, Lookahead
 from depthmix.decoding.origins import Origins
 from depthmix.decoding.pace import Pace
+from depthmix.decoding.predictors import Predictor, check_exits, check_plan, find_predictor
 from depthmix.decoding.requirements import check_mode
 from depthmix.decoding.stand_ins import Claim
-from depthmix.method.found_exits import find_exits
-from depthmix.method.norm import MixtureNorm, explain_no_mixture
+from depthmix.method.norm import MixtureNorm
 from depthmix.releases import record_past
 
 LOOP_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 """What the decoding loop passes that is made anew for tokens ahead of it."""
-
-FEW_ROWS = range(2, 9)
-"""Positions for which a CPU multiplies a large float32 head with the operands exchanged: it takes
-half of the time."""
 
 
 class FastGeneration(Deferral):
@@ -84,13 +82,13 @@ class FastGeneration(Deferral):
         verify: bool = True,
     ) -> None:
         super().__init__(model)
-        self.exits = self._find_exits() if exits is None else exits
-        self._check_exits()
+        self.exits = find_predictor(model) if exits is None else exits
+        check_exits(self.exits, self.backbone)
         self.plan = DraftPlan.for_all(self.exits.layers) if plan is None else plan
         self.verify = verify
-        self._check_plan()
+        check_plan(self.plan, self.exits, self.backbone)
         self._drafter = Drafter(self.backbone, self.exits, self.plan, verify=verify)
-        self._pace = self._new_pace()
+        self._pace = Pace(self.plan.row_costs, num_layers=self.backbone.num_hidden_layers)
         self.num_steps = 0
         self.num_layer_runs = 0
         self.num_rounds = 0
@@ -135,57 +133,6 @@ class FastGeneration(Deferral):
             self.origins = []
             return model._sample(input_ids, **options)
         return super().__call__(model, input_ids, **options)
-
-    def _find_exits(self) -> Predictor:
-        trained = find_exits(self.model)
-        if trained is not None:
-            return trained
-        norm = self.norm
-        if norm is None or norm.active_mixture is None:
-            raise ValueError(
-                "`exits` must be given for a model without a mixture of depths, which has no layer "
-                f"to draft with ({explain_no_mixture(self.model)}); put some on by "
-                "`depthmix add-exits`, and load them by `load_exits`."
-            )
-        late = LateLayers(norm)
-        if not late.layers:
-            raise ValueError(
-                "`exits` must be given for a mixture of the final layer alone, which has no other "
-                "to draft with; put some on by `depthmix add-exits`, and load them by `load_exits`."
-            )
-        return late
-
-    def _check_exits(self) -> None:
-        exits, backbone = self.exits, self.backbone
-        for name in ("num_hidden_layers", "hidden_size"):
-            own, given = getattr(backbone, name), getattr(exits, name, None)
-            if given not in (None, own):
-                raise ValueError(
-                    f"`exits` must be made for a model like this one, with {own} as its `{name}`, "
-                    f"got exits for {given}; put new ones on by `depthmix add-exits`."
-                )
-
-    def _check_plan(self) -> None:
-        unknown = [layer for layer in self.plan.exits if layer not in self.exits.layers]
-        if unknown:
-            raise ValueError(
-                f"`plan` must draft with exits that there are ({list(self.exits.layers)}), got "
-                f"layer {unknown[0]}; make another one by `depthmix calibrate`."
-            )
-        if self.exits.layers[-1] >= self.backbone.num_hidden_layers:
-            raise ValueError(
-                f"`exits` must be below the final layer, {self.backbone.num_hidden_layers}, got "
-                f"layer {self.exits.layers[-1]}; they were made for another model."
-            )
-        known = self.plan.vocabulary
-        if known is not None and known[-1] >= self.backbone.vocab_size:
-            raise ValueError(
-                f"`plan` must draft tokens that the model has ({self.backbone.vocab_size}), got "
-                f"token {known[-1]}; make another one by `depthmix calibrate`."
-            )
-
-    def _new_pace(self) -> Pace:
-        return Pace(self.plan.row_costs, num_layers=self.backbone.num_hidden_layers)
 
     def _claim(self) -> Sequence[Claim]:
         """Stand in front of all layers, the norm and the head."""
@@ -532,46 +479,3 @@ class FastGeneration(Deferral):
             return states.new_zeros(*states.shape[:-1], 1)
         logits = multiply_few(self.backbone.head, states, forward)
         return forward(states, *args, **kwargs) if logits is None else logits
-
-
-def multiply_few(
-    head: Any, states: Float[Tensor, "*batch hidden"], forward: Callable[..., Any] | None = None
-) -> Float[Tensor, "*batch vocab"] | None:
-    """Multiply few states by the head with the operands exchanged, where that is faster.
-
-    Args:
-        head: The model's output matrix.
-        states: What it takes.
-        forward: What it does when it is called; by default its own forward pass.
-
-    Returns:
-        The product; `None` where the head's own is as fast, or does more.
-    """
-    rows = states.shape[:-1].numel()
-    if rows not in FEW_ROWS or not _is_plain(head) or states.dtype != torch.float32:
-        return None
-    if getattr(forward or head.forward, "__func__", None) is not nn.Linear.forward:
-        return None  # somebody has wrapped it
-    return (head.weight @ states.reshape(rows, -1).t()).t().view(*states.shape[:-1], -1)
-
-
-def find_endings(
-    generation_config: GenerationConfig, device: torch.device
-) -> tuple[int, Int[Tensor, " endings"]]:
-    """Say what pads rows that have ended, and after which tokens padding follows."""
-    ends, padding = generation_config._eos_token_tensor, generation_config._pad_token_tensor
-    if ends is None or padding is None:
-        return 0, torch.empty(0, dtype=torch.long, device=device)
-    return int(padding), torch.cat([ends.view(-1), padding.view(-1)]).to(device)
-
-
-def _is_plain(head: nn.Module) -> bool:
-    """Tell whether a head is one product of float32 on the CPU, and nothing more."""
-    return (
-        type(head) is nn.Linear
-        and head.bias is None
-        and head.weight.device.type == "cpu"
-        and head.weight.dtype == torch.float32
-        and not (head._forward_hooks or head._forward_pre_hooks)
-        and not hasattr(head, "_hf_hook")
-    )

@@ -6,16 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from depthmix.decoding.draft_plan import DraftPlan
-from depthmix.depth.calibration import (
-    Expectation,
-    Promise,
-    choose_plan,
-    choose_unverified,
-    expect,
-)
+from depthmix.depth.calibration import Expectation, choose_plan, expect
 from depthmix.depth.confidences import Confidences, Continuation, record_confidences
 from depthmix.depth.costs import Costs, measure_costs
 from depthmix.depth.draft_vocabulary import fill_vocabulary, list_vocabularies
+from depthmix.depth.unverified import Promise, choose_unverified
 from depthmix.method.backbone import Backbone
 from depthmix.method.exits import Exits
 

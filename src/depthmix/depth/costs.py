@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, GenerationConfig
 
 from depthmix.decoding.drafting import DraftHead
-from depthmix.decoding.fast_generation import multiply_few
+from depthmix.decoding.few_rows import multiply_few
 from depthmix.method.architecture import evaluating
 from depthmix.method.backbone import Backbone
 from depthmix.method.exits import Exits

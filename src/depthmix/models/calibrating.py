@@ -17,9 +17,10 @@ from depthmix.data.records import load_records
 from depthmix.data.spec import Template
 from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.decoding.fast_generation import FastGeneration
-from depthmix.depth.calibration import WORTHWHILE, check_promise
+from depthmix.depth.calibration import WORTHWHILE
 from depthmix.depth.calibrator import Calibrator, Found, list_tested
 from depthmix.depth.costs import Costs
+from depthmix.depth.unverified import check_promise
 from depthmix.files.drafts import taking_room, write_whole
 from depthmix.method.parts import find_parts
 from depthmix.method.placement import to_accelerator
