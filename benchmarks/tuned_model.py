@@ -125,7 +125,7 @@ def tune(
         return find_tuned_model(folder)
     sys.path.insert(0, str(ROOT))
     from examples.quickstart.__main__ import unpack_base_model, write_jsonl
-    from examples.quickstart.problems import make_splits
+    from depthmix_replication.problems import make_splits
 
     from depthmix.training.config import load_run_config
     from depthmix.training.train import train

@@ -35,7 +35,7 @@ from depthmix.pages import choose_passages, collect_report, read_passages, write
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
 
-from .problems import make_splits, make_unseen
+from depthmix_replication.problems import make_splits, make_unseen
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Without the instructions for it, a processor takes ten times as long for bfloat16 as for float32.

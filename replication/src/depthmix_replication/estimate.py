@@ -13,7 +13,8 @@ import numpy as np
 from depthmix.data.catalog import CATALOG
 from depthmix.evaluation.names import DATA_SETS
 from depthmix.files.runs import RESULTS_NAME
-from depthmix_replication.runs import Reading, Run
+from depthmix_replication.problems import NUM_TRAINING
+from depthmix_replication.runs import MADE, Reading, Run
 from depthmix_replication.sizes import NUM_RECORDS, count_parameters
 from depthmix_replication.workspace import Workspace, read_seconds
 
@@ -107,6 +108,8 @@ def _count_records(run: Run) -> int:
     """Count the records that a run trains on, those with a test set's question among them."""
     data = run.settings["data"]
     limit, split = data.get("limit"), data.get("split", "train")
+    if data["train"].startswith(f"{MADE}:"):
+        return min(limit or NUM_TRAINING, NUM_TRAINING)
     known = _count_split(data["train"], split, whole=run.data_whole is not None)
     return limit or RECORDS_UNKNOWN if known is None else min(limit or known, known)
 

@@ -15,7 +15,10 @@ from depthmix.method.config import Readout
 from depthmix.options.types import suggest
 
 TOY = "toy"
-"""Model, and beginning of the data sets, that are made on the spot."""
+"""Model, and beginning of the data sets, that are made on the spot for a test of the machinery."""
+
+MADE = "made"
+"""Beginning of the data sets that are made on the spot for real experiments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Reading:
     """Named benchmarks."""
 
     records: str | None = None
-    """Invented records instead."""
+    """Records instead that are made on the spot: `made:problems`, or `toy:` and a kind."""
 
     metric: str = "exact_match"
     """How these are judged."""
@@ -73,10 +76,10 @@ class Reading:
                 f"`reading.tasks` must be benchmarks of the protocol {self.protocol}, and "
                 f"{unknown[0]} is none{suggest(unknown[0], known)}"
             )
-        if self.records is not None and not self.records.startswith(f"{TOY}:"):
+        if self.records is not None and not self.records.startswith((f"{TOY}:", f"{MADE}:")):
             raise ValueError(
-                f"`reading.records` must be left out, since it is for invented ones, got "
-                f"{self.records!r}; name benchmarks by `reading.tasks`."
+                f"`reading.records` must be left out, since it is for records that are made on the "
+                f"spot, got {self.records!r}; name benchmarks by `reading.tasks`."
             )
 
     @property

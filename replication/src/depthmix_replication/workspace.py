@@ -17,7 +17,7 @@ from depthmix.files.drafts import write_whole
 from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
 from depthmix.models.spec import ModelSpec
 from depthmix.options.reading import build_section
-from depthmix_replication.runs import TOY, Reading, Run
+from depthmix_replication.runs import MADE, TOY, Reading, Run
 
 if TYPE_CHECKING:
     from depthmix.evaluation.plan import EvaluationPlan
@@ -165,32 +165,37 @@ class Workspace:
             answering = {"batch_size": reading.batch_size, **reading.mt_bench}
             settings["mt_bench"] = build_section("mt_bench", answering, MTBenchSpec)
         if reading.records is not None:
-            settings["records"] = str(self._toy_file(reading.records, "test"))
+            settings["records"] = str(self._made_file(reading.records, "test"))
         return EvaluationPlan(**settings)
 
     def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Put files in the place of toy names in a run's settings or one of its sections."""
+        """Put files in the place of the names of what is made on the spot in a run's settings or one of its sections."""
         placed = to_jsonable_python(settings)
         if placed.get("name") == TOY:
             from depthmix_replication.toy import write_toy_model
 
             with self._toy_lock():
                 placed["name"] = str(write_toy_model(self.root / TOY / "model"))
-        if str(placed.get("train")).startswith(f"{TOY}:"):
-            placed["train"] = str(self._toy_file(placed["train"], "train"))
+        if str(placed.get("train")).startswith((f"{TOY}:", f"{MADE}:")):
+            placed["train"] = str(self._made_file(placed["train"], "train"))
         return {
             name: self.place(value) if isinstance(value, Mapping) else value
             for name, value in placed.items()
         }
 
-    def _toy_file(self, name: str, split: str) -> Path:
-        from depthmix_replication.toy import write_toy_records
-
+    def _made_file(self, name: str, split: str) -> Path:
+        origin, _, kind = name.partition(":")
         with self._toy_lock():
-            return write_toy_records(self.root / TOY, name.removeprefix(f"{TOY}:"), split)
+            if origin == MADE:
+                from depthmix_replication.problems import write_problems
+
+                return write_problems(self.root / MADE, split)
+            from depthmix_replication.toy import write_toy_records
+
+            return write_toy_records(self.root / TOY, kind, split)
 
     def _toy_lock(self) -> FileLock:
-        """Let one process write toy files, while the others that need them wait."""
+        """Let one process write what is made on the spot, while others that need it wait."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{TOY}.lock")

@@ -6,8 +6,15 @@ typed, so they are right by construction.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Collection
+from pathlib import Path
+
+from depthmix.files.drafts import write_whole
+
+NUM_TRAINING, NUM_HELD_OUT = 4800, 300
+"""Problems of an experiment, from one seed: what no run trains on comes last."""
 
 NAMES = (
     *("Ada", "Ben", "Carla", "Dev", "Elif", "Farid", "Grace", "Hana", "Ivan", "Jun", "Kofi"),
@@ -255,3 +262,22 @@ def make_unseen(num_problems: int, seed: int, seen: Collection[str]) -> list[dic
     # No question comes twice, so that at most as many fall away as there are others.
     problems = make_problems(num_problems + len(taken), seed)
     return [problem for problem in problems if problem["prompt"] not in taken][:num_problems]
+
+
+def write_problems(folder: Path, split: str) -> Path:
+    """Write an experiment's problems, once.
+
+    Args:
+        folder: Where the file goes.
+        split: `train` or `test`; they share no question.
+
+    Returns:
+        The file.
+    """
+    path = folder / f"problems-{split}.jsonl"
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    training, held_out = make_splits(NUM_TRAINING, NUM_HELD_OUT, seed=0)
+    records = training if split == "train" else held_out
+    return write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
