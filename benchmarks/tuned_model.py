@@ -125,10 +125,10 @@ def tune(
         return find_tuned_model(folder)
     sys.path.insert(0, str(ROOT))
     from examples.quickstart.__main__ import unpack_base_model, write_jsonl
-    from depthmix_replication.problems import make_splits
 
     from depthmix.training.config import load_run_config
     from depthmix.training.train import train
+    from depthmix_replication.problems import make_splits
 
     training, held_out = make_splits(num_steps * 16, num_held_out, seed=0)
     file = write_jsonl(training, folder / "train.jsonl")

@@ -34,7 +34,6 @@ from depthmix.models.spec import ModelSpec
 from depthmix.pages import choose_passages, collect_report, read_passages, write_report
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
-
 from depthmix_replication.problems import make_splits, make_unseen
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

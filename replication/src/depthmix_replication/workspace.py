@@ -169,7 +169,7 @@ class Workspace:
         return EvaluationPlan(**settings)
 
     def place(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Put files in the place of the names of what is made on the spot in a run's settings or one of its sections."""
+        """Put files in the place of names of what is made on the spot, in settings of a run."""
         placed = to_jsonable_python(settings)
         if placed.get("name") == TOY:
             from depthmix_replication.toy import write_toy_model

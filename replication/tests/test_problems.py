@@ -1,15 +1,12 @@
-"""The quickstart's word problems: right, varied, reproducible."""
+"""The word problems: right, varied, reproducible, and written once."""
 
-import importlib.util
+import json
 import re
-from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "examples" / "quickstart" / "problems.py"
-SPEC = importlib.util.spec_from_file_location("quickstart_problems", PATH)
-problems = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(problems)
+from depthmix_replication import problems
+from depthmix_replication.problems import write_problems
 
 STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
@@ -76,3 +73,13 @@ def test_variety(records):
     assert len({record["answer"] for record in records}) > 100
     shapes = {re.sub(r"\d+", "N", STEP.sub(r"\2", r["completion"])) for r in records}
     assert len(shapes) >= 8
+
+
+def test_an_experiments_problems_are_written_once_and_share_no_question(tmp_path):
+    training, held_out = (write_problems(tmp_path / "made", split) for split in ("train", "test"))
+    lines = {path: path.read_text("utf-8").splitlines() for path in (training, held_out)}
+    assert (len(lines[training]), len(lines[held_out])) == (4800, 300)
+    prompts = {path: {json.loads(line)["prompt"] for line in lines[path]} for path in lines}
+    assert prompts[training].isdisjoint(prompts[held_out])
+    held_out.write_text("kept", "utf-8")
+    assert write_problems(tmp_path / "made", "test").read_text("utf-8") == "kept"
