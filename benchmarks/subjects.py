@@ -13,9 +13,9 @@ import depthmix_replication.reproduce as reproduction
 from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.models.spec import ModelSpec
-from depthmix.trainers.checkpoints import list_checkpoints
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
+from depthmix.training.trainers.checkpoints import list_checkpoints
 from depthmix_replication.planning import plan
 from depthmix_replication.toy import write_toy_model
 from depthmix_replication.worker import work

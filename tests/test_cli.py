@@ -218,7 +218,7 @@ def test_of_two_processes_one_tells_what_a_training_gave(run_file, tmp_path):
     command = ["train", str(run_file), "--training.output-dir", str(two)]
     command += ["--training.per-device-train-batch-size", "2"]
     shown = subprocess.run(
-        [*launched, "-m", "depthmix", *command],
+        [*launched, "-m", "depthmix_cli", *command],
         capture_output=True, text=True, check=True, cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     ).stdout  # fmt: skip
@@ -229,6 +229,6 @@ def test_of_two_processes_one_tells_what_a_training_gave(run_file, tmp_path):
 
 
 def test_python_m_runs_the_same_command():
-    command = [sys.executable, "-m", "depthmix", "--help"]
+    command = [sys.executable, "-m", "depthmix_cli", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "train" in shown

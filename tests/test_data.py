@@ -17,7 +17,7 @@ from depthmix.data.templates import (
     render_prompt,
     to_training_dataset,
 )
-from depthmix.releases import CHECKPOINTING
+from depthmix.libraries.releases import CHECKPOINTING
 
 RECORDS = [{"prompt": "1 + 1 =", "completion": " 2"}, {"prompt": "2 + 2 =", "completion": " 4"}]
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

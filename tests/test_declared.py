@@ -14,8 +14,8 @@ from pydantic_core import to_jsonable_python
 from trl import SFTConfig
 
 from depthmix import MoDEConfig
+from depthmix.files.settings import read_declared, read_options, read_value
 from depthmix.options.declared import list_declared
-from depthmix.options.reading import read_declared, read_options, read_value
 
 CLASSES = {
     MoDEConfig: ("depthmix.adapters.config", "MoDEConfig"),

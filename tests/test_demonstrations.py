@@ -15,7 +15,7 @@ from depthmix.data.instructions import from_aqua
 from depthmix.data.records import load_published, load_records
 from depthmix.data.spec import EvaluationSpec
 from depthmix.data.templates import to_training_dataset
-from depthmix.releases import CHECKPOINTING
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import make_model
-from depthmix.trainers.evaluation_loss import TokenMeans, without_repeats
-from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer
+from depthmix.training.trainers.evaluation_loss import TokenMeans, without_repeats
+from depthmix.training.trainers.mixin import MoDESFTTrainer, MoDETrainer
 from references import cross_entropy, reference_step
 from test_training import TOKENIZER, as_batch, make_dataset, make_trainer, tuned_model
 

@@ -24,7 +24,7 @@ from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import find_mixture_norm
 from depthmix.models.fast import prepare_fast
 from depthmix.models.sources import find_base
-from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer
+from depthmix.training.trainers.mixin import MoDESFTTrainer, MoDETrainer
 from models import random_ids
 from test_training import (
     as_batch,

@@ -20,11 +20,11 @@ from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.harness import default_output
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.evaluation.provenance import describe_model
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
-from depthmix.releases import CHECKPOINTING
-from depthmix.trainers.mixin import MoDESFTTrainer
+from depthmix.training.trainers.mixin import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
 
 TOKENIZER = make_tokenizer()

@@ -15,9 +15,9 @@ from depthmix import MixtureConfig, MoDEConfig, attach, load_run_config, to_lora
 from depthmix.data.templates import to_training_dataset
 from depthmix.data.tokens import to_token_sequences
 from depthmix.depth.layer_choice import _thin
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
-from depthmix.releases import CHECKPOINTING
 from depthmix.training.folder import load_result
 from models import tiny_model
 

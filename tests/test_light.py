@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM
 
 import depthmix
 from checkpoints import make_model, make_tokenizer
-from depthmix.extras import EXTRAS, MissingExtraError, require
+from depthmix.libraries.extras import EXTRAS, MissingExtraError, require
 from evaluation_folder import write_evaluation
 from fresh import WITHOUT_LAB, run_fresh
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "depthmix"
-CORE = ("options", "files", "method", "loss", "adapters", "decoding", "depth")
+CORE = ("options", "libraries", "files", "method", "loss", "adapters", "decoding", "depth")
 """Rooms that need no extra."""
 
 AS_THE_COMMAND = """

@@ -12,8 +12,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.utils import quantization_config
 from trl import SFTConfig
 
-from depthmix import releases
-from depthmix.trainers.mixin import MoDETrainerMixin
+from depthmix.libraries import releases
+from depthmix.training.trainers.mixin import MoDETrainerMixin
 from models import tiny_model
 
 

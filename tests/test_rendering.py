@@ -29,6 +29,7 @@ from depthmix.data.rendering import (
 from depthmix.data.templates import render_prompt, to_training_dataset
 from depthmix.data.tokens import to_token_sequences
 from depthmix.evaluation.harness_model import HarnessModel
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.models.spec import ModelSpec
 from depthmix.models.template import (
     RunTemplate,
@@ -37,7 +38,6 @@ from depthmix.models.template import (
     save_template,
 )
 from depthmix.pages.passages import Passage
-from depthmix.releases import CHECKPOINTING
 
 TEMPLATES = {
     "roles": CHAT_TEMPLATE,

@@ -13,8 +13,8 @@ import torch
 
 from checkpoints import save_checkpoint
 from depthmix import load_run_config
-from depthmix.trainers.checkpoints import list_checkpoints
-from depthmix.trainers.mixin import MoDESFTTrainer
+from depthmix.training.trainers.checkpoints import list_checkpoints
+from depthmix.training.trainers.mixin import MoDESFTTrainer
 
 training = importlib.import_module("depthmix.training.train")
 CLOCK = ("runtime", "per_second", "memory_gib", "seconds")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from depthmix.adapters.config import MoDEConfig
-from depthmix.options.reading import read_value
+from depthmix.files.settings import read_value
 from depthmix.training.config import load_run_config, save_run_config
 
 REQUIRED = {"model": {"name": "tiny"}, "data": {"train": "train.jsonl"}}

@@ -10,7 +10,7 @@ import depthmix_cli
 from depthmix import TrainResult
 from depthmix.adapters.ledger import Ledger
 from depthmix.evaluation.reading import load_evaluation
-from depthmix.releases import CHECKPOINTING
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.training.config import load_run_config, save_run_config
 from depthmix.training.folder import load_result, save_result
 from depthmix.training.start import check_resumed

@@ -19,9 +19,9 @@ from adapters import tuned_model
 from decoding import decode, prompts
 from depthmix import MoDEConfig, attach, detach
 from depthmix.adapters.readout import reading_out
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.method.capture import HiddenStateCapture
 from depthmix.method.norm import active_mixture, find_mixture_norm
-from depthmix.releases import CHECKPOINTING
 from models import random_ids, randomise, tiny_model
 
 IDS, OTHERS = random_ids(2, 6), random_ids(3, 9, seed=4)

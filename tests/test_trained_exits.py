@@ -21,9 +21,9 @@ from depthmix import (
     to_lora,
 )
 from depthmix.adapters.attach import CONFIG_FIELD
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import active_mixture, find_mixture_norm
-from depthmix.releases import CHECKPOINTING
 from models import random_ids, randomise, tiny_model
 from test_training import (
     tuned_model,

@@ -18,13 +18,13 @@ from trl import SFTConfig, SFTTrainer
 
 from checkpoints import make_model, make_tokenizer, save_checkpoint
 from depthmix import MoDEConfig
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.models.loading import load_model
 from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec
-from depthmix.releases import CHECKPOINTING
-from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from depthmix.training.config import load_run_config
 from depthmix.training.train import train
+from depthmix.training.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 from models import random_ids, randomise, tiny_model
 from references import reference_step
 
@@ -223,7 +223,7 @@ def test_accumulated_batches_equal_one_batch(trainer_cls, reduction, equal, tmp_
 def test_pace_is_tokens_over_the_seconds_of_steps(trainer_cls, tuned, tmp_path, monkeypatch):
     ticks = iter(range(0, 10_000, 4))
     monkeypatch.setattr(
-        "depthmix.trainers.watch.time", SimpleNamespace(perf_counter=lambda: next(ticks))
+        "depthmix.training.trainers.watch.time", SimpleNamespace(perf_counter=lambda: next(ticks))
     )
     batch = as_batch(make_dataset())
     batch["attention_mask"][1, -3:], batch["labels"][1, -3:] = 0, -100  # padding does not count

@@ -18,7 +18,7 @@ from depthmix import MoDEConfig, attach
 from depthmix.adapters.model import MoDEModel
 from depthmix.adapters.peft_type import add_peft_type
 from depthmix.method.norm import find_mixture_norm
-from depthmix.trainers.mixin import MoDESFTTrainer
+from depthmix.training.trainers.mixin import MoDESFTTrainer
 from models import random_ids, randomise, tiny_model
 from references import reference_step
 from test_training import SFTTrainer, as_batch, make_dataset, train_once

@@ -33,8 +33,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from checkpoints import make_model, make_tokenizer
 from depthmix import MoDEConfig, MoDESFTTrainer, MoDETrainerMixin, attach, load
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.method.norm import find_mixture_norm
-from depthmix.releases import CHECKPOINTING
 from models import randomise
 from references import reference_step
 from test_training import KeptGradients

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from depthmix.models.loading import load_model, load_tokenizer
     from depthmix.models.spec import ModelSpec
     from depthmix.models.subjects import look
-    from depthmix.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
     from depthmix.training.config import RunConfig, load_run_config
     from depthmix.training.folder import TrainResult
     from depthmix.training.train import train
+    from depthmix.training.trainers.mixin import MoDESFTTrainer, MoDETrainer, MoDETrainerMixin
 
 _PLACES = {
     "AddedExits": "depthmix.models.exits",
@@ -52,9 +52,9 @@ _PLACES = {
     "Ledger": "depthmix.adapters.ledger",
     "MixtureConfig": "depthmix.method.config",
     "MoDEConfig": "depthmix.adapters.config",
-    "MoDESFTTrainer": "depthmix.trainers.mixin",
-    "MoDETrainer": "depthmix.trainers.mixin",
-    "MoDETrainerMixin": "depthmix.trainers.mixin",
+    "MoDESFTTrainer": "depthmix.training.trainers.mixin",
+    "MoDETrainer": "depthmix.training.trainers.mixin",
+    "MoDETrainerMixin": "depthmix.training.trainers.mixin",
     "ModelSpec": "depthmix.models.spec",
     "Probe": "depthmix.depth.probe",
     "RunConfig": "depthmix.training.config",

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from depthmix_cli.app import run
     except ModuleNotFoundError:
-        from depthmix.extras import MissingExtraError, require
+        from depthmix.libraries.extras import MissingExtraError, require
 
         try:
             require("lab", "The command `depthmix`")

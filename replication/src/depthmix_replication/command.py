@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from depthmix_cli.options import Options
-
 
 def reproduce(
     experiments: list[str],
@@ -21,9 +19,9 @@ def reproduce(
     jobs: int = 1,
     num_processes: int = 1,
     runs_per_job: int = 1,
-    slurm: Options | None = None,
+    slurm: dict[str, str] | None = None,
     data_dir: str | None = None,
-    judge: Options | None = None,
+    judge: dict[str, str] | None = None,
     dry_run: bool = False,
 ) -> None:
     """Run experiments of the paper, and write their tables and figures.
@@ -52,7 +50,7 @@ def reproduce(
             evaluation.
         dry_run: List the runs and estimate their time; start nothing.
     """
-    from depthmix.options.reading import read_options
+    from depthmix.files.settings import read_options
     from depthmix_replication.planning import Selection, plan
 
     listed = {"seeds": seeds or "", "subjects": subjects or ""}

@@ -8,7 +8,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, get_args
 
-from depthmix.options.reading import build_section
+from depthmix.files.settings import build_section
 from depthmix.options.types import suggest
 from depthmix_replication.experiment import (
     Axis,

@@ -17,7 +17,7 @@ import torch
 from submitit.core.utils import FailedJobError
 from submitit.helpers import DelayedSubmission
 
-from depthmix.options.reading import underscored
+from depthmix.files.settings import underscored
 from depthmix_replication.worker import Assignment
 from depthmix_replication.workspace import Workspace
 

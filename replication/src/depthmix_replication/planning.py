@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.evaluation.judge import JudgeSpec
-from depthmix.options.reading import build_section
+from depthmix.files.settings import build_section
 from depthmix.options.types import suggest
 from depthmix_replication.estimate import estimate_seconds
 from depthmix_replication.experiment import Experiment, Scale

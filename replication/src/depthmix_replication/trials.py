@@ -16,9 +16,9 @@ from pydantic_core import to_jsonable_python
 from depthmix.data.catalog import name_whole
 from depthmix.data.records import is_named
 from depthmix.evaluation.names import DATA_SETS
+from depthmix.files.settings import build_section
 from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec
-from depthmix.options.reading import build_section
 from depthmix.options.types import suggest
 from depthmix.training.config import load_run_config
 from depthmix_replication.experiment import Experiment, Method, Scale

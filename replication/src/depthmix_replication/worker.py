@@ -26,8 +26,8 @@ from depthmix.evaluation.harness import evaluate
 from depthmix.evaluation.identity import DEFAULT_BATCH
 from depthmix.evaluation.judge import JudgeSpec
 from depthmix.files.drafts import write_whole
+from depthmix.files.settings import build_section
 from depthmix.models.loading import load_model, load_tokenizer
-from depthmix.options.reading import build_section
 from depthmix.training.config import load_run_config
 from depthmix.training.material import choose_form
 from depthmix.training.train import train

@@ -15,8 +15,8 @@ from pydantic_core import to_jsonable_python
 
 from depthmix.files.drafts import write_whole
 from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
+from depthmix.files.settings import build_section
 from depthmix.models.spec import ModelSpec
-from depthmix.options.reading import build_section
 from depthmix_replication.runs import MADE, TOY, Reading, Run
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ class Workspace:
 
     def has_checkpoint(self, run: Run) -> bool:
         """Tell whether a run was interrupted after a checkpoint, from which it goes on."""
-        from depthmix.trainers.checkpoints import find_last_checkpoint  # listing runs needs none
+        from depthmix.training.trainers.checkpoints import (
+            find_last_checkpoint,  # listing runs needs none
+        )
 
         return find_last_checkpoint(self.run_folder(run)) is not None
 
@@ -102,7 +104,7 @@ class Workspace:
         """Keep how long an interrupted training took, before it goes on from its checkpoint."""
         from transformers.trainer import TRAINER_STATE_NAME
 
-        from depthmix.trainers.checkpoints import find_last_checkpoint
+        from depthmix.training.trainers.checkpoints import find_last_checkpoint
 
         folder = self.run_folder(run)
         checkpoint = find_last_checkpoint(folder)

@@ -1,5 +1,5 @@
 """Evaluated runs, compared on the same items."""
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 require("lab", "`depthmix.comparison`")

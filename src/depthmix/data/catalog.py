@@ -19,7 +19,7 @@ from depthmix.data.source_files import (
     find_folders,
     locate,
 )
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 from depthmix.options.types import suggest
 
 GITHUB = "https://raw.githubusercontent.com/"

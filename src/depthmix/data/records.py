@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 from depthmix.data.catalog import CATALOG, describe, load_split
 from depthmix.data.instructions import INSTRUCTIONS
-from depthmix.extras import require
 from depthmix.files.json import parse
+from depthmix.libraries.extras import require
 
 
 def load_records(

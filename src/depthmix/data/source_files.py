@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 DATA_VARIABLE = "DEPTHMIX_DATA"
 """Environment variable that names the local folder of data sets."""

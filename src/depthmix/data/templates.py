@@ -16,7 +16,7 @@ from depthmix.data.rendering import (
     tokenise_prompt,
 )
 from depthmix.data.spec import TrainingTemplate
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 from depthmix.method.config import IGNORE_INDEX
 
 if TYPE_CHECKING:

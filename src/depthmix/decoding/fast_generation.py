@@ -26,8 +26,8 @@ from depthmix.decoding.pace import Pace
 from depthmix.decoding.predictors import Predictor, check_exits, check_plan, find_predictor
 from depthmix.decoding.requirements import check_mode
 from depthmix.decoding.stand_ins import Claim
+from depthmix.libraries.releases import record_past
 from depthmix.method.norm import MixtureNorm
-from depthmix.releases import record_past
 
 LOOP_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 """What the decoding loop passes that is made anew for tokens ahead of it."""

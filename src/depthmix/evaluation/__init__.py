@@ -1,5 +1,5 @@
 """How good a model is: benchmarks by lm-eval, answers, judges, statistics."""
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 require("lab", "`depthmix.evaluation`")

@@ -6,7 +6,7 @@ import re
 import threading
 from typing import Any
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 LONGEST = 300
 """Characters of a formula that is compared; a longer one is not the answer to a question."""

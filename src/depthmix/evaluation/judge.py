@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from depthmix.extras import require
 from depthmix.files.drafts import write_whole
+from depthmix.libraries.extras import require
 from depthmix.options.types import check_number, checked_options
 
 CHARACTERS_PER_TOKEN = 4

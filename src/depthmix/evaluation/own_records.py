@@ -14,7 +14,7 @@ from depthmix.data.evaluation_records import choose_metric, render_evaluation_re
 from depthmix.data.forms import find_form
 from depthmix.data.records import load_records
 from depthmix.data.spec import EvaluationSpec, TrainingTemplate
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 OWN_RECORDS = "records"
 """Name of the task of the user's own records."""

@@ -10,8 +10,8 @@ from depthmix.data.spec import Metric, Template
 from depthmix.evaluation.conversations import MTBenchSpec
 from depthmix.evaluation.judge import JudgeSpec
 from depthmix.evaluation.names import JUDGED_METRICS, TASKS
+from depthmix.files.settings import build_section
 from depthmix.method.config import Readout
-from depthmix.options.reading import build_section
 from depthmix.options.types import check_number, checked_options
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthmix.evaluation.folder import EvaluationFolder
 from depthmix.evaluation.samples import LOSSES
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 from depthmix.models.asking import prepared
 from depthmix.statistics.intervals import mean_interval
 

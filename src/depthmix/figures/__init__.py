@@ -1,5 +1,5 @@
 """Numbers to figures."""
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 require("lab", "`depthmix.figures`")

@@ -1,1 +1,1 @@
-"""Files that are whole or not there, JSON in files, and the files by which a run is known."""
+"""Files that are whole or not there, settings and JSON in files, and those that make a run."""

@@ -14,7 +14,7 @@ from transformers.generation import BaseStreamer
 
 from depthmix.decoding.fast_generation import FastGeneration
 from depthmix.decoding.lazy_depth import LazyDepth
-from depthmix.options.reading import read_value, underscored
+from depthmix.files.settings import read_value, underscored
 from depthmix.options.types import suggest
 
 GENERATION_DEFAULTS = {"max_new_tokens": 256}

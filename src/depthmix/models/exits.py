@@ -15,6 +15,7 @@ from depthmix.depth.exit_choice import CONFIDENCE, candidate_layers, choose_exit
 from depthmix.depth.exit_readings import ExitReadings, read_exits
 from depthmix.depth.exit_training import train_exits
 from depthmix.files.drafts import taking_room
+from depthmix.files.settings import read_value
 from depthmix.files.versions import list_versions
 from depthmix.method.parts import find_parts
 from depthmix.method.placement import to_accelerator
@@ -22,7 +23,6 @@ from depthmix.models.exit_records import gather_records
 from depthmix.models.loading import load_model
 from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec, to_spec
-from depthmix.options.reading import read_value
 
 REPORTED_PACKAGES = ("torch", "transformers", "peft")
 """Packages whose versions are kept beside exits."""

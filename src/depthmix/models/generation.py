@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from depthmix.data.spec import Template
 from depthmix.decoding.lazy_depth import LazyDepth
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import set_top_k
 from depthmix.method.placement import to_accelerator

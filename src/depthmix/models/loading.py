@@ -21,6 +21,7 @@ from transformers import (
 from depthmix.adapters.attach import CONFIG_FIELD
 from depthmix.adapters.calls import without_old_name
 from depthmix.adapters.checkpoint import load, read_mixture_options
+from depthmix.libraries.releases import dequantising
 from depthmix.method.norm import set_top_k
 from depthmix.models.saved_adapters import check_adapter
 from depthmix.models.sources import (
@@ -32,7 +33,6 @@ from depthmix.models.sources import (
 )
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.models.vocabulary import fit_embeddings, read_ends, stop_at
-from depthmix.releases import dequantising
 
 
 def load_model(

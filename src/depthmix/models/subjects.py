@@ -14,12 +14,12 @@ from depthmix.data.rendering import Prompt, retokenise
 from depthmix.data.spec import Template
 from depthmix.depth.lens import Lens
 from depthmix.depth.lens import look as read_out
+from depthmix.files.settings import read_value
 from depthmix.method.norm import active_mixture
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.models.template import RunTemplate, recall_template
-from depthmix.options.reading import read_value
 
 Choice = Literal["all", "late"] | list[int]
 """Layers to read out."""

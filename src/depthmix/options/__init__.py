@@ -1,1 +1,1 @@
-"""Options from files, command lines and Python: read, checked, and without their secrets."""
+"""Options of dataclasses: their types, their checks, and what in them is secret."""

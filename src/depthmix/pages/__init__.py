@@ -14,6 +14,6 @@ __all__ = [
     "write_report",
 ]
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 require("lab", "`depthmix.pages`")

@@ -1,5 +1,5 @@
 """Intervals, tests and resampling."""
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 require("lab", "`depthmix.statistics`")

@@ -1,5 +1,5 @@
-"""A run: its settings, its folder, and the training itself."""
+"""One run: its settings, its folder, the trainers, and the training itself."""
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 require("lab", "`depthmix.training`")

@@ -16,14 +16,14 @@ from depthmix.data.spec import DataSpec, EvaluationSpec
 from depthmix.files.drafts import write_whole
 from depthmix.files.json import parse
 from depthmix.files.runs import RUN_CONFIG_NAME
-from depthmix.method.presets import PRESETS
-from depthmix.models.spec import ModelSpec
-from depthmix.options.reading import (
+from depthmix.files.settings import (
     build_section,
     read_declared,
     read_options,
     underscored,
 )
+from depthmix.method.presets import PRESETS
+from depthmix.models.spec import ModelSpec
 from depthmix.options.secrets import without_secrets
 from depthmix.options.types import checked_options, suggest
 from depthmix.training.numbers import check_training

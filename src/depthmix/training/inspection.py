@@ -15,12 +15,12 @@ from depthmix.adapters.ledger import Ledger, parameter_ledger
 from depthmix.data.records import load_records
 from depthmix.data.spec import Template
 from depthmix.depth.layer_choice import NUM_PROBED_RECORDS, LayerChoice, choose_on_records
+from depthmix.files.settings import read_options
 from depthmix.method.architecture import find_backbone
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec, to_spec
-from depthmix.options.reading import read_options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,13 @@ from depthmix.adapters.config import MoDEConfig
 from depthmix.adapters.ledger import Ledger, parameter_ledger
 from depthmix.data.templates import check_label_tokens
 from depthmix.depth.layer_choice import LayerChoice, choose_on_records
-from depthmix.releases import CHECKPOINTING
-from depthmix.trainers.checkpoints import CheckpointLimit
-from depthmix.trainers.mixin import MoDESFTTrainer
+from depthmix.libraries.releases import CHECKPOINTING
 from depthmix.training.config import RunConfig
 from depthmix.training.material import Material
 from depthmix.training.start import Start, read_beginning
 from depthmix.training.tokenizer import train_tokens
+from depthmix.training.trainers.checkpoints import CheckpointLimit
+from depthmix.training.trainers.mixin import MoDESFTTrainer
 
 
 @dataclass(frozen=True, kw_only=True)

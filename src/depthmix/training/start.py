@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from depthmix.files.drafts import is_draft, sweep, write_whole
 from depthmix.files.json import read_object
 from depthmix.files.runs import RUN_CONFIG_NAME, read_run_settings
-from depthmix.trainers.checkpoints import check_checkpoint, list_checkpoints
 from depthmix.training.config import RunConfig, save_run_config, to_settings
+from depthmix.training.trainers.checkpoints import check_checkpoint, list_checkpoints
 
 BEGINNING_NAME = "beginning.json"
 """File of what a run found out before its first step, and keeps where it is resumed."""

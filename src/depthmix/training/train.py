@@ -18,7 +18,6 @@ from depthmix.files.drafts import DRAFT_SUFFIX, move_into, taking_room
 from depthmix.files.versions import list_versions
 from depthmix.models.template import save_template
 from depthmix.models.vocabulary import save_ends
-from depthmix.trainers.checkpoints import ADAPTER_NAMES, keep_best
 from depthmix.training.config import RunConfig
 from depthmix.training.folder import TrainResult, save_result
 from depthmix.training.material import Material, gather
@@ -33,6 +32,7 @@ from depthmix.training.start import (
     find_start,
     removed_if_refused,
 )
+from depthmix.training.trainers.checkpoints import ADAPTER_NAMES, keep_best
 
 REPORTED_PACKAGES = ("depthmix", "torch", "transformers", "peft", "trl")
 """Packages whose versions stand in the results."""

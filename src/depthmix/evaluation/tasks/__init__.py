@@ -1,6 +1,6 @@
 """Evaluation tasks in lm-eval's form: its own where it has them, else ours in YAML."""
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 
 require("eval", "A benchmark, or training records in its text,", "lm_eval")
 

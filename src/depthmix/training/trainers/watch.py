@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from depthmix.trainers.checkpoints import find_last_checkpoint
+from depthmix.training.trainers.checkpoints import find_last_checkpoint
 
 
 class Pace(TrainerCallback):

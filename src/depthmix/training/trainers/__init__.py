@@ -1,5 +1,1 @@
 """Trainers with the whole objective, their log and their evaluation, and what they resume from."""
-
-from depthmix.extras import require
-
-require("lab", "`depthmix.trainers`")

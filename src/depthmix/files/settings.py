@@ -1,4 +1,4 @@
-"""Options as files and command lines give them, read by the types of the class that owns them."""
+"""Settings as files and command lines give them, read by the types of the class they are for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from operator import or_
 from types import NoneType
 from typing import Any, get_args
 
-from depthmix.extras import require
+from depthmix.libraries.extras import require
 from depthmix.options.declared import list_declared
 from depthmix.options.types import describe_type, explain_unknown, list_types, members
 

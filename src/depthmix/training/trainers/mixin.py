@@ -14,19 +14,19 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from depthmix.adapters.calls import without_old_name
+from depthmix.libraries.releases import says_it_is_scaled
 from depthmix.loss.measurements import Part, Step, log_entries
 from depthmix.loss.term_names import name_terms
 from depthmix.method.config import MixtureConfig
 from depthmix.method.mixture import Mixture
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.options.secrets import hide_secrets
-from depthmix.releases import says_it_is_scaled
-from depthmix.trainers.checkpoints import find_last_checkpoint
-from depthmix.trainers.evaluation_loss import TokenMeanEvaluation
-from depthmix.trainers.learning_rates import PartLearningRates
-from depthmix.trainers.reference import check_reference, check_reference_options
-from depthmix.trainers.resumption import Resumption
-from depthmix.trainers.watch import FiniteGradients, Pace, say_diverged
+from depthmix.training.trainers.checkpoints import find_last_checkpoint
+from depthmix.training.trainers.evaluation_loss import TokenMeanEvaluation
+from depthmix.training.trainers.learning_rates import PartLearningRates
+from depthmix.training.trainers.reference import check_reference, check_reference_options
+from depthmix.training.trainers.resumption import Resumption
+from depthmix.training.trainers.watch import FiniteGradients, Pace, say_diverged
 
 
 class MoDETrainerMixin(PartLearningRates, TokenMeanEvaluation):

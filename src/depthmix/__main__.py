@@ -1,8 +1,0 @@
-"""`python -m depthmix`, for launchers that start modules: `accelerate launch -m depthmix …`."""
-
-import sys
-
-from depthmix_cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
