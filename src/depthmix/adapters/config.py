@@ -16,8 +16,7 @@ from transformers.utils import cached_file
 
 from depthmix.adapters.peft_type import MODE_LORA
 from depthmix.method.backbone import Backbone
-from depthmix.method.config import MixtureConfig
-from depthmix.method.exit_options import is_idle
+from depthmix.method.config import MixtureConfig, is_idle
 from depthmix.method.presets import PRESETS
 from depthmix.options.types import checked_options
 

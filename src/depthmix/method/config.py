@@ -7,7 +7,12 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
 
-from depthmix.method.exit_options import check_exit_layers, check_exit_options, is_idle
+from depthmix.method.exit_options import (
+    EXIT_OPTIONS,
+    check_exit_layers,
+    check_exit_options,
+    check_rate_factor,
+)
 from depthmix.options.types import checked_options
 
 IGNORE_INDEX = -100
@@ -149,7 +154,10 @@ class MixtureConfig:
                 f"{self.distillation_token_share}; `distillation_weight=0` switches "
                 "distillation off."
             )
-        check_exit_options(self)
+        exits = {name: getattr(self, name) for name in EXIT_OPTIONS}
+        said = [name for name, value in exits.items() if value != getattr(type(self), name)]
+        check_exit_options(exits, said=said)
+        check_rate_factor("router_learning_rate_factor", self.router_learning_rate_factor)
         self.exits = None if self.exits is None else list(self.exits)
         self._check_late_layers()
         auto = self.late_layers == "auto"  # the number of routes is not known yet
@@ -258,3 +266,15 @@ class MixtureConfig:
                 "`late_layers` must be an increasing list of different layer numbers from 1 to "
                 f"the last layer (0 would be the embeddings), got {layers}."
             )
+
+
+def is_idle(config: MixtureConfig, name: str) -> bool:
+    """Tell whether an option says nothing, so that files are as they were before there was one.
+
+    Args:
+        config: The mixture's options.
+        name: One of them.
+    """
+    if name == "router_learning_rate_factor":
+        return config.router_learning_rate_factor == 1
+    return config.exits is None and name in EXIT_OPTIONS

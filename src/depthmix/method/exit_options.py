@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
 from depthmix.options.types import check_number
-
-if TYPE_CHECKING:
-    from depthmix.method.config import MixtureConfig
 
 EXIT_OPTIONS = (
     *("exits", "exit_rank", "exit_weight", "exit_distillation", "exit_vocabulary"),
@@ -18,50 +15,49 @@ EXIT_OPTIONS = (
 """Options of `MixtureConfig` that say nothing where there are no exits."""
 
 
-def is_idle(config: MixtureConfig, name: str) -> bool:
-    """Tell whether an option says nothing, so that files are as they were before there was one.
-
-    Args:
-        config: The mixture's options.
-        name: One of them.
-    """
-    if name == "router_learning_rate_factor":
-        return config.router_learning_rate_factor == 1
-    return config.exits is None and name in EXIT_OPTIONS
-
-
-def check_exit_options(config: MixtureConfig) -> None:
+def check_exit_options(options: Mapping[str, Any], *, said: Sequence[str]) -> None:
     """Check what is said of exits.
 
     Args:
-        config: The mixture's options.
+        options: All of `EXIT_OPTIONS` by name.
+        said: Those that differ from their default.
 
     Raises:
         ValueError: If a number is out of its range, or something is said of exits that there are
             not.
     """
-    if config.exits is None:
-        said = [n for n in EXIT_OPTIONS if getattr(config, n) != getattr(type(config), n)]
+    if options["exits"] is None:
         if said:
             raise ValueError(
                 f"`{said[0]}` needs `exits`, the layers that get them, and there are none; name "
                 "them, or leave it out."
             )
     else:
-        check_exit_layers(config.exits)
+        check_exit_layers(options["exits"])
     norm_alone, none = "0 gives each exit a norm alone", "leave out `exits` to train without them"
-    check_number("exit_rank", config.exit_rank, at_least=0, otherwise=norm_alone)
-    check_number("exit_weight", config.exit_weight, above=0, otherwise=none)
-    if not 0 <= config.exit_distillation <= 1:
+    check_number("exit_rank", options["exit_rank"], at_least=0, otherwise=norm_alone)
+    check_number("exit_weight", options["exit_weight"], above=0, otherwise=none)
+    if not 0 <= options["exit_distillation"] <= 1:
         raise ValueError(
-            f"`exit_distillation` must be from 0 to 1, got {config.exit_distillation}; 0 learns "
-            "from the labels alone, 1 from the model's own prediction alone."
+            f"`exit_distillation` must be from 0 to 1, got {options['exit_distillation']}; 0 "
+            "learns from the labels alone, 1 from the model's own prediction alone."
         )
     every = "`None` takes all entries"
-    check_number("exit_vocabulary", config.exit_vocabulary, at_least=1, otherwise=every)
-    for name in ("exit_learning_rate_factor", "router_learning_rate_factor"):
-        as_it_is = "1 leaves the rate as it is"
-        check_number(name, getattr(config, name), above=0, otherwise=as_it_is)
+    check_number("exit_vocabulary", options["exit_vocabulary"], at_least=1, otherwise=every)
+    check_rate_factor("exit_learning_rate_factor", options["exit_learning_rate_factor"])
+
+
+def check_rate_factor(name: str, factor: float) -> None:
+    """Check what multiplies a learning rate.
+
+    Args:
+        name: The option, for messages.
+        factor: Its value.
+
+    Raises:
+        ValueError: If it is not above 0.
+    """
+    check_number(name, factor, above=0, otherwise="1 leaves the rate as it is")
 
 
 def check_exit_layers(
