@@ -5,7 +5,8 @@
 SmolLM2-135M-Instruct on the quickstart's word problems: LoRA of rank 16 on all linear maps, 96
 steps of 16, float32, about 20 minutes on two cores; then exits on the finished model, four minutes
 more. The run lies in `.tuned/` with its settings and the hash of its weights; what is there already
-is kept.
+is kept. `--records` names what else there is to learn: problems of which four templates are asked
+alone, GSM8K's worked answers, Alpaca's instructions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tuning_records import SPLITS
 
 from depthmix.adapters.exit_files import find_exits
 from depthmix.models.exits import add_exits
@@ -112,6 +115,7 @@ def tune(
     num_steps: int = NUM_STEPS,
     num_held_out: int = NUM_HELD_OUT,
     base: Path | None = None,
+    records: str = "problems",
 ) -> TunedModel:
     """Train the model, unless it is there.
 
@@ -120,6 +124,7 @@ def tune(
         num_steps: Training steps of 16.
         num_held_out: Problems that it does not see.
         base: Folder of another pretrained model.
+        records: What it learns, by a name of `SPLITS`.
     """
     if (folder / "tuned.json").is_file():
         return find_tuned_model(folder)
@@ -128,9 +133,8 @@ def tune(
 
     from depthmix.training.config import load_run_config
     from depthmix.training.train import train
-    from depthmix_replication.problems import make_splits
 
-    training, held_out = make_splits(num_steps * 16, num_held_out, seed=0)
+    training, held_out = SPLITS[records](num_steps * 16, num_held_out)
     file = write_jsonl(training, folder / "train.jsonl")
     write_jsonl(held_out, folder / "held-out.jsonl")
     base = base or unpack_base_model(folder / "base-model")
@@ -142,7 +146,8 @@ def tune(
     }
     train(load_run_config(overrides=sections), overwrite=True)
     weights = (folder / "run" / "adapter_model.safetensors").read_bytes()
-    about = {**SETTINGS, "num_steps": num_steps, "sha256": hashlib.sha256(weights).hexdigest()}
+    facts = {"records": records, "num_steps": num_steps}
+    about = {**SETTINGS, **facts, "sha256": hashlib.sha256(weights).hexdigest()}
     (folder / "tuned.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     return find_tuned_model(folder)
 
@@ -158,10 +163,13 @@ def main() -> None:
     """Train, and say where the model is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="training steps of 16")
+    exit_steps = "steps of 16 that train the exits"
+    parser.add_argument("--exit-steps", type=int, default=NUM_EXIT_STEPS, help=exit_steps)
+    parser.add_argument("--records", choices=SPLITS, default="problems", help="what it learns")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    tuned = tune(arguments.folder, num_steps=arguments.steps)
-    put_exits(tuned)
+    tuned = tune(arguments.folder, num_steps=arguments.steps, records=arguments.records)
+    put_exits(tuned, num_steps=arguments.exit_steps)
     print(f"{tuned.run}: {tuned.about['sha256'][:12]}")
 
 

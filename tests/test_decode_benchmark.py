@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import depthmix
+from data_folder import needs_data
 from decoding import prompts
 from models import tiny_model
 
@@ -157,3 +158,31 @@ def test_every_part_runs_on_a_tiny_model(tmp_path):
     assert "`LazyDepth` before | batch 1" in table
     assert "the untuned model" in table
     assert generation_ratios(found).count("\n") == 1 + len(found["ratios"])
+
+
+def test_problems_of_new_templates_are_asked_first_and_learnt_nowhere():
+    from tuning_records import NUM_NEW, SPLITS
+
+    training, held_out = SPLITS["new-templates"](240, NUM_NEW + 24)
+    new, known = held_out[:NUM_NEW], held_out[NUM_NEW:]
+    assert (len(training), len(known)) == (240, 24)
+    prompts = [{record["prompt"] for record in part} for part in (training, new, known)]
+    assert len(set.union(*prompts)) == sum(map(len, prompts))
+    signs = ["% of them", " rows of ", " saves $", "dollars is that?"]  # of the last four templates
+    for part, expected in ((training, 0), (known, 0), (new, NUM_NEW // 4)):
+        counts = [sum(sign in record["prompt"] for record in part) for sign in signs]
+        assert counts == [expected] * len(signs)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["gsm8k", "alpaca"])
+def test_a_data_set_is_split_into_short_records_that_differ(name):
+    from tuning_records import MAX_CHARACTERS, SPLITS
+
+    training, held_out = SPLITS[name](32, 8)
+    assert (len(training), len(held_out)) == (32, 8)
+    texts = ["".join(record.values()) for record in training + held_out]
+    assert max(map(len, texts)) <= MAX_CHARACTERS
+    assert len({*texts}) == 40
+    with pytest.raises(ValueError, match="`steps` needs 10000 records"):
+        SPLITS[name](9992, 8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from depthmix.files.drafts import write_whole
@@ -200,19 +200,25 @@ def _rows(w: Worksheet) -> str:
     )
 
 
-TEMPLATES = (
+Template = Callable[[Worksheet], str]
+"""Writes a question, and notes the steps of its solution."""
+
+TEMPLATES: tuple[Template, ...] = (
     *(_change, _sharing, _rate, _events, _comparison, _together, _days, _unit_price),
     *(_ages, _distance, _perimeter, _leftovers, _percentage, _savings, _two_kinds, _rows),
 )
 
 
-def make_problems(num_problems: int, seed: int) -> list[dict[str, str]]:
+def make_problems(
+    num_problems: int, seed: int, templates: Sequence[Template] = TEMPLATES
+) -> list[dict[str, str]]:
     """Make word problems, no question twice.
 
     Args:
         num_problems: How many, drawn evenly from all templates.
         seed: The same seed gives the same problems, and the first of a longer list are those of
             a shorter one.
+        templates: Which of the templates.
 
     Returns:
         Records with `prompt` ("Question: … Answer:"), `completion` (the worked steps and the
@@ -222,7 +228,7 @@ def make_problems(num_problems: int, seed: int) -> list[dict[str, str]]:
     problems: dict[str, dict[str, str]] = {}
     while len(problems) < num_problems:
         worksheet = Worksheet(rng)
-        template = TEMPLATES[len(problems) % len(TEMPLATES)]
+        template = templates[len(problems) % len(templates)]
         prompt = f"Question: {template(worksheet)}\nAnswer:"
         answer = worksheet.steps[-1].rpartition(" ")[2]
         completion = f" {'. '.join(worksheet.steps)}. The answer is {answer}."
