@@ -17,6 +17,7 @@ from depthmix.files.drafts import write_whole
 from depthmix.files.json import read_object
 from depthmix.method.backbone import Backbone
 from depthmix.method.exits import Exits
+from depthmix.method.fingerprint import Fingerprint
 from depthmix.method.parts import find_parts, new_exits
 
 EXITS_NAME = "exits"
@@ -86,6 +87,8 @@ def save_exits(exits: Exits, folder: Path | str, **about: Any) -> Path:
         "sha256": hashlib.sha256(content).hexdigest(),
         "about": about,
     }
+    if exits.made_for is not None:
+        settings["made_for"] = exits.made_for.to_dict()
     text = json.dumps(settings, indent=2) + "\n"  # before anything is removed
     folder.mkdir(parents=True, exist_ok=True)
     for name in (SETTINGS_NAME, *CALIBRATION_NAMES, *CALIBRATION_NAMES.values()):
@@ -117,7 +120,8 @@ def read_exit_settings(folder: Path | str) -> dict[str, Any]:
 
     Returns:
         The content of `exits.json`: `layers`, `rank`, `hidden_size`, `num_hidden_layers`,
-        `sha256` of the weights, and `about`.
+        `sha256` of the weights, `about`, and where it is known `made_for`, by which the model is
+        told from others (`Fingerprint`).
 
     Raises:
         FileNotFoundError: If there are no exits.
@@ -165,11 +169,12 @@ def load_exits(
         decoder_layers: Full name of its `ModuleList` of layers, likewise.
 
     Returns:
-        The exits, frozen, in float32, on the device of the model's final norm.
+        The exits, frozen, in float32, on the device of the model's final norm. What drafts with
+        them sees whether they were made for the model that it drafts for.
 
     Raises:
         FileNotFoundError: If there are none.
-        ValueError: If a file is damaged, or they were made for another model.
+        ValueError: If a file is damaged, or they were made for a model of another shape.
         TypeError: If it is no decoder-only language model.
     """
     settings = read_exit_settings(folder)
@@ -185,6 +190,8 @@ def load_exits(
     weights = _read_weights(found / WEIGHTS_NAME, settings["sha256"])
     _check_weights(exits, weights, found / WEIGHTS_NAME)
     exits.load_state_dict(weights)
+    exits.sha256 = settings["sha256"]
+    exits.made_for = _read_made_for(settings, found)
     return exits.eval().requires_grad_(False)
 
 
@@ -200,6 +207,15 @@ def _check_model(settings: Mapping[str, Any], backbone: Backbone, folder: Path) 
                 f"`{name}` {settings[name]}, and it has {own}; load that model, or put exits on "
                 "this one by `depthmix add-exits`."
             )
+
+
+def _read_made_for(settings: Mapping[str, Any], folder: Path) -> Fingerprint | None:
+    """Read by what the exits' model is known; earlier versions did not say."""
+    try:
+        kept = settings.get("made_for")
+        return None if kept is None else Fingerprint.from_dict(kept)
+    except ValueError as error:
+        raise ValueError(f"{folder / SETTINGS_NAME} is damaged ({error}); {ANEW}.") from error
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:

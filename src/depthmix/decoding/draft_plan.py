@@ -42,6 +42,9 @@ class DraftPlan:
     stay_dense: bool = False
     """Whether drafting is not worth its cost, so that `generate` is the model's own."""
 
+    exits_sha256: str | None = None
+    """Hash of the exits' weights that it was found for, as `exits.json` has it; `None` fits any."""
+
     def __post_init__(self) -> None:
         if not self.exits or sorted(set(self.exits)) != list(self.exits):
             raise ValueError(f"`exits` must be layers in increasing order, got {self.exits}.")

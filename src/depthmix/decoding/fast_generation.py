@@ -23,7 +23,13 @@ from depthmix.decoding.layer_queue import LayerQueue, queue_layers
 from depthmix.decoding.lookahead import Guess, Lookahead
 from depthmix.decoding.origins import Origins
 from depthmix.decoding.pace import Pace
-from depthmix.decoding.predictors import Predictor, check_exits, check_plan, find_predictor
+from depthmix.decoding.predictors import (
+    Predictor,
+    check_exits,
+    check_made_for,
+    check_plan,
+    find_predictor,
+)
 from depthmix.decoding.requirements import check_mode
 from depthmix.decoding.stand_ins import Claim
 from depthmix.libraries.releases import record_past
@@ -67,7 +73,8 @@ class FastGeneration(Deferral):
 
     Raises:
         TypeError: If the model is not a decoder-only language model with a head.
-        ValueError: If there is nothing that drafts, or the plan does not fit.
+        ValueError: If there is nothing that drafts, the plan does not fit, or exits of another
+            model would draft without being verified; verified, they are warned of.
     """
 
     name = "Fast generation"
@@ -87,6 +94,8 @@ class FastGeneration(Deferral):
         self.plan = DraftPlan.for_all(self.exits.layers) if plan is None else plan
         self.verify = verify
         check_plan(self.plan, self.exits, self.backbone)
+        if not self.plan.stay_dense:
+            check_made_for(self.exits, self.backbone, verify=verify)
         self._drafter = Drafter(self.backbone, self.exits, self.plan, verify=verify)
         self._pace = Pace(self.plan.row_costs, num_layers=self.backbone.num_hidden_layers)
         self.num_steps = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.method.backbone import Backbone
+from depthmix.method.fingerprint import TOLERANCE, Fingerprint
 from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import MixtureNorm, explain_no_mixture, find_mixture_norm
 
@@ -95,6 +97,38 @@ def check_exits(exits: Predictor, backbone: Backbone) -> None:
             )
 
 
+def check_made_for(exits: Predictor, backbone: Backbone, *, verify: bool) -> None:
+    """Warn of exits that were made for another model of the same shape, or refuse them.
+
+    Where the top verifies what they draft they only cost time; else their text is nobody's.
+
+    Args:
+        exits: What is to draft; nothing is said of exits that do not know their model.
+        backbone: The model's parts.
+        verify: Whether the top verifies what they draft.
+
+    Raises:
+        ValueError: If nothing verifies what they draft.
+    """
+    made_for = getattr(exits, "made_for", None)
+    if not isinstance(made_for, Fingerprint):
+        return
+    difference = made_for.difference(backbone)
+    if difference <= TOLERANCE:
+        return
+    what = (
+        "`exits` must be those of this very model, and they were made for one that says other "
+        f"things after the same tokens (logits differ by {difference:.0%}, where merging, another "
+        f"type or 8 bits make up to {TOLERANCE:.0%})"
+    )
+    way_out = "load the model that they were made for, or put exits on this one by `add-exits`"
+    if not verify:
+        raise ValueError(f"{what}; with `verify=False` nobody would notice: {way_out}.")
+    warnings.warn(
+        f"{what}; the text stays the model's own, and is hardly faster: {way_out}.", stacklevel=3
+    )
+
+
 def check_plan(plan: DraftPlan, exits: Predictor, backbone: Backbone) -> None:
     """Refuse a plan that does not fit a model and its exits.
 
@@ -104,8 +138,13 @@ def check_plan(plan: DraftPlan, exits: Predictor, backbone: Backbone) -> None:
         backbone: The model's parts.
 
     Raises:
-        ValueError: If it names an exit or a token that there is not.
+        ValueError: If it names an exit or a token that there is not, or was found for others.
     """
+    if plan.exits_sha256 not in (None, getattr(exits, "sha256", None) or plan.exits_sha256):
+        raise ValueError(
+            "`plan` must have been found for these exits, and was for others; make another one by "
+            "`depthmix calibrate`."
+        )
     unknown = [layer for layer in plan.exits if layer not in exits.layers]
     if unknown:
         raise ValueError(

@@ -22,6 +22,7 @@ from depthmix.loss.linear_head import is_plain
 from depthmix.method.architecture import evaluating
 from depthmix.method.backbone import Backbone
 from depthmix.method.exits import Exits, check_exit_layers
+from depthmix.method.fingerprint import Fingerprint
 from depthmix.method.parts import find_parts, new_exits
 from depthmix.options.types import check_number
 
@@ -114,6 +115,7 @@ def train_exits(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # all that are seeded
         torch.manual_seed(seed)
         exits = new_exits(backbone, norm, tuple(layers), rank=rank)
+        exits.made_for = Fingerprint.take(backbone)
     parameters = list(exits.parameters())
     if not parameters:
         return exits.eval()  # a norm without weights, and no translator

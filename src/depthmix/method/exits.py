@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from depthmix.method.exit_options import check_exit_layers
+from depthmix.method.fingerprint import Fingerprint
 from depthmix.method.trained_parts import WideLinear, apply_norm, copy_norm
 
 
@@ -91,6 +92,8 @@ class Exits(nn.Module):
         self.rank = rank
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
+        self.made_for: Fingerprint | None = None  # the finished model that they were put on
+        self.sha256: str | None = None  # of their file
         self.by_layer = nn.ModuleDict(
             {str(i): Exit(final_norm, hidden_size=hidden_size, rank=rank) for i in layers}
         )

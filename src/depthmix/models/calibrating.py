@@ -17,6 +17,7 @@ from depthmix.data.records import load_records
 from depthmix.data.spec import Template
 from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.decoding.fast_generation import FastGeneration
+from depthmix.decoding.predictors import check_made_for
 from depthmix.depth.calibration import WORTHWHILE
 from depthmix.depth.calibrator import Calibrator, Found, list_tested
 from depthmix.depth.costs import Costs
@@ -24,7 +25,7 @@ from depthmix.depth.unverified import check_promise
 from depthmix.files.drafts import taking_room, write_whole
 from depthmix.method.parts import find_parts
 from depthmix.method.placement import to_accelerator
-from depthmix.models.fast import find_own_exits
+from depthmix.models.fast import find_own_exits, hash_exits
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.own_texts import read_questions, write_continuations
 from depthmix.models.sources import find_base
@@ -136,9 +137,11 @@ def calibrate(
     questions = read_questions(records, asked.template, tokenizer, **options)
     loaded = to_accelerator(load_model(spec)).eval()
     own_exits, folder = find_own_exits(loaded, find_base(spec), exits)
+    backbone, _ = find_parts(loaded)
+    check_made_for(own_exits, backbone, verify=verify)  # before anything takes long
     prompts = [question.prompt for question in questions]
     calibrator = Calibrator(
-        backbone=find_parts(loaded)[0],
+        backbone=backbone,
         exits=own_exits,
         texts=write_continuations(
             loaded, tokenizer, prompts[:wanted], max_new_tokens=max_new_tokens
@@ -150,6 +153,7 @@ def calibrate(
         if texts_unchanged is None
         else calibrator.choose_unverified(texts_unchanged)
     )
+    found = replace(found, plan=replace(found.plan, exits_sha256=hash_exits(folder)))
     measured = measure_speed(
         loaded,
         FastGeneration(loaded, own_exits, replace(found.plan, stay_dense=False), verify=verify),

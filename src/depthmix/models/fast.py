@@ -9,8 +9,10 @@ from torch import nn
 from depthmix.adapters.exit_files import (
     EXITS_NAME,
     PLAN_NAME,
+    SETTINGS_NAME,
     UNVERIFIED_PLAN_NAME,
     load_exits,
+    read_exit_settings,
 )
 from depthmix.adapters.exit_files import find_exits as find_saved_exits
 from depthmix.decoding.draft_plan import DraftPlan
@@ -108,14 +110,23 @@ def read_plan(folder: Path | str, *, verify: bool = True) -> DraftPlan | None:
         The plan; `None` where there is none.
 
     Raises:
-        ValueError: If the file is damaged.
+        ValueError: If the file is damaged, or was made for other exits than those beside it.
     """
     path = Path(folder) / (PLAN_NAME if verify else UNVERIFIED_PLAN_NAME)
     if not path.is_file():
         return None
     again = "calibrate again by `depthmix calibrate`"
     try:
-        return DraftPlan.from_dict(read_object(path, way_out=again))
+        plan = DraftPlan.from_dict(read_object(path, way_out=again))
     except ValueError as error:
         why = str(error).rstrip(".")
         raise ValueError(f"{path} cannot be read ({why}); {again}.") from error
+    if plan.exits_sha256 not in (None, hash_exits(folder)):
+        raise ValueError(f"{path} was made for other exits than those that lie beside it; {again}.")
+    return plan
+
+
+def hash_exits(folder: Path | str) -> str | None:
+    """Give the hash of the exits in a folder; `None` where the model was trained with its own."""
+    is_there = (Path(folder) / SETTINGS_NAME).is_file()
+    return read_exit_settings(folder)["sha256"] if is_there else None
