@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning_records import SPLITS
+from tuning_records import DATA_SETS, SPLITS
 
 from depthmix.adapters.exit_files import find_exits
 from depthmix.models.exits import add_exits
@@ -54,6 +54,9 @@ SETTINGS: dict[str, Any] = {
     },
 }
 """Sections of the run file."""
+
+LONG_RECORDS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+"""The same batch in parts, where records are so long that the logits of 16 would take gigabytes."""
 
 EXIT_LAYERS = (5, 7, 9, 10, 12, 15, 18, 20, 21, 22, 23, 24, 25, 26, 27)
 """Exits that are put on the model; calibration chooses among them."""
@@ -138,16 +141,23 @@ def tune(
     file = write_jsonl(training, folder / "train.jsonl")
     write_jsonl(held_out, folder / "held-out.jsonl")
     base = base or unpack_base_model(folder / "base-model")
+    parts = LONG_RECORDS if records in DATA_SETS else {}
+    options = {**SETTINGS["training"], **parts}
     sections = {
         **SETTINGS,
         "model": {"name": str(base), "dtype": "float32"},
         "data": {"train": str(file)},
-        "training": {**SETTINGS["training"], "output_dir": str(folder / "run")},
+        "training": {**options, "output_dir": str(folder / "run")},
     }
     train(load_run_config(overrides=sections), overwrite=True)
     weights = (folder / "run" / "adapter_model.safetensors").read_bytes()
     facts = {"records": records, "num_steps": num_steps}
-    about = {**SETTINGS, **facts, "sha256": hashlib.sha256(weights).hexdigest()}
+    about = {
+        **SETTINGS,
+        "training": options,
+        **facts,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
     (folder / "tuned.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     return find_tuned_model(folder)
 
