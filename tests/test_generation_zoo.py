@@ -8,6 +8,7 @@ import torch
 from decoding import decode, prompts
 from depthmix import DraftPlan, FastGeneration
 from depthmix.method.parts import find_parts, new_exits
+from models import tiny_model
 from zoo import build, list_causal_models, runs_alone
 
 PAIRS = {
@@ -104,3 +105,44 @@ def test_every_causal_model_generates_the_same():
     print(f"{len(fine)} of {len(PAIRS)} generate the same: {', '.join(fine)}")
     assert not differs
     assert len(fine) >= 75
+
+
+def gap_at_difference(found, truth, logits, row, *, prompt):
+    """Give the difference of the two best logits where two rows part, against the spread of all."""
+    place = int((found[row] != truth[row]).nonzero()[0]) - prompt
+    step = logits[place][row]
+    best = step.topk(2).values
+    return float((best[0] - best[1]) / step.std())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "qwen3", "gpt_neox"])
+def test_five_hundred_prompts_in_float32(model_type):
+    """Token ids are equal; what differs but by a tie is told apart, and would be counted."""
+    model = tiny_model(model_type, hidden_size=64, intermediate_size=96, num_hidden_layers=8)
+    backbone, norm = find_parts(model)
+    for layer in backbone.layers[2:]:
+        for parameter in layer.parameters():
+            parameter.data *= 0.3  # so that exits are now and then right
+    exits = new_exits(backbone, norm, (3, 5, 7), rank=0)
+    plan = DraftPlan.for_all(exits.layers, threshold=0.3, joint_threshold=0.1)
+    fast, equal, ties = FastGeneration(model, exits, plan), 0, []
+    for seed in range(100):
+        inputs = prompts(5, 12, padded=seed % 2 == 1, seed=seed)
+        options = {**WHOLE, "max_new_tokens": 24}
+        truth = decode(model, inputs, **options)
+        found = decode(fast, inputs, **options).sequences
+        for row in range(5):
+            if torch.equal(found[row], truth.sequences[row]):
+                equal += 1
+            else:
+                parted = (found, truth.sequences, truth.logits)
+                ties.append(gap_at_difference(*parted, row, prompt=12))
+    drafted, share = fast.num_drafted.total(), fast.layers_per_token / 8
+    print(
+        f"{model_type}: {equal} of 500 equal, ties {ties}; {fast.acceptance_rate:.2f} of {drafted}"
+    )
+    print(f"drafts accepted, {share:.2f} of the layers' runs")
+    assert fast.num_accepted.total() > 1000
+    assert all(gap < 1e-4 for gap in ties)
+    assert equal >= 498
