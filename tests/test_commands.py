@@ -16,6 +16,7 @@ from depthmix.data.spec import DataSpec
 from depthmix.depth.exit_training import train_exits
 from depthmix.evaluation.harness import evaluate_all
 from depthmix.evaluation.plan import EvaluationPlan
+from depthmix.exports.export import export
 from depthmix.models.calibrating import calibrate
 from depthmix.models.exits import add_exits
 from depthmix.models.generation import chat, generate
@@ -26,11 +27,11 @@ from depthmix.pages.report_page import show_report
 from depthmix.training.config import RunConfig
 from depthmix.training.inspection import inspect_model
 from depthmix.training.train import train
-from depthmix_cli import answering, looking, measuring, speeding, tuning
+from depthmix_cli import answering, leaving, looking, measuring, speeding, tuning
 from depthmix_cli.app import COMMANDS
 from depthmix_cli.declarations import part, taking
 
-TEXTS = (str, str | None, list[str], int | str)
+TEXTS = (str, str | None, list[str], int | str, int | str | None)
 """Types in which the command line takes what a function takes in others, too."""
 
 CALLED: dict[Any, tuple[Any, ...]] = {
@@ -40,6 +41,7 @@ CALLED: dict[Any, tuple[Any, ...]] = {
     speeding.calibrate: (calibrate, ModelSpec),
     answering.generate: (generate, ModelSpec),
     answering.chat: (chat, ModelSpec),
+    leaving.export: (export, ModelSpec),
     looking.lens: (show_lens, serve_lens, ModelSpec),
     looking.report: (show_report,),
     measuring.evaluate: (EvaluationPlan, ModelSpec, evaluate_all),
@@ -53,6 +55,7 @@ OWN = {
     speeding.calibrate: {"lossy"},
     answering.generate: {"generation"},
     answering.chat: {"generation"},
+    leaving.export: {"output"},
     looking.lens: {"model", "serve", "compare", "output"},
     looking.report: {"text", "output"},
     measuring.evaluate: {"models"},

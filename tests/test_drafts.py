@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from depthmix.files.drafts import (
     drafting,
+    drafting_folder,
     is_draft,
     move_into,
     remove_whole,
@@ -144,3 +145,32 @@ def test_other_errors_stay_as_they_are(error, tmp_path):
     with pytest.raises(type(error)) as caught, taking_room(tmp_path, "output", then="go on"):
         raise error
     assert caught.value is error
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    folder = tmp_path / "deep" / "out"
+    with drafting_folder(folder) as draft:
+        (draft / "a").write_text("a")
+        assert is_draft(draft)
+        assert not folder.exists()
+    assert (folder / "a").read_text() == "a"
+
+    def fail():
+        with drafting_folder(folder, overwrite=True) as draft:
+            (draft / "b").write_text("b")
+            raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        fail()
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    assert (folder / "a").read_text() == "a"
+    with drafting_folder(folder, overwrite=True) as draft:
+        (draft / "b").write_text("b")
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    (tmp_path / "empty").mkdir()
+    with drafting_folder(tmp_path / "empty") as draft:
+        (draft / "a").write_text("a")
+    assert (tmp_path / "empty" / "a").is_file()
+    for taken in (folder, folder / "b"):
+        with pytest.raises(FileExistsError, match="`output` must be a folder that is not there"):
+            drafting_folder(taken).__enter__()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from depthmix.depth.probe import Probe, probe_layers
     from depthmix.evaluation.harness import evaluate
     from depthmix.evaluation.plan import EvaluationPlan
+    from depthmix.exports.export import Export, export
     from depthmix.method.architecture import find_backbone
     from depthmix.method.backbone import Backbone
     from depthmix.method.config import MixtureConfig
@@ -47,6 +48,7 @@ _PLACES = {
     "Comparison": "depthmix.comparison.scores",
     "DraftPlan": "depthmix.decoding.draft_plan",
     "EvaluationPlan": "depthmix.evaluation.plan",
+    "Export": "depthmix.exports.export",
     "FastGeneration": "depthmix.decoding.fast_generation",
     "LazyDepth": "depthmix.decoding.lazy_depth",
     "Ledger": "depthmix.adapters.ledger",
@@ -66,6 +68,7 @@ _PLACES = {
     "compare": "depthmix.comparison.comparison",
     "detach": "depthmix.adapters.attach",
     "evaluate": "depthmix.evaluation.harness",
+    "export": "depthmix.exports.export",
     "find_backbone": "depthmix.method.architecture",
     "load": "depthmix.adapters.checkpoint",
     "load_exits": "depthmix.adapters.exit_files",
@@ -88,6 +91,7 @@ __all__ = [
     "Comparison",
     "DraftPlan",
     "EvaluationPlan",
+    "Export",
     "FastGeneration",
     "LazyDepth",
     "Ledger",
@@ -107,6 +111,7 @@ __all__ = [
     "compare",
     "detach",
     "evaluate",
+    "export",
     "find_backbone",
     "load",
     "load_exits",

@@ -14,6 +14,7 @@ from cyclopts import App
 from depthmix_cli.additions import check_addition, find_addition, list_additions
 from depthmix_cli.answering import chat, generate
 from depthmix_cli.flags import add_flags
+from depthmix_cli.leaving import export
 from depthmix_cli.looking import lens, report
 from depthmix_cli.measuring import audit, compare, evaluate
 from depthmix_cli.speeding import add_exits, calibrate
@@ -26,7 +27,7 @@ app = App(
 )
 
 COMMANDS = (
-    *(train, add_exits, calibrate, generate, chat),
+    *(train, add_exits, calibrate, generate, chat, export),
     *(lens, report, evaluate, info, audit, compare),
 )
 """What `depthmix` can do by itself."""

@@ -151,7 +151,8 @@ def _read_type(module: str, node: ast.expr | None) -> Any:
     if str in parts:
         return str | None if type(None) in parts else str
     if int in parts and any(typing.get_origin(one) is typing.Literal for one in parts):
-        return Annotated[int | str, Parameter(converter=_read_number_or_word)]
+        either = int | str | None if type(None) in parts else int | str
+        return Annotated[either, Parameter(converter=_read_number_or_word)]
     return kind
 
 

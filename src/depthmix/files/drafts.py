@@ -53,6 +53,46 @@ def drafting(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+@contextmanager
+def drafting_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Put a folder in its place when all of it is written.
+
+    Args:
+        folder: The folder; what it lies in is made if missing.
+        overwrite: Replace one that is there already, which stays until then.
+
+    Yields:
+        An empty folder beside it, where the block writes the content.
+
+    Raises:
+        FileExistsError: If there is something of that name that may not be replaced.
+        OSError: If it cannot be written.
+    """
+    there = folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if there and not (overwrite and folder.is_dir()):
+        way_out = "`overwrite=True` replaces it, or choose another folder"
+        raise FileExistsError(
+            f"`output` must be a folder that is not there yet, and {folder} is; "
+            f"{way_out if folder.is_dir() else 'choose another name'}."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}{DRAFT_SUFFIX}")
+    try:
+        draft.mkdir()
+        yield draft
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if there:
+            remove_whole(folder)
+        draft.replace(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    _sync_folder(folder.parent)
+
+
 def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file by `drafting`.
 

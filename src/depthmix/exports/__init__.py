@@ -1,0 +1,1 @@
+"""A finished run as other engines load it: one folder, without depthmix."""
