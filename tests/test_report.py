@@ -402,14 +402,13 @@ def test_the_page_says_what_happened(runs):
 
 def test_the_command_asks_for_as_many_devices_as_trained(runs):
     run, again = runs / "mode-0", runs / "mode-0-again"
-    train = f"depthmix train --config {run / 'run_config.json'} --training.output-dir {again}"
-    assert collect_report(run).command == train
+    train = f"train --config {run / 'run_config.json'} --training.output-dir {again}"
+    assert collect_report(run).command == f"depthmix {train}"
     path = run / "results.json"
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"num_devices": 4}))
-    assert (
-        collect_report(run).command == f"accelerate launch --multi_gpu --num_processes=4 -m {train}"
-    )
+    launch = "accelerate launch --multi_gpu --num_processes=4 -m depthmix_cli"
+    assert collect_report(run).command == f"{launch} {train}"
     path.write_text(before)
 
 

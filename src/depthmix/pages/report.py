@@ -127,10 +127,11 @@ def collect_report(
         "optimisation": optimisation_panels(logs),
     }
     name = Path(config.model.name).name
-    again = ["depthmix", "train", "--config", str(run / RUN_CONFIG_NAME)]
+    again = ["depthmix"]
     if result.num_devices > 1:
         devices = ["--multi_gpu", f"--num_processes={result.num_devices}"]
-        again = ["accelerate", "launch", *devices, "-m", *again]
+        again = ["accelerate", "launch", *devices, "-m", "depthmix_cli"]
+    again += ["train", "--config", str(run / RUN_CONFIG_NAME)]
     again += ["--training.output-dir", f"{run}-again"]
     return Report(
         title=title or f"Tuning {name}",
