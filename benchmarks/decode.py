@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,22 @@ import torch
 from answers import (
     Answers,
     Prompts,
-    Way,
-    answer_by,
     choose_fastest,
     compare,
     count_same,
     take_turns,
 )
 from before import COMMIT, find_today, prepare_before
-from earlier_classes import earlier_ways, hold_on_final_layer
+from earlier_classes import earlier_ways
+from peers import dense_way, early_exit_ways, lookup_ways
 from results import parse_arguments, rounded, write_results
 from transformers.utils.logging import disable_progress_bar
 from tuned_model import FOLDER, ROOT, TunedModel, find_tuned_model, put_exits, tune
 from tuned_subject import TEXTS_UNCHANGED, Subject, describe_plan, find_exit_folder
 
-from depthmix import attach
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model
 from depthmix.models.spec import ModelSpec
-
-CONFIDENCES = (0.4, 0.8)
-"""Confidences below which `assistant_early_exit` stops drafting, as they are tried; 0.4 is
-transformers' own."""
-
-LOOKUPS = (3, 10)
-"""Tokens that prompt lookup proposes at most, as they are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,47 +75,6 @@ SIZES = {
 def split(prompts: Prompts, size: int) -> list[Prompts]:
     """Part prompts in batches."""
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]
-
-
-def early_exit_ways(subject: Subject) -> dict[str, Way]:
-    """Let transformers draft with the model's own lower layers, by settings."""
-    model = subject.model
-    depth = model.config.num_hidden_layers
-    layers = sorted({subject.exits.layers[-1], max(depth - 2, 1), depth - 1})
-
-    def make(layer: int, confidence: float) -> Way:
-        config = subject.config
-        config.assistant_early_exit = layer
-
-        def generate(**inputs: Any) -> Any:
-            model.generation_config.assistant_confidence_threshold = confidence
-            return model.generate(**inputs)
-
-        return answer_by(generate, config, device=subject.device)
-
-    return {
-        f"layer {layer}, confidence {confidence}": make(layer, confidence)
-        for layer, confidence in product(layers, CONFIDENCES)
-    }
-
-
-def lookup_ways(subject: Subject) -> dict[str, Way]:
-    """Let transformers propose what follows the same tokens in the prompt, by settings."""
-    ways = {}
-    for number in LOOKUPS:
-        config = subject.config
-        config.prompt_lookup_num_tokens = number
-        way = answer_by(subject.model.generate, config, device=subject.device)
-        ways[f"{number} tokens"] = way
-    return ways
-
-
-def dense_way(subject: Subject, folder: Path) -> Way:
-    """Let a dense mixture generate, on the merged model and routed to the final layer."""
-    mixed: Any = to_accelerator(load_model(ModelSpec(name=str(folder), dtype="float32"))).eval()
-    mixture = attach(mixed, late_layers=3).eval().active_mixture
-    hold_on_final_layer(mixture)
-    return subject.way_of(mixed)
 
 
 def save_for_earlier(subject: Subject, layers: Sequence[int], folder: Path) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from adapters import tuned_model
 from decoding import DECODERS, assert_same, decode, follow, make_model, prompts, top_1
 from depthmix import DraftPlan, FastGeneration, LazyDepth, attach, set_top_k
 from depthmix.decoding.lookahead import align_cache
+from depthmix.decoding.pace import Pace
 from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import active_mixture, find_mixture_norm
 from depthmix.method.parts import find_parts, new_exits
@@ -37,7 +38,7 @@ def drafting(model, *layers, exits=None, verify=True, **options):
     generator = FastGeneration(model, exits)
     layers = layers or generator.exits.layers[:1]
     fast = FastGeneration(model, exits, plan_all(*layers, **options), verify=verify)
-    fast._pace = AlwaysOn(fast._pace)
+    fast._pace = AlwaysOn(fast.plan.row_costs, num_layers=fast.backbone.num_hidden_layers)
     return fast
 
 
@@ -66,14 +67,10 @@ def route_in_float64(model):
     return model
 
 
-class AlwaysOn:
+class AlwaysOn(Pace):
     """A pace that never pauses, so that work can be counted."""
 
-    def __init__(self, pace):
-        self.pace = pace
-
-    def __getattr__(self, name):
-        return True if name == "drafts" else getattr(self.pace, name)
+    drafts = True
 
 
 def agree_by_script(model, acceptance, *, batch, seed=0):
@@ -518,11 +515,10 @@ def test_unforeseeable_arguments_are_refused():
 def test_a_pause_is_the_models_own_pass(paused):
     """While drafting pauses and no row is ahead, nothing of ours acts, and it can begin again."""
 
-    class Alternating:
+    class Alternating(Pace):
         """Drafts in every second round, or in none."""
 
-        def __init__(self):
-            self.num_rounds = 0
+        num_rounds = 0
 
         @property
         def drafts(self):
@@ -531,12 +527,9 @@ def test_a_pause_is_the_models_own_pass(paused):
         def end_round(self, tokens):
             self.num_rounds += 1
 
-        def __getattr__(self, name):
-            return lambda *args, **kwargs: None
-
     model = route_in_float64(make_model())
     fast = drafting(model, num_drafts=2)
-    fast._pace = Alternating()
+    fast._pace = Alternating(fast.plan.row_costs, num_layers=4)
     inputs = prompts(3, 5, padded=True)
     expected = decode(model, inputs, max_new_tokens=12, **WHOLE)
     found = decode(fast, inputs, max_new_tokens=12, **WHOLE)
