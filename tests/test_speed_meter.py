@@ -14,11 +14,12 @@ from checkpoints import make_tokenizer
 from depthmix.adapters.exit_files import load_exits
 from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.decoding.fast_generation import FastGeneration
-from depthmix.models import speed_meter
+from depthmix.models import speed_meter, turns
 from depthmix.models.continuation import continue_tokens, pad_prompts
 from depthmix.models.generation import generate
 from depthmix.models.loading import load_model, load_tokenizer
-from depthmix.models.speed_meter import FastSpeed, SpeedMeter, cut
+from depthmix.models.speed_meter import FastSpeed, SpeedMeter
+from depthmix.models.turns import cut
 
 PROMPTS = ["1 + 1 =", "20 + 20 =", "3 +"]
 OPTIONS = {"max_new_tokens": 12, "do_sample": False}
@@ -43,7 +44,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.order = 0.0, []
-        monkeypatch.setattr(speed_meter.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(turns.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(speed_meter, "continue_tokens", self.run)
 
     def run(self, way, *args):

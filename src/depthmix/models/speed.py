@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthmix.decoding.fast_generation import FastGeneration
 from depthmix.models.asking import greedy, prepared
+from depthmix.models.turns import Turns, Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,7 @@ def measure_speed(
 ) -> Measurement:
     """Let a model answer prompts in both ways in turn, and compare times and tokens.
 
-    Which way begins changes from prompt to prompt. The first prompt is answered once before, to
-    warm up.
+    They take turns (`Turns`). The first prompt is answered once before, to warm up.
 
     Args:
         model: The model, on the device where it is to run.
@@ -66,42 +65,33 @@ def measure_speed(
     Returns:
         Times and tokens, batch 1.
     """
-    times: dict[str, list[float]] = {"dense": [], "fast": []}
-    num_same = num_dense = num_fast = 0
     with prepared(model, tokenizer), torch.inference_mode():
         config = greedy(model, tokenizer, max_new_tokens)
         own: Any = model.generate
-        ways: dict[str, Callable[..., Any]] = {"dense": own, "fast": fast.generate}
-        for turn, prompt in enumerate([prompts[0], *prompts]):
-            input_ids = torch.tensor([prompt], device=model.device)
-            mask = torch.ones_like(input_ids)
-            outputs: dict[str, Int[Tensor, "1 seq"]] = {}
-            for name in sorted(ways, reverse=bool(turn % 2)):
-                _wait(model.device)
-                start = time.perf_counter()
-                outputs[name] = ways[name](
-                    input_ids=input_ids, attention_mask=mask, generation_config=config
-                )
-                _wait(model.device)
-                times[name].append(time.perf_counter() - start)
-            if turn:
-                num_same += torch.equal(outputs["dense"], outputs["fast"])
-                num_dense += outputs["dense"].shape[1] - len(prompt)
-                num_fast += outputs["fast"].shape[1] - len(prompt)
-    dense, quick = times["dense"][1:], times["fast"][1:]
+
+        def by(generate: Callable[..., Any]) -> Way:
+            def way(inputs: Mapping[str, Tensor]) -> Int[Tensor, "1 new"]:
+                sequences = generate(**inputs, generation_config=config)
+                return sequences[:, inputs["input_ids"].shape[1] :]
+
+            return way
+
+        ends: Any = config.eos_token_id
+        ways = {"dense": by(own), "fast": by(fast.generate)}
+        turns = Turns(ways, device=model.device, ends=ends or ())
+        batches = [torch.tensor([prompt], device=model.device) for prompt in prompts]
+        inputs = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in batches]
+        turns.warm_up(inputs[0])
+        for one in inputs:
+            turns.run(one)
+    dense, quick = turns.seconds["dense"], turns.seconds["fast"]
     ratios = [slow / short for slow, short in zip(dense, quick, strict=True)]
     return Measurement(
         speed_up=sum(dense) / sum(quick),
         lowest=min(ratios),
         highest=max(ratios),
-        dense_tokens_per_second=num_dense / sum(dense),
-        fast_tokens_per_second=num_fast / sum(quick),
-        num_texts=len(prompts),
-        num_same=num_same,
+        dense_tokens_per_second=turns.num_tokens["dense"] / sum(dense),
+        fast_tokens_per_second=turns.num_tokens["fast"] / sum(quick),
+        num_texts=turns.num_texts,
+        num_same=turns.num_same,
     )
-
-
-def _wait(device: torch.device) -> None:
-    """Let the device come to the end of what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

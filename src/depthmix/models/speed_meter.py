@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from peft import PeftModel
 from torch import Tensor
@@ -16,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from depthmix.decoding.fast_generation import FastGeneration
 from depthmix.models.continuation import continue_tokens
+from depthmix.models.turns import Turns, Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +93,8 @@ class FastSpeed:
 class SpeedMeter:
     """Generates fast, and counts tokens, seconds and layers.
 
-    Against dense generation, each batch is generated in both ways, which take turns in beginning,
-    from the same random state, so that samples can be the same, too; and the first one once before,
-    to warm up. What is handed back is fast generation's.
+    Against dense generation, each batch is generated in both ways by turns (`Turns`), and the first
+    one once before, to warm up. What is handed back is fast generation's.
 
     Args:
         fast: What generates.
@@ -117,12 +114,13 @@ class SpeedMeter:
         self.fast, self.against_dense = fast, against_dense and not fast.plan.stay_dense
         self.model: PreTrainedModel | PeftModel = fast.model
         self._tokenizer, self._settings = tokenizer, settings
+        ways = {"fast": self._by(fast)}
+        if self.against_dense:
+            ways["dense"] = self._by(self.model)
         ends = settings.get("eos_token_id", fast.model.generation_config.eos_token_id)
-        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
-        self._is_warm = not self.against_dense
-        self._seconds = {"fast": 0.0, "dense": 0.0}
-        self._tokens = {"fast": 0, "dense": 0}
-        self._num_batches = self._num_texts = self._num_same = self._num_drafted = 0
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self._turns = Turns(ways, device=self.model.device, ends=ends)
+        self._num_drafted = 0
 
     def run(self, inputs: Mapping[str, Tensor]) -> Int[Tensor, "batch new"]:
         """Generate after a batch of prompts, and count it.
@@ -133,82 +131,38 @@ class SpeedMeter:
         Returns:
             The new tokens of each row.
         """
-        if not self._is_warm:
-            self._is_warm = True
-            other = FastGeneration(
-                self.model, self.fast.exits, self.fast.plan, verify=self.fast.verify
-            )
-            for way in (other, self.model):
-                with self._same_randomness():
-                    continue_tokens(way, self._tokenizer, inputs, self._settings)
-        names = sorted(self._seconds, reverse=bool(self._num_batches % 2))
-        if not self.against_dense:
-            names = ["fast"]
-        found = {}
-        for name in names[:-1]:
-            with self._same_randomness():
-                found[name] = self._time(name, inputs)
-        found[names[-1]] = self._time(names[-1], inputs)
-        top = self.fast.backbone.num_hidden_layers
-        self._num_batches += 1
-        self._num_texts += len(found["fast"])
-        self._num_drafted += sum(layer < top for row in self.fast.origins for layer in row)
-        if self.against_dense:
-            pairs = zip(*(self._cut(found[name]) for name in ("fast", "dense")), strict=True)
-            self._num_same += sum(one == other for one, other in pairs)
+        fast = self.fast
+        if self.against_dense and not self._turns.num_texts:
+            other = FastGeneration(self.model, fast.exits, fast.plan, verify=fast.verify)
+            self._turns.warm_up(inputs, [self._by(other), self._by(self.model)])
+        found = self._turns.run(inputs)
+        top = fast.backbone.num_hidden_layers
+        self._num_drafted += sum(layer < top for row in fast.origins for layer in row)
         return found["fast"]
 
     def read(self) -> FastSpeed:
         """Say what all batches so far have taken."""
-        fast, has_dense = self.fast, self.against_dense
+        fast, turns, has_dense = self.fast, self._turns, self.against_dense
         num_layers = fast.backbone.num_hidden_layers
         dense = fast.plan.stay_dense
         return FastSpeed(
-            num_texts=self._num_texts,
-            num_tokens=self._tokens["fast"],
-            seconds=self._seconds["fast"],
+            num_texts=turns.num_texts,
+            num_tokens=turns.num_tokens["fast"],
+            seconds=sum(turns.seconds["fast"]),
             num_hidden_layers=num_layers,
             layers_per_token=float(num_layers) if dense else fast.layers_per_token,
-            drafted=self._num_drafted / max(self._tokens["fast"], 1),
+            drafted=self._num_drafted / max(turns.num_tokens["fast"], 1),
             acceptance=fast.acceptance_rate if fast.num_drafted.total() else None,
             stays_dense=dense,
-            dense_seconds=self._seconds["dense"] if has_dense else None,
-            num_dense_tokens=self._tokens["dense"] if has_dense else None,
-            num_same=self._num_same if has_dense else None,
+            dense_seconds=sum(turns.seconds["dense"]) if has_dense else None,
+            num_dense_tokens=turns.num_tokens["dense"] if has_dense else None,
+            num_same=turns.num_same if has_dense else None,
         )
 
-    def _time(self, name: str, inputs: Mapping[str, Tensor]) -> Int[Tensor, "batch new"]:
-        """Generate in one way, and count seconds and tokens."""
-        way = self.fast if name == "fast" else self.model
-        device = self.model.device
-        _wait(device)
-        start = time.perf_counter()
-        tokens = continue_tokens(way, self._tokenizer, inputs, self._settings)
-        _wait(device)
-        self._seconds[name] += time.perf_counter() - start
-        self._tokens[name] += sum(map(len, self._cut(tokens)))
-        return tokens
+    def _by(self, decoder: FastGeneration | PreTrainedModel | PeftModel) -> Way:
+        """Generate by a decoder."""
 
-    def _cut(self, tokens: Int[Tensor, "batch new"]) -> list[list[int]]:
-        """Cut each row off behind its end."""
-        return [cut(row, self._ends) for row in tokens.tolist()]
+        def way(inputs: Mapping[str, Tensor]) -> Int[Tensor, "batch new"]:
+            return continue_tokens(decoder, self._tokenizer, inputs, self._settings)
 
-    @contextmanager
-    def _same_randomness(self) -> Iterator[None]:
-        """Let what follows draw what this draws."""
-        device = self.model.device
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            yield
-
-
-def cut(tokens: list[int], ends: Collection[int]) -> list[int]:
-    """Cut tokens off behind the first that ends a text."""
-    place = next((at for at, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return tokens[: place + 1]
-
-
-def _wait(device: torch.device) -> None:
-    """Let the device come to the end of what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+        return way
