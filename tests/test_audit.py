@@ -195,7 +195,7 @@ def test_the_audit_agrees_with_comparing_every_pair():
     assert leak.covered == tuple(sorted({j for _, j in pairs}))
 
 
-def test_named_sets_and_files(small_data, tmp_path):
+def test_named_sets_and_files(small_data, tmp_path, monkeypatch):
     result = audit("mawps", ["all"], data_dir=small_data)
     assert len(result.leaks) == len(named_test_sets(data_dir=small_data)) == 16
     assert {leak.test for leak in result.leaks if leak.covered} == {"addsub", "multiarith"}
@@ -213,6 +213,12 @@ def test_named_sets_and_files(small_data, tmp_path):
     assert audit(tsv, ["aqua:train"], data_dir=small_data).leaking == (0, 1, 2, 3)
     with pytest.raises(ValueError, match=r"`mwps` is not .*`mawps`"):
         audit("mwps", ["all"], data_dir=small_data)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"`data` must .*none at gone.jsonl"):
+        audit("gone.jsonl", ["mawps"])
+    with pytest.raises(FileNotFoundError, match=r"`data` must .* a folder at mine\."):
+        audit("mine", ["mawps"])
     with pytest.raises(FileNotFoundError, match=r"none at ./mine.json"):
         audit("./mine.json", ["all"], data_dir=small_data)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 import depthmix_cli
 from depthmix_cli.flags import add_flags
 from depthmix_replication.command import reproduce
@@ -21,6 +23,33 @@ def test_reproduce_lists_its_runs(tmp_path, capsys):
     assert "`seeds` must be" in capsys.readouterr().err
     assert depthmix_cli.main([*command, "--subjects", "arc_easy,arc_hard"]) == 1
     assert "arc_hard is none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--workspace", "file", "`workspace` must be a folder, and {}/file is a file"),
+        ("--workspace", "file/inner", "`workspace` must be a folder, and {}/file is a file"),
+        ("--results", "file", "`results` must be a folder, and {}/file is a file"),
+        ("--data-dir", "file", "must be an existing folder, got {}/file"),
+        ("--seeds", "1,-1", "`seeds` must be from 0 to 4294967295, got -1."),
+        ("--seeds", "1,1", "`seeds` must differ, got 1, 1;"),
+        ("--seeds", "", "`seeds` must not be empty; leave it out"),
+        ("--seeds", " , ", "`seeds` must not be empty; leave it out"),
+        ("--subjects", "", "`subjects` must not be empty; leave it out"),
+        ("--model", "", "`model` must not be empty; leave it out"),
+    ],
+)
+def test_a_list_of_runs_refuses_what_the_runs_would(tmp_path, capsys, flag, value, said):
+    (tmp_path / "file").touch()
+    given = str(tmp_path / value) if value.startswith("file") else value
+    command = ["reproduce", "fig6", "--scale", "toy", "--dry-run", f"{flag}={given}"]
+    assert depthmix_cli.main(command) == 1
+    told = capsys.readouterr()
+    assert not told.out
+    assert told.err.startswith("depthmix: ")
+    assert told.err.count("\n") == 1
+    assert said.format(tmp_path) in told.err
 
 
 def test_help_is_quick_since_nothing_heavy_is_imported():

@@ -52,9 +52,16 @@ def reproduce(
     """
     from depthmix.files.settings import read_options
     from depthmix_replication.planning import Selection, plan
+    from depthmix_replication.workspace import check_place
 
+    given = {"model": model, "seeds": seeds, "subjects": subjects}
+    for name, value in given.items():
+        if value is not None and not value.replace(",", "").strip():
+            raise ValueError(f"`{name}` must not be empty; leave it out for what the scale has.")
     listed = {"seeds": seeds or "", "subjects": subjects or ""}
     selection = Selection(models=(model,) if model else (), **read_options(None, listed, Selection))
+    if results is not None:
+        check_place("results", results)
     planned = plan(
         experiments,
         scale=scale,

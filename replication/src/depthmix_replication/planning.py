@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from depthmix.data.source_files import find_folders
 from depthmix.evaluation.judge import JudgeSpec
 from depthmix.files.settings import build_section
 from depthmix.options.types import suggest
@@ -17,7 +18,7 @@ from depthmix_replication.experiment_files import list_experiments, load_experim
 from depthmix_replication.runs import TOY
 from depthmix_replication.sizes import count_layers
 from depthmix_replication.trials import Trial, expand, unique_runs
-from depthmix_replication.workspace import Workspace
+from depthmix_replication.workspace import Workspace, check_place
 
 WORKSPACE = Path("reproduction")
 """Default folder of runs and results."""
@@ -39,6 +40,15 @@ class Selection:
 
     subjects: tuple[str, ...] = ()
     """Some of the experiments' subjects; experiments with none of them are left out."""
+
+    def __post_init__(self) -> None:
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise ValueError(f"`seeds` must be from 0 to 4294967295, got {wrong[0]}.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"`seeds` must differ, got {', '.join(map(str, self.seeds))}; a seed gives the "
+                "same run each time."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +121,12 @@ def plan(
     Raises:
         ValueError: If a name or an option is unknown, two experiments have one name, or nothing is
             left to do.
-        OSError: If a model cannot be found.
+        OSError: If a model cannot be found, the workspace cannot be a folder, or the data sets'
+            folder is none.
     """
+    check_place("workspace", workspace)
+    if data_dir is not None:
+        find_folders(data_dir)  # refuses what is none
     chosen = selection or Selection()
     if scale == TOY and chosen.models:
         raise ValueError("`model` must be left out at the scale toy, which makes its own.")

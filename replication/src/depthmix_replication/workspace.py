@@ -224,3 +224,20 @@ def _read_earlier(folder: Path) -> list[float]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON by `write_whole`."""
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_place(name: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made, since a file is in its place or above it.
+
+    Args:
+        name: The option, for messages.
+        folder: The folder, which need not exist.
+
+    Raises:
+        NotADirectoryError: If it cannot be made.
+    """
+    found = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if found.exists() and not found.is_dir():
+        raise NotADirectoryError(
+            f"`{name}` must be a folder, and {found} is a file; choose another place."
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from depthmix.data.catalog import CATALOG, describe, is_at_hand, load_split
 from depthmix.data.leaks import Leak, compare_questions, read_questions
 from depthmix.data.questions import Record, question_stems, same_words
-from depthmix.data.records import load_records
+from depthmix.data.records import is_path, load_records
 from depthmix.data.schemas import read_rows
 from depthmix.files.drafts import write_whole
 
@@ -158,7 +158,7 @@ def read_source(source: str, split: str, *, data_dir: str | Path | None = None) 
     if path.is_file():
         return load_records(source)
     name, _, named_split = source.partition(":")
-    if "/" in name:
+    if "/" in name or (name not in CATALOG and is_path(name)):
         return load_records(name, split=named_split or split)
     return load_split(describe(name).name, named_split or split, data_dir=data_dir)
 

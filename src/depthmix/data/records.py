@@ -125,6 +125,25 @@ def is_named(source: str) -> bool:
     return source in CATALOG and not Path(source).expanduser().is_file()
 
 
+def is_path(source: str) -> bool:
+    """Tell whether a source of records is meant as a path, whether there is a file or not.
+
+    Args:
+        source: As for `load_records`.
+
+    Returns:
+        Whether it looks like one, or is a folder, and so is no name on the hub.
+    """
+    path = Path(source).expanduser()
+    return (
+        path.suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+        or source.startswith((".", "~", "/"))
+        or source.count("/") > 1
+        or (path.parent != Path() and path.parent.is_dir())
+        or path.is_dir()
+    )
+
+
 def check_limit(limit: int | None) -> None:
     """Check the number of records to use at most.
 
@@ -211,14 +230,8 @@ def _check_columns(names: Sequence[str]) -> None:
 
 def _read_hub(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
     """Read a data set of the hub, or of its cache."""
-    path = Path(source)
-    if (
-        path.suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
-        or source.startswith((".", "~", "/"))
-        or source.count("/") > 1
-        or (path.parent != Path() and path.parent.is_dir())
-    ):
-        what = "a folder" if path.is_dir() else "none"
+    if is_path(source):
+        what = "a folder" if Path(source).expanduser().is_dir() else "none"
         raise FileNotFoundError(
             f"`data` must be an existing file, and there is {what} at {source}."
         )
