@@ -16,12 +16,13 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.text import Text
 
-from depthmix.figures.curves import Curve, Panel, curves_from_logs, draw_curves, moving_mean
+from depthmix.figures.curves import Curve, Panel, draw_curves, moving_mean
 from depthmix.figures.maps import Grid, draw_grid, to_markdown
 from depthmix.figures.overlap_diagrams import MOST_SETS, draw_overlaps
 from depthmix.figures.style import INK, save_figure, to_svg
 from depthmix.figures.sweeps import Point, Sweep, draw_sweeps
 from depthmix.figures.trade_offs import TradeOff, draw_trade_offs
+from depthmix.figures.training_panels import curves_from_logs
 from depthmix.figures.venn_layout import LARGEST_ERROR, lay_out
 from depthmix.statistics.overlaps import Overlap, count_overlaps
 

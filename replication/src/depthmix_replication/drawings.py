@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from matplotlib.figure import Figure
 
 from depthmix.comparison.scores import MethodScore, TaskComparison
-from depthmix.figures.curves import Panel, curves_from_logs, draw_curves
+from depthmix.figures.curves import Panel, draw_curves
 from depthmix.figures.maps import Grid, draw_grid
 from depthmix.figures.overlap_diagrams import draw_overlaps
 from depthmix.figures.sweeps import Point, Sweep, draw_sweeps
 from depthmix.figures.trade_offs import TradeOff, draw_trade_offs
+from depthmix.figures.training_panels import curves_from_logs
 from depthmix_replication.findings import Findings, Row, subject_title
 
 QUANTITIES = {

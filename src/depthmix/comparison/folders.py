@@ -1,4 +1,4 @@
-"""Where the evaluations of a run lie."""
+"""Where the evaluations of a run and of its neighbours lie."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from depthmix.evaluation.earlier import read_earlier
 from depthmix.evaluation.folder import RESULTS_NAME
-from depthmix.evaluation.result import TRAINING_NAME
+from depthmix.evaluation.reading import load_evaluation
+from depthmix.evaluation.result import PRETRAINED_NAME, TRAINING_NAME, EvaluationResult
 from depthmix.files.runs import RUN_CONFIG_NAME
 
 
@@ -63,3 +64,42 @@ def list_evaluations(run: str | Path) -> tuple[Path, ...]:
     """
     inner = Path(run).expanduser() / "evaluation"
     return tuple(sorted(path.parent for path in inner.glob(f"*/{RESULTS_NAME}")))
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run, or evaluations of a pretrained model.
+
+    Args:
+        folder: The folder.
+    """
+    return (folder / RUN_CONFIG_NAME).is_file() or bool(list_evaluations(folder))
+
+
+def list_neighbours(run: Path) -> list[Path]:
+    """List the other runs in a run's folder, by name.
+
+    Args:
+        run: Folder of the run.
+    """
+    folders = sorted(path for path in run.resolve().parent.iterdir() if path.is_dir())
+    return [path for path in folders if path != run.resolve() and is_run(path)]
+
+
+def load_evaluations(run: Path) -> list[EvaluationResult]:
+    """Read all evaluations in a run.
+
+    Args:
+        run: Its folder.
+
+    Returns:
+        Its own, those of its pretrained model, and last what a run of an earlier version measured
+        in training.
+
+    Raises:
+        ValueError: If a file is damaged.
+        OSError: If one is missing.
+    """
+    folders = [*list_evaluations(run), *list_evaluations(run / PRETRAINED_NAME)]
+    earlier = read_earlier(run)
+    found = [load_evaluation(folder) for folder in folders]
+    return found + [earlier[moment] for moment in ("after", "before") if moment in earlier]

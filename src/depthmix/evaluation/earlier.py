@@ -36,6 +36,23 @@ def read_earlier(run: Path) -> dict[str, EvaluationResult]:
         results = json.loads((run / RESULTS_NAME).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"Cannot read {run / RESULTS_NAME}: {error}.") from error
+    return find_earlier(run, results)
+
+
+def find_earlier(run: Path, results: Any) -> dict[str, EvaluationResult]:
+    """Find in what a `results.json` holds what a run of an earlier version measured.
+
+    Args:
+        run: The folder of the file.
+        results: What it holds.
+
+    Returns:
+        As `read_earlier`.
+
+    Raises:
+        ValueError: If a file is damaged.
+        OSError: If the adapter of the run is gone.
+    """
     measured = {
         moment: results[moment]
         for moment in ("before", "after")
@@ -47,7 +64,7 @@ def read_earlier(run: Path) -> dict[str, EvaluationResult]:
     settings = read_run_settings(path) if path.is_file() else {}
     facts: dict[str, Any] = {"method": run.name, "seed": 0, "settings": None}
     if settings:
-        facts |= describe_tuning(run)
+        facts |= describe_tuning(run, settings)
     untuned = {"method": UNTUNED, "seed": 0, "settings": None, "adapter_sha256": None}
     try:
         return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from depthmix.files.json import read_object
-from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME, read_run_settings
+from depthmix.files.runs import RESULTS_NAME
 
 UNTUNED = "pretrained"
 """Label of a model without an adapter."""
@@ -24,11 +24,14 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Files that hold an adapter's weights; the first that there is does."""
 
 
-def describe_tuning(folder: Path, *, num_devices: int | None = None) -> dict[str, Any]:
+def describe_tuning(
+    folder: Path, run: Mapping[str, Any], *, num_devices: int | None = None
+) -> dict[str, Any]:
     """Say what tuned a model, from its adapter's files as they are.
 
     Args:
         folder: Of an adapter, such as a run's.
+        run: The run's settings; empty if it has none.
         num_devices: Devices among which the run's batches were divided; `None` reads them from its
             results.
 
@@ -45,9 +48,8 @@ def describe_tuning(folder: Path, *, num_devices: int | None = None) -> dict[str
     weights = next((folder / n for n in WEIGHTS if (folder / n).is_file()), folder / WEIGHTS[0])
     with weights.open("rb") as file:
         facts = {"adapter_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    if not (folder / RUN_CONFIG_NAME).is_file():
+    if not run:
         return facts | {"method": name_method(adapter, {})}
-    run = read_run_settings(folder / RUN_CONFIG_NAME)
     return facts | {
         "method": name_method(adapter, run),
         "model": run["model"]["name"],
@@ -111,7 +113,7 @@ def join_batch(training: dict[str, Any], num_devices: int) -> dict[str, Any]:
     return {**training, batch: whole, steps: 1}
 
 
-def _hash_settings(run: dict[str, Any], num_devices: int) -> str:
+def _hash_settings(run: Mapping[str, Any], num_devices: int) -> str:
     """Hash what determines a run, but for its seed and its place."""
     training = {
         name: value

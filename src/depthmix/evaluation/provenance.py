@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import extract_commit_hash, find_adapter_config_file
 
 from depthmix.evaluation.identity import UNTUNED, describe_tuning
+from depthmix.files.runs import RUN_CONFIG_NAME, read_run_settings
 from depthmix.models.loading import find_mixture
 from depthmix.models.saved_adapters import check_adapter
 from depthmix.models.sources import find_base, find_config, resolve_model
@@ -73,7 +74,9 @@ def describe_adapter(folder: Path, *, num_devices: int | None = None) -> dict[st
         ValueError: If the adapter or the run's results are damaged.
     """
     check_adapter(folder)
-    return describe_tuning(folder, num_devices=num_devices)
+    path = folder / RUN_CONFIG_NAME
+    settings = read_run_settings(path) if path.is_file() else {}
+    return describe_tuning(folder, settings, num_devices=num_devices)
 
 
 def _identify_weights(base: ModelSpec) -> str | None:

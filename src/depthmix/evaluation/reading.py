@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from depthmix.evaluation.earlier import read_earlier
+from depthmix.evaluation.earlier import find_earlier
 from depthmix.evaluation.folder import RESULTS_NAME
 from depthmix.evaluation.result import EvaluationResult, TaskResult
 from depthmix.evaluation.samples import (
@@ -47,9 +47,10 @@ def load_evaluation(
         OSError: If a file is missing.
     """
     folder = Path(folder).expanduser()
-    if earlier := read_earlier(folder):
+    results = _read_results(folder)
+    if earlier := find_earlier(folder, results):
         return _choose_earlier(folder, earlier["after"], tasks, metric)
-    results, available = _read_results(folder)
+    available = _find_tasks(folder, results)
     facts = results["depthmix"]
     leaves = facts["main_metric"]
     if tasks is None:
@@ -102,9 +103,10 @@ def list_tasks(folder: str | Path) -> tuple[str, ...]:
         OSError: If it is missing.
     """
     folder = Path(folder).expanduser()
-    if earlier := read_earlier(folder):
+    results = _read_results(folder)
+    if earlier := find_earlier(folder, results):
         return tuple(earlier["after"].tasks)
-    return tuple(_read_results(folder)[1])
+    return tuple(_find_tasks(folder, results))
 
 
 def _choose_earlier(
@@ -130,13 +132,18 @@ def printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _read_results(folder: Path) -> tuple[Mapping[str, Any], dict[str, tuple[str, ...]]]:
-    """Read the results of `depthmix evaluate`, and the tasks of each of their names."""
+def _read_results(folder: Path) -> Any:
+    """Read what the folder of an evaluation, or of a run, holds as its results."""
     path = folder / RESULTS_NAME
     try:
-        results = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"Cannot read {path}: {error}.") from error
+
+
+def _find_tasks(folder: Path, results: Any) -> dict[str, tuple[str, ...]]:
+    """Find the tasks of each name in results, which must be those of `depthmix evaluate`."""
+    path = folder / RESULTS_NAME
     facts = results.get("depthmix") if isinstance(results, dict) else None
     if not isinstance(facts, dict):
         facts = {}
@@ -147,7 +154,7 @@ def _read_results(folder: Path) -> tuple[Mapping[str, Any], dict[str, tuple[str,
         )
     leaves = facts["main_metric"]
     groups = _poolable_groups(results.get("group_subtasks") or {}, leaves)
-    return results, groups | {leaf: (leaf,) for leaf in leaves}
+    return groups | {leaf: (leaf,) for leaf in leaves}
 
 
 def _poolable_groups(

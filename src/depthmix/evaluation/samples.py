@@ -81,6 +81,12 @@ def name_items(
     return items
 
 
+def read_items(folder: Path, task: str, filter_name: str) -> dict[Item, Mapping[str, Any]]:
+    """Read the items of a task with their texts, as `name_items` names them."""
+    samples = read_samples(folder / f"samples_{task}.jsonl", texts=True)
+    return name_items(task, filter_name, samples, folder)
+
+
 def find_reference(sample: Mapping[str, Any]) -> Reference | None:
     """Find the right answer to an item, or None where lm-eval's sample does not say it plainly."""
     match sample:

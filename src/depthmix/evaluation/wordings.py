@@ -8,7 +8,7 @@ from typing import Any
 
 from depthmix.evaluation.earlier import PROTOCOL as EARLIER
 from depthmix.evaluation.result import EvaluationResult
-from depthmix.evaluation.samples import Item, name_items, read_samples
+from depthmix.evaluation.samples import Item, read_items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,7 @@ def read_wordings(outcomes: EvaluationResult, items: Collection[Item]) -> dict[I
     for leaf in {item[0] for item in items}:
         metric = metrics[leaf].partition(" / ")[0]
         path = outcomes.folder / f"samples_{leaf}.jsonl"
-        samples = read_samples(path, texts=True)
-        named = name_items(leaf, metric.rpartition(",")[2], samples, outcomes.folder)
+        named = read_items(outcomes.folder, leaf, metric.rpartition(",")[2])
         try:
             wordings |= {item: _word(named[item], metric) for item in items if item[0] == leaf}
         except (KeyError, IndexError, TypeError) as error:

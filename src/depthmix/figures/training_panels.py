@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from depthmix.figures.curves import Curve, Panel, curve_from_logs, curves_from_logs
+from depthmix.figures.curves import Curve, Panel
 
 LOSS = {
     "task_loss": "task loss",
@@ -96,6 +96,67 @@ def optimisation_panels(logs: Logs) -> tuple[Panel, ...]:
     )
 
 
+def curves_from_logs(logs: Sequence[Sequence[Mapping[str, Any]]], prefix: str) -> tuple[Curve, ...]:
+    """Collect what the trainers of several seeds logged for each late layer.
+
+    Args:
+        logs: For each seed, its trainer's `log_history`.
+        prefix: Beginning of the names, before the number of the layer, such as
+            `routing_weight/layer_`.
+
+    Returns:
+        One curve per layer, in increasing order, at the steps that all seeds logged. Where a seed
+        stopped early or logged at other steps, `num_left_out` counts the steps that are missing.
+
+    Raises:
+        ValueError: If there is nothing with this prefix, or seeds have different layers or no step
+            in common.
+    """
+    layers = [
+        {int(name.removeprefix(prefix)) for entry in log for name in entry if _is_of(name, prefix)}
+        for log in logs
+    ]
+    if not layers or not layers[0] or any(found != layers[0] for found in layers):
+        raise ValueError(
+            f"`logs` must have entries `{prefix}i` for the same late layers i in every seed, got "
+            f"{[sorted(found) for found in layers]}; pass the logs of runs of one method."
+        )
+    return tuple(
+        curve_from_logs(logs, f"{prefix}{layer}", label=f"layer {layer}")
+        for layer in sorted(layers[0])
+    )
+
+
+def curve_from_logs(logs: Sequence[Sequence[Mapping[str, Any]]], name: str, *, label: str) -> Curve:
+    """Collect what the trainers of several seeds logged under one name.
+
+    Args:
+        logs: For each seed, its trainer's `log_history`.
+        name: The name, such as `grad_norm`.
+        label: What the legend calls it.
+
+    Returns:
+        The curve at the steps that all seeds logged; `num_left_out` counts the others.
+
+    Raises:
+        ValueError: If there is no step at which all seeds logged it.
+    """
+    # A run that was resumed logs the steps after its checkpoint again: the last one counts.
+    seeds = [{entry["step"]: entry[name] for entry in log if name in entry} for log in logs]
+    steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    if not steps:
+        raise ValueError(
+            f"`logs` must have steps at which all seeds logged `{name}`, got none; log all "
+            "seeds with the same `logging_steps`."
+        )
+    return Curve(
+        label=label,
+        steps=tuple(steps),
+        values=tuple(tuple(float(seed[step]) for step in steps) for seed in seeds),
+        num_left_out=len(set.union(*map(set, seeds))) - len(steps),
+    )
+
+
 def _panels_by_layer(logs: Logs, prefixes: Sequence[str]) -> tuple[Panel, ...]:
     """Make a panel for each beginning of names that was logged."""
     found = {name for log in logs for entry in log for name in entry}
@@ -122,3 +183,8 @@ def _panel(title: str, unit: str, curves: Sequence[Curve]) -> Panel:
 def _is_logged(logs: Logs, name: str) -> bool:
     """Tell whether every seed logged something."""
     return all(any(name in entry for entry in log) for log in logs)
+
+
+def _is_of(name: str, prefix: str) -> bool:
+    """Tell whether a name is the prefix and the number of a layer."""
+    return name.startswith(prefix) and name.removeprefix(prefix).isdecimal()

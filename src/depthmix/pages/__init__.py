@@ -1,7 +1,8 @@
 """Numbers to figures, runs to pages."""
 
 from depthmix.pages.passages import choose_passages, read_passages
-from depthmix.pages.report import Report, collect_report, draw_report
+from depthmix.pages.report import Report, collect_report
+from depthmix.pages.report_figures import draw_report
 from depthmix.pages.report_page import show_report, write_report
 
 __all__ = [

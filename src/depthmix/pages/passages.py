@@ -24,7 +24,7 @@ from depthmix.models.subjects import choose_layers
 from depthmix.models.template import recall_template
 from depthmix.pages.examples import Example
 from depthmix.training.config import load_run_config
-from depthmix.training.folder import load_result
+from depthmix.training.folder import load_record
 
 LONGEST_TITLE = 60
 """Characters of a passage that the menu of texts shows."""
@@ -140,7 +140,7 @@ def read_passages(
     final = model.config.get_text_config().num_hidden_layers
     is_late = layers == "late"
     if is_late and config.method != "mode":
-        choice = load_result(run).choice
+        choice = load_record(run).choice
         mode = MoDEConfig(**config.mode)
         layers = mode.resolve_late_layers(final) if choice is None else choice.late_layers
     numbers = choose_layers(layers, [model])

@@ -8,26 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from pydantic_core import to_jsonable_python
 
 from depthmix.adapters.ledger import Ledger
 from depthmix.depth.lens import Lens
 from depthmix.evaluation.identity import DEFAULT_SEED, UNTUNED
-from depthmix.figures.accuracies import draw_accuracies
-from depthmix.figures.curves import Panel, draw_curves
-from depthmix.figures.overlap_diagrams import draw_overlaps
+from depthmix.figures.curves import Panel
 from depthmix.figures.training_panels import loss_panels, optimisation_panels, routing_panels
 from depthmix.files.runs import RESULTS_NAME, RUN_CONFIG_NAME
 from depthmix.pages.examples import Example, find_examples
 from depthmix.pages.speed_section import SpeedSection, read_speed
 from depthmix.pages.verdict import Verdict, judge_run
 from depthmix.training.config import RunConfig, load_run_config
-from depthmix.training.folder import TrainResult, load_result
+from depthmix.training.folder import TrainResult, load_record
 
 METHODS = {"mode": "Mixture-of-Depths Ensemble", "lora": "LoRA without the mixture"}
-SMOOTHED = 40
-"""Logged steps from which on curves are shown with a moving average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +101,7 @@ def collect_report(
         ValueError: If a file of the run is damaged.
         OSError: If the run is not finished, or a baseline that was named is no run.
     """
-    result, config = load_result(run), load_run_config(run / RUN_CONFIG_NAME)
+    result, config = load_record(run), load_run_config(run / RUN_CONFIG_NAME)
     verdicts = judge_run(run, baselines)
     examples: tuple[Example, ...] = ()
     missing = {}
@@ -137,7 +132,7 @@ def collect_report(
         title=title or f"Tuning {name}",
         model=name,
         method=METHODS[config.method],
-        facts=_list_facts(result, config),
+        facts=_list_facts(result, config, panels["routing"]),
         ledger=result.ledger,
         trainable=tuple(map(_count_trainable, verdicts)),
         panels={name: found for name, found in panels.items() if found},
@@ -151,42 +146,9 @@ def collect_report(
     )
 
 
-def draw_report(report: Report) -> dict[str, Figure]:
-    """Draw the figures of a report.
-
-    Args:
-        report: What to draw.
-
-    Returns:
-        Figures by name, of what there is: `losses`, `routing` and `optimisation`, and for each
-        verdict, by its number, `accuracies_0` and `overlaps_0`. A loss has neither.
-    """
-    figures = {}
-    for name, panels in report.panels.items():
-        longest = max(len(curve.steps) for panel in panels for curve in panel.curves)
-        width = 1 if longest < SMOOTHED else longest // 10
-        figures[name] = draw_curves(panels, moving_average=width)
-    for number, verdict in enumerate(report.verdicts):
-        row = verdict.comparison.rows[-1]  # the average of several tasks, or the only task
-        bars = {
-            score.method: (score.mean, score.interval.low, score.interval.high)
-            for score in row.scores
-        }
-        if not row.is_loss:
-            figures[f"accuracies_{number}"] = draw_accuracies(bars, highlighted=verdict.run)
-        overlaps = {task.task: task.overlaps for task in verdict.comparison.tasks if task.overlaps}
-        if overlaps and len(verdict.methods) > 1:
-            figures[f"overlaps_{number}"] = draw_overlaps(overlaps, methods=list(verdict.methods))
-    return figures
-
-
-def _list_facts(result: TrainResult, config: RunConfig) -> dict[str, str]:
-    """Put the settings that readers ask for into words."""
-    layers = [
-        curve.label.removeprefix("layer ")
-        for panel in routing_panels([result.log_history])[:1]
-        for curve in panel.curves
-    ]
+def _list_facts(result: TrainResult, config: RunConfig, routing: Sequence[Panel]) -> dict[str, str]:
+    """Put the settings that readers ask for into words; `routing` has a curve per late layer."""
+    layers = [curve.label.removeprefix("layer ") for panel in routing[:1] for curve in panel.curves]
     steps = max((entry.get("step", 0) for entry in result.log_history), default=0)
     used, dropped = result.data.get("used"), result.data.get("dropped")
     records = f"{used:,} records of " if used else ""
@@ -210,7 +172,7 @@ def _count_trainable(verdict: Verdict) -> dict[str, int]:
         if runs[0].method == UNTUNED:
             counts[label] = 0
         elif (folder / RESULTS_NAME).is_file():
-            counts[label] = load_result(folder).ledger.total
+            counts[label] = load_record(folder).ledger.total
     return counts
 
 

@@ -18,7 +18,8 @@ from depthmix.pages.examples import first_items
 from depthmix.pages.lens_page import SCRIPTS, to_page_data
 from depthmix.pages.page import render_page, write_page
 from depthmix.pages.passages import Passage, choose_passages, entitle, read_passages
-from depthmix.pages.report import Report, collect_report, draw_report
+from depthmix.pages.report import Report, collect_report
+from depthmix.pages.report_figures import draw_report
 from depthmix.pages.verdict import Verdict
 from depthmix.statistics.intervals import Interval
 
@@ -122,6 +123,12 @@ def write_report(report: Report, path: Path) -> Path:
     figures = {
         name: Markup(to_svg(figure, name=name)) for name, figure in draw_report(report).items()
     }
+    verdicts = [
+        _put(verdict, trainable)
+        for verdict, trainable in zip(report.verdicts, report.trainable, strict=True)
+    ]
+    duration = _duration(report.seconds)
+    data = to_page_data(report.passages) if report.passages else None
     page = render_page(
         "report.html",
         styles=["lens.css", "report.css"],
@@ -129,12 +136,9 @@ def write_report(report: Report, path: Path) -> Path:
         filters={"clip": _clip, "clip_prompt": _clip_prompt},
         report=report,
         figures=figures,  # ours; every text of the run goes through the template's escaping
-        duration=_duration(report.seconds),
-        verdicts=[
-            _put(verdict, trainable)
-            for verdict, trainable in zip(report.verdicts, report.trainable, strict=True)
-        ],
-        data=to_page_data(report.passages) if report.passages else None,
+        duration=duration,
+        verdicts=verdicts,
+        data=data,
     )
     return write_page(page, path, way_out="pass shorter texts, or fewer layers")
 

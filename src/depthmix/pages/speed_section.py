@@ -65,10 +65,11 @@ def read_speed(run: Path) -> SpeedSection | None:
         ValueError: If one of their files is damaged.
     """
     folder = find_exits(run)
-    plan = None if folder is None else read_plan(folder)
-    if folder is None or plan is None:
+    if folder is None:
         return None
-    about = read_exit_settings(folder)["about"]
+    about, plan = read_exit_settings(folder)["about"], read_plan(folder)
+    if plan is None:
+        return None
     path = folder / CALIBRATION_NAMES[PLAN_NAME]
     found = read_object(path, way_out=ANEW)
     try:

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from depthmix.comparison.comparison import compare_outcomes
-from depthmix.comparison.folders import list_evaluations
+from depthmix.comparison.folders import is_run, list_neighbours, load_evaluations
 from depthmix.comparison.methods import check_comparable, label_outcomes
 from depthmix.comparison.scores import Comparison
-from depthmix.evaluation.earlier import read_earlier
 from depthmix.evaluation.identity import UNTUNED, count_devices, join_batch
-from depthmix.evaluation.reading import load_evaluation, printable
+from depthmix.evaluation.reading import printable
 from depthmix.evaluation.result import PRETRAINED_NAME, EvaluationResult
 from depthmix.files.runs import RUN_CONFIG_NAME
 from depthmix.training.config import load_run_config
@@ -72,18 +71,18 @@ def judge_run(run: Path, baselines: Sequence[Path] | None = None) -> tuple[Verdi
         ValueError: If an evaluation of the run itself is damaged.
         OSError: If a baseline that was named is no run.
     """
-    others = _find_neighbours(run) if baselines is None else list(baselines)
+    others = list_neighbours(run) if baselines is None else list(baselines)
     for folder in others:
-        if not _is_run(folder):
+        if not is_run(folder):
             raise FileNotFoundError(
                 f"`baselines` must be folders of runs, and {folder} holds neither "
                 f"{RUN_CONFIG_NAME} nor evaluation/; name another, or leave it out."
             )
-    own = _read_all(run)
+    own = load_evaluations(run)
     candidates, left_out = list(own), {}
     for folder in others:
         try:
-            found = _read_all(folder)
+            found = load_evaluations(folder)
         except (ValueError, OSError) as error:
             left_out[str(folder)] = str(error)
         else:
@@ -97,25 +96,6 @@ def judge_run(run: Path, baselines: Sequence[Path] | None = None) -> tuple[Verdi
         and not (outcomes.folder == run and outcomes.method == UNTUNED)
     ]
     return tuple(_judge(whole, candidates, left_out) for whole in wholes)
-
-
-def _find_neighbours(run: Path) -> list[Path]:
-    """List the other runs in a run's folder, by name."""
-    folders = sorted(path for path in run.resolve().parent.iterdir() if path.is_dir())
-    return [path for path in folders if path != run.resolve() and _is_run(path)]
-
-
-def _is_run(folder: Path) -> bool:
-    """Tell whether a folder holds a run, or evaluations of a pretrained model."""
-    return (folder / RUN_CONFIG_NAME).is_file() or bool(list_evaluations(folder))
-
-
-def _read_all(run: Path) -> list[EvaluationResult]:
-    """Read all evaluations in a run: its own, those of its pretrained model, earlier ones last."""
-    folders = [*list_evaluations(run), *list_evaluations(run / PRETRAINED_NAME)]
-    earlier = read_earlier(run)
-    found = [load_evaluation(folder) for folder in folders]
-    return found + [earlier[moment] for moment in ("after", "before") if moment in earlier]
 
 
 def _judge(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from depthmix.adapters.ledger import Ledger
 from depthmix.depth.layer_choice import LayerChoice
-from depthmix.evaluation.earlier import read_earlier
+from depthmix.evaluation.earlier import find_earlier
 from depthmix.evaluation.reading import load_evaluation
 from depthmix.evaluation.result import EvaluationResult
 from depthmix.files.drafts import write_whole
@@ -97,39 +98,81 @@ def load_result(folder: Path) -> TrainResult:
         OSError: If the folder holds no finished run.
     """
     path = folder / RESULTS_NAME
+    content = _read_content(path)
+    with _explaining(path):
+        earlier = find_earlier(folder, content)
+        return replace(
+            _to_result(folder, content),
+            before=earlier.get("before") or _read_place(folder, content.get("before")),
+            after=earlier.get("after") or _read_place(folder, content.get("after")),
+        )
+
+
+def load_record(folder: Path) -> TrainResult:
+    """Read what a finished run says of its training alone, without the items of its evaluations.
+
+    Args:
+        folder: The run's folder, as `train` left it.
+
+    Returns:
+        As `load_result`, with `None` for both evaluations, whether there are any or not.
+
+    Raises:
+        ValueError: If the file is damaged.
+        OSError: If the folder holds no finished run.
+    """
+    path = folder / RESULTS_NAME
+    content = _read_content(path)
+    with _explaining(path):
+        return _to_result(folder, content)
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """Read the file that says that a run is finished."""
+    folder = path.parent
     if not path.is_file():
         raise FileNotFoundError(
             f"`run` must be the folder of a finished run, and {folder} holds no {RESULTS_NAME}; "
             "finish the run with `resume=True`, or name another folder."
         )
-    try:
+    with _explaining(path):
         content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, not a run's measurements")
         is_evaluation = "metrics" not in content and "results" in content
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
     if is_evaluation:
         raise ValueError(
             f"`run` must be the folder of a finished run, and {folder} holds an evaluation; name "
             "the folder that `depthmix train` wrote, or set evaluations side by side by `depthmix "
             "compare`."
         )
+    return content
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Name the file that is damaged."""
     try:
-        choice = content.get("layer_choice")
-        earlier = read_earlier(folder)
-        return TrainResult(
-            output_dir=folder,
-            metrics=content["metrics"],
-            log_history=content["log_history"],
-            ledger=Ledger(**content["ledger"]),
-            data=content.get("data", {}),
-            before=earlier.get("before") or _read_place(folder, content.get("before")),
-            after=earlier.get("after") or _read_place(folder, content.get("after")),
-            choice=None if choice is None else TypeAdapter(LayerChoice).validate_python(choice),
-            num_devices=content.get("num_devices", 1),
-            versions=content.get("versions", {}),
-        )
+        yield
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ValueError(f"Cannot read {path}: {type(error).__name__}, {error}.") from error
+
+
+def _to_result(folder: Path, content: Mapping[str, Any]) -> TrainResult:
+    """Take all but the evaluations from what the file holds."""
+    choice = content.get("layer_choice")
+    return TrainResult(
+        output_dir=folder,
+        metrics=content["metrics"],
+        log_history=content["log_history"],
+        ledger=Ledger(**content["ledger"]),
+        data=content.get("data", {}),
+        before=None,
+        after=None,
+        choice=None if choice is None else TypeAdapter(LayerChoice).validate_python(choice),
+        num_devices=content.get("num_devices", 1),
+        versions=content.get("versions", {}),
+    )
 
 
 def _read_place(folder: Path, place: str | None) -> EvaluationResult | None:
