@@ -606,7 +606,7 @@ def test_the_command_prints_and_writes(runs, tmp_path, capsys):
     assert depthmix_cli.main(command) == 0
     shown = capsys.readouterr().out
     comparison = compare(runs, tasks=["arc"])
-    assert shown.startswith(to_text(comparison))
+    assert f"\n\n{to_text(comparison)}" in shown
     names = ["comparison.csv", "comparison.json", "comparison.md", "comparison.tex"]
     assert sorted(path.name for path in output.iterdir()) == names
     assert (output / "comparison.md").read_text("utf-8") == to_markdown(comparison)

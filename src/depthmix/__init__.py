@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from depthmix.adapters.config import MoDEConfig
     from depthmix.adapters.exit_files import load_exits
     from depthmix.adapters.ledger import Ledger, parameter_ledger
+    from depthmix.comparison.answers import Answer, did_it_help
     from depthmix.comparison.comparison import compare
     from depthmix.comparison.scores import Comparison
     from depthmix.decoding.draft_plan import DraftPlan
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "AddedExits": "depthmix.models.exits",
+    "Answer": "depthmix.comparison.answers",
     "Backbone": "depthmix.method.backbone",
     "Calibration": "depthmix.models.calibrating",
     "Comparison": "depthmix.comparison.scores",
@@ -67,6 +69,7 @@ _PLACES = {
     "choose_late_layers": "depthmix.depth.layer_choice",
     "compare": "depthmix.comparison.comparison",
     "detach": "depthmix.adapters.attach",
+    "did_it_help": "depthmix.comparison.answers",
     "evaluate": "depthmix.evaluation.harness",
     "export": "depthmix.exports.export",
     "find_backbone": "depthmix.method.architecture",
@@ -86,6 +89,7 @@ _PLACES = {
 
 __all__ = [
     "AddedExits",
+    "Answer",
     "Backbone",
     "Calibration",
     "Comparison",
@@ -110,6 +114,7 @@ __all__ = [
     "choose_late_layers",
     "compare",
     "detach",
+    "did_it_help",
     "evaluate",
     "export",
     "find_backbone",

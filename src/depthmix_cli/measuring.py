@@ -94,7 +94,7 @@ def audit(
 def compare(
     runs: list[str], *, tasks: str | None = None, output: Path | None = None, **options: Any
 ) -> None:
-    """Compare evaluated runs on the same items, with intervals and tests.
+    """Say whether tuning and the mixture helped, and compare evaluated runs on the same items.
 
     Runs of the same method are its training seeds; the first method is the baseline. For example:
 
@@ -104,12 +104,17 @@ def compare(
         tasks: Tasks to compare, with commas between them; by default all.
         output: Folder for the comparison as JSON, CSV, Markdown and LaTeX.
     """
+    from depthmix.comparison.answers import did_it_help, say_answers
     from depthmix.comparison.comparison import compare
+    from depthmix.comparison.costs import say_costs
     from depthmix.comparison.tables import to_text, write_tables
 
     written = part(options, "overwrite")
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     comparison = compare(runs, tasks=names, **options)
+    if len(comparison.methods) > 1:
+        said = say_answers(did_it_help(runs, tasks=names, **options))
+        print(*said, *say_costs(comparison), sep="\n", end="\n\n")
     print(to_text(comparison))
     if output is not None:
         print("Written:", *write_tables(comparison, output, **written))

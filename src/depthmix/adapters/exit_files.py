@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from depthmix.adapters.checkpoint import is_finite
 from depthmix.files.drafts import write_whole
 from depthmix.files.json import read_object
+from depthmix.files.runs import CALIBRATION_NAME, EXITS_NAME
 from depthmix.method.backbone import Backbone
 from depthmix.method.exits import Exits
 from depthmix.method.fingerprint import Fingerprint
 from depthmix.method.parts import find_parts, new_exits
-
-EXITS_NAME = "exits"
-"""Folder of a model's exits beside its adapter or its weights."""
 
 WEIGHTS_NAME = "exits.safetensors"
 """File of the exits' weights."""
@@ -36,7 +34,7 @@ UNVERIFIED_PLAN_NAME = "unverified_plan.json"
 """File beside them that says how they draft where nothing verifies what they do."""
 
 CALIBRATION_NAMES = {
-    PLAN_NAME: "calibration.json",
+    PLAN_NAME: CALIBRATION_NAME,
     UNVERIFIED_PLAN_NAME: "unverified_calibration.json",
 }
 """Files beside the plans that say how each was found."""

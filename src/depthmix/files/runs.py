@@ -14,6 +14,13 @@ RESULTS_NAME = "results.json"
 """File of a finished run's measurements, beside its adapter."""
 
 
+EXITS_NAME = "exits"
+"""Folder of a model's exits, in its own."""
+
+CALIBRATION_NAME = "calibration.json"
+"""File beside exits that says how their plan was found, and what was measured."""
+
+
 def read_run_settings(path: Path) -> dict[str, Any]:
     """Read the settings that a run left in its folder, whatever code wrote them.
 

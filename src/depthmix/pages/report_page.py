@@ -9,7 +9,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from depthmix.comparison.answers import answer_questions, say_answers
+from depthmix.comparison.costs import say_costs
 from depthmix.comparison.notes import notes
+from depthmix.comparison.scores import Comparison
 from depthmix.data.spec import Template
 from depthmix.evaluation.identity import UNTUNED
 from depthmix.evaluation.result import PRETRAINED_NAME, TRAINING_NAME
@@ -153,7 +156,10 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
     words = _Words(is_loss=last.is_loss)
     mean, ends = words.mean(own.mean), words.ends(own.interval)
     cards = [(seeds, mean, f"95 % interval {ends}", "main")]
-    for label in dict.fromkeys((*verdict.rivals[:1], *(r for r in verdict.rivals if r == UNTUNED))):
+    answers = answer_questions(verdict.methods, about=verdict.run, tasks=_list_tasks(comparison))
+    alone = [answer.rival for answer in answers if answer.question == "mixture"]
+    untuned = [label for label in verdict.rivals if label == UNTUNED]
+    for label in dict.fromkeys((*verdict.rivals[:1], *alone, *untuned)):
         score = scores[label]
         assert score.difference is not None
         assert score.adjusted_p_value is not None
@@ -185,6 +191,7 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
         "origin": f"Measured on {source}: {METRICS[metric]}."
         if (source := own_data.get("source")) and metric in METRICS
         else f"Measured by depthmix evaluate, protocol {comparison.methods[0].protocol}.",
+        "answers": [*say_answers(answers), *say_costs(comparison)],
         "num_items": sum(row.num_items for row in comparison.tasks),
         "cards": cards,
         "rows": rows,
@@ -196,6 +203,11 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
         "left_out": [(_place(Path(folder)), why) for folder, why in verdict.left_out.items()],
         "is_broad": len(verdict.methods) > 3,  # an UpSet plot, not circles
     }
+
+
+def _list_tasks(comparison: Comparison) -> list[str]:
+    """List the tasks that are compared."""
+    return [row.task for row in comparison.tasks]
 
 
 @dataclass(frozen=True, kw_only=True)
