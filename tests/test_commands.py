@@ -28,7 +28,7 @@ from depthmix.training.config import RunConfig
 from depthmix.training.inspection import inspect_model
 from depthmix.training.train import train
 from depthmix_cli import answering, leaving, looking, measuring, speeding, tuning
-from depthmix_cli.app import COMMANDS
+from depthmix_cli.app import PLACES, load_command
 from depthmix_cli.declarations import part, taking
 
 TEXTS = (str, str | None, list[str], int | str, int | str | None)
@@ -109,7 +109,7 @@ def test_an_option_is_an_argument_of_what_is_called(command):
 
 
 def test_every_command_and_every_option_of_a_plan_is_here():
-    assert set(CALLED) == set(COMMANDS)
+    assert set(CALLED) == set(map(load_command, PLACES))
     plan = {option.name: option.default for option in fields(EvaluationPlan)}
     options = inspect.signature(measuring.evaluate).parameters
     assert plan.keys() <= options.keys()

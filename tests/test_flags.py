@@ -11,10 +11,11 @@ import trl
 
 import depthmix
 import depthmix_cli
-from depthmix_cli.app import COMMANDS
+from depthmix_cli.app import PLACES, load_command
 from depthmix_cli.flags import add_flags
 from depthmix_cli.measuring import compare, evaluate
 from depthmix_cli.tuning import info, train
+from fresh import run_fresh
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,19 @@ def test_an_error_of_the_system_names_the_flag_of_its_path(tmp_path, capsys, mon
 
 
 def test_every_command_is_known_by_its_name():
-    names = [command.__name__ for command in COMMANDS]
-    assert len(set(names)) == len(names)
-    assert all(list(inspect.signature(one).parameters) for one in COMMANDS)
+    commands = {name: load_command(name) for name in PLACES}
+    assert [one.__name__.replace("_", "-") for one in commands.values()] == list(commands)
+    assert all(list(inspect.signature(one).parameters) for one in commands.values())
+
+
+def test_a_command_imports_no_other_command():
+    code = """
+import sys, depthmix_cli
+depthmix_cli.main(["audit", "gone.jsonl", "gone.jsonl"])
+found = [name for name in sys.modules if name.startswith("depthmix_cli.")]
+print({"depthmix_cli.tuning", "depthmix_cli.answering", "depthmix_cli.looking"} & {*found})
+"""
+    assert run_fresh(code).stdout.endswith("set()\n")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -12,13 +13,7 @@ from typing import Any
 from cyclopts import App
 
 from depthmix_cli.additions import check_addition, find_addition, list_additions
-from depthmix_cli.answering import chat, generate
 from depthmix_cli.flags import add_flags
-from depthmix_cli.leaving import export
-from depthmix_cli.looking import lens, report
-from depthmix_cli.measuring import audit, compare, evaluate
-from depthmix_cli.speeding import add_exits, calibrate
-from depthmix_cli.tuning import info, train
 
 app = App(
     name="depthmix",
@@ -26,14 +21,24 @@ app = App(
     version=lambda: version("depthmix"),
 )
 
-COMMANDS = (
-    *(train, add_exits, calibrate, generate, chat, export),
-    *(lens, report, evaluate, info, audit, compare),
-)
-"""What `depthmix` can do by itself."""
+PLACES = {
+    "train": "depthmix_cli.tuning:train",
+    "add-exits": "depthmix_cli.speeding:add_exits",
+    "calibrate": "depthmix_cli.speeding:calibrate",
+    "generate": "depthmix_cli.answering:generate",
+    "chat": "depthmix_cli.answering:chat",
+    "export": "depthmix_cli.leaving:export",
+    "lens": "depthmix_cli.looking:lens",
+    "report": "depthmix_cli.looking:report",
+    "evaluate": "depthmix_cli.measuring:evaluate",
+    "info": "depthmix_cli.tuning:info",
+    "audit": "depthmix_cli.measuring:audit",
+    "compare": "depthmix_cli.measuring:compare",
+}
+"""What `depthmix` can do by itself: each command's import path, imported when it is asked for."""
 
-for command in COMMANDS:
-    app.command(command)
+for own, place in PLACES.items():
+    app.command(place, name=own)
 
 for addition in list_additions().values():
     app.command(addition.value, name=addition.name)
@@ -50,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     """
     try:
         check_addition(argv)
-        for name in list_additions() if not argv or argv[0] in app.help_flags else ():
+        for name in (*PLACES, *list_additions()) if not argv or argv[0] in app.help_flags else ():
             app[name]  # imported, or help could not say what it does
         app(argv, result_action="return_none")
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
@@ -66,11 +71,21 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def load_command(name: str) -> Callable[..., Any]:
+    """Import one of the package's own commands.
+
+    Args:
+        name: One of `PLACES`.
+    """
+    module, _, function = PLACES[name].partition(":")
+    return getattr(import_module(module), function)
+
+
 def _command(argv: Sequence[str]) -> Callable[..., Any] | None:
     """Find the command that was run."""
-    name = argv[0].replace("-", "_") if argv else None
-    own = next((one for one in COMMANDS if one.__name__ == name), None)
-    return own or find_addition(argv)
+    if argv and argv[0] in PLACES:
+        return load_command(argv[0])
+    return find_addition(argv)
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
