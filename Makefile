@@ -29,7 +29,7 @@ test: install  ## Run the tests, a process per core; ARGS are pytest's.
 # What `pip install .` alone must do: an environment with nothing of the extras.
 CORE = adapter_from_lora adapter_loading adapter_options adapter_targets adapter_variants \
 	adapter_weights architectures deferral fast_generation fused_loss lazy_depth losses mixture \
-	norm_attributes objective peft_methods probe problems readout shared_weights state
+	norm_attributes objective peft_methods probe readout shared_weights state
 
 test-core:  ## Install the core alone into .core, and run the tests of its rooms there.
 	rm -rf .core

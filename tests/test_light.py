@@ -240,3 +240,11 @@ def test_a_missing_module_is_named(monkeypatch):
         require("eval", "A benchmark")
     with pytest.raises(RuntimeError, match=r"needs none, no-such-module, which are not installed:"):
         require("eval", "A benchmark", "none", "no_such_module")
+
+
+def test_make_names_tests_that_there_are():
+    found = re.search(r"^CORE = ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    assert found is not None
+    names = found[1].replace("\\", "").split()
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / "tests" / f"test_{name}.py").is_file()] == []
