@@ -97,7 +97,7 @@ def test_from_preset():
             assert getattr(config, name) == value
     assert config.target_modules == set(PAPER_MODE["target_modules"])
     assert config.r == 4
-    with pytest.raises(ValueError, match="`preset` must be one of paper, got 'papper'"):
+    with pytest.raises(ValueError, match="`preset` must be one of paper, fast, got 'papper'"):
         MoDEConfig.from_preset("papper")
 
 

@@ -159,7 +159,13 @@ def test_settings_reach_the_library(run_file, monkeypatch):
     def train(config, *, overwrite=False, resume=False):
         seen.update(config=config, overwrite=overwrite, resume=resume)
         return types.SimpleNamespace(
-            ledger="", metrics={}, before=None, after=None, output_dir="out"
+            ledger="",
+            metrics={},
+            before=None,
+            after=None,
+            output_dir="out",
+            added=None,
+            calibration=None,
         )
 
     monkeypatch.setattr("depthmix.training.train.train", train)

@@ -115,7 +115,7 @@ def test_paper_preset_keeps_its_effective_batch(batch):
 
 def test_paper_preset_refuses_a_batch_that_does_not_divide():
     training = {"per_device_train_batch_size": "3"}
-    with pytest.raises(ValueError, match=r"must multiply to the paper's batch of 16"):
+    with pytest.raises(ValueError, match=r"must multiply to the preset's batch of 16"):
         load_run_config(None, {**REQUIRED, "preset": "paper", "training": training})
 
 

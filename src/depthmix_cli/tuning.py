@@ -23,7 +23,7 @@ def train(
     training: Options | None = None,
     evaluation: Options | None = None,
     method: Literal["mode", "lora"] | None = None,
-    preset: Literal["paper"] | None = None,
+    preset: Literal["paper", "fast"] | None = None,
     **options: Any,
 ) -> None:
     """Tune a model, and save the adapter with the settings, the log and the measurements.
@@ -52,7 +52,9 @@ def train(
             loss; by default by what the records hold), `num_items`, `max_new_tokens`,
             `batch_size`; `before = false` only afterwards.
         method: `lora` trains the same adapters without the mixture, as a baseline.
-        preset: `paper` starts from the paper's settings.
+        preset: `paper` starts from the paper's settings. `fast` tunes by plain LoRA, puts exits on
+            the finished run and calibrates them on records that it has not seen (those of
+            `data.eval`, else a part that is held out), for `depthmix generate RUN --fast`.
     """
     from accelerate import PartialState
 
@@ -92,4 +94,9 @@ def _summarise(result: TrainResult) -> Iterator[str]:
     if result.before is not None and result.after is not None:
         runs = f"{result.output_dir}/pretrained {result.output_dir}"
         yield f"Compare the two with `depthmix compare {runs}`."
-    yield f"Saved in {result.output_dir}; try it with `depthmix chat {result.output_dir}`."
+    fast = ""
+    if result.added is not None and result.calibration is not None:
+        yield str(result.added)
+        yield str(result.calibration)
+        fast = " --fast"
+    yield f"Saved in {result.output_dir}; try it with `depthmix chat {result.output_dir}{fast}`."

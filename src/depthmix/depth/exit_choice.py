@@ -58,6 +58,27 @@ def candidate_layers(num_hidden_layers: int) -> tuple[int, ...]:
     return tuple(sorted(layer for layer in layers if 1 <= layer < num_hidden_layers))
 
 
+def spread_layers(num_hidden_layers: int) -> tuple[int, ...]:
+    """List layers for exits among which calibration is to choose.
+
+    Those that bring most lie far apart below, and close together where predictions settle: each
+    twelfth of the depth from a sixth of it up to two thirds, then each thirtieth up to nine tenths.
+
+    Args:
+        num_hidden_layers: Layers of the model, n.
+
+    Returns:
+        Numbers from 1 to n - 1, increasing; 14 of 30 layers, and never more.
+
+    Raises:
+        ValueError: If the model has one layer alone.
+    """
+    tried = candidate_layers(num_hidden_layers)
+    shares = [twelfth / 12 for twelfth in range(2, 9)] + [part / 30 for part in range(21, 28)]
+    layers = {round(share * num_hidden_layers) for share in shares}
+    return tuple(sorted(layer for layer in layers if 1 <= layer < num_hidden_layers)) or tried
+
+
 def cost_of_exits(
     readings: ExitReadings,
     layers: tuple[int, ...],

@@ -19,5 +19,15 @@ PAPER_MODE: dict[str, Any] = {
 }
 """The paper's settings (section 4.1), with LLM-Adapters' LoRA underneath."""
 
-PRESETS = {"paper": PAPER_MODE}
+FAST_MODE: dict[str, Any] = {
+    "r": 16,
+    "lora_alpha": 32,
+    "target_modules": "all-linear",
+    "adapt": "all",
+    "late_layers": 1,
+}
+"""The adapters of the fastest recipe that costs no quality: plain LoRA everywhere, and exits put on
+the finished model (docs/speed.md)."""
+
+PRESETS = {"paper": PAPER_MODE, "fast": FAST_MODE}
 """Settings by name."""

@@ -18,6 +18,8 @@ from depthmix.evaluation.reading import load_evaluation
 from depthmix.evaluation.result import EvaluationResult
 from depthmix.files.drafts import write_whole
 from depthmix.files.runs import RESULTS_NAME
+from depthmix.models.calibrating import Calibration
+from depthmix.models.exits import AddedExits
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class TrainResult:
     """Trainable parameters by part."""
 
     data: dict[str, int]
-    """Training records that were `given`, those `dropped` by `data.without`, and those `used`."""
+    """Training records that were `given`, those `dropped` by `data.without`, and those `used`; with
+    `preset="fast"` also those `held_out`."""
 
     before: EvaluationResult | None
     """Evaluation of the pretrained model."""
@@ -48,6 +51,12 @@ class TrainResult:
 
     choice: LayerChoice | None
     """What the late layers were chosen by, where `late_layers` is `auto`."""
+
+    added: AddedExits | None = None
+    """Exits that `preset="fast"` has put on the run just now."""
+
+    calibration: Calibration | None = None
+    """How they draft, likewise."""
 
     num_devices: int = 1
     """Devices among which batches were divided; each took the configuration's batch."""

@@ -21,6 +21,7 @@ from depthmix.models.loading import load_model, load_tokenizer
 from depthmix.models.template import RunTemplate, learn_template
 from depthmix.models.vocabulary import stop_at
 from depthmix.training.config import RunConfig
+from depthmix.training.fast import check_held_out, hold_out
 from depthmix.training.measuring import Measure, plan_measure
 from depthmix.training.tokenizer import (
     adopt_options,
@@ -61,6 +62,14 @@ class Material:
     measure: Measure | None
     """What is measured before and after training, if anything is."""
 
+    held_out: Sequence[Mapping[str, Any]] = ()
+    """Records on which drafts are calibrated, where the run is to become fast."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of training records by what became of them, for the run's results."""
+        return self.selection.counts | ({"held_out": len(self.held_out)} if self.held_out else {})
+
     @property
     def digest(self) -> str:
         """Hash of the records, by which they are told from others."""
@@ -87,12 +96,20 @@ def gather(config: RunConfig, *, test_sets: Sequence[str] | None = None) -> Mate
     tokenizer, early, new_tokens = _open_tokenizer(config)
     write = choose_form(config.data)
     selection = select_records(config.data, test_sets=test_sets)
+    held_out: Sequence[Mapping[str, Any]] = ()
+    if config.preset == "fast" and config.data.eval is None:
+        selection, kept_back = hold_out(selection)
+        held_out = write(kept_back.records, config.data.train)
     records = write(selection.records, config.data.train)
     template = learn_template(records, config.data.template)
     tokenise = partial(_tokenise, config=config, template=template, tokenizer=tokenizer)
     train_dataset = tokenise(records, numbers=selection.numbers)
-    held_out = _read_held_out(config.data)
-    eval_dataset = None if held_out is None else tokenise(write(held_out, config.data.eval))
+    eval_dataset = None
+    if config.data.eval is not None:
+        validating = write(_read_validation(config.data), config.data.eval)
+        eval_dataset = tokenise(validating)
+        if config.preset == "fast":
+            held_out = check_held_out(validating, source=config.data.eval)
     measure = None if config.evaluation is None else plan_measure(config, template, tokenizer)
     model = early or _load_pretrained(config)  # which is made ready before it is handed on
     stop_at(model, find_ends(train_dataset, tokenizer))
@@ -106,6 +123,7 @@ def gather(config: RunConfig, *, test_sets: Sequence[str] | None = None) -> Mate
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         measure=measure,
+        held_out=held_out,
     )
 
 
@@ -125,10 +143,9 @@ def _open_tokenizer(
     return tokenizer, model, new_tokens
 
 
-def _read_held_out(section: DataSpec) -> Sequence[Mapping[str, Any]] | None:
-    """Read the records for validation during training, if there are to be some."""
-    if section.eval is None:
-        return None
+def _read_validation(section: DataSpec) -> Sequence[Mapping[str, Any]]:
+    """Read the records for validation during training."""
+    assert section.eval is not None  # or there were none
     return load_published(section.eval, split=section.eval_split, limit=section.limit)
 
 

@@ -256,6 +256,8 @@ def check_resumed(config: RunConfig, output_dir: Path) -> None:
 def _list_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Name the settings that determine a training."""
     yield "method", settings.get("method")
+    if settings.get("preset") == "fast":  # holds out records
+        yield "preset", "fast"
     for section in ("model", "data", "mode", "training"):
         for option, value in settings.get(section, {}).items():
             name = f"{section}.{option}"

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from depthmix.data.audit import warn_of_leaks
 from depthmix.evaluation.result import EvaluationResult
 from depthmix.files.drafts import DRAFT_SUFFIX, move_into, taking_room
 from depthmix.files.versions import list_versions
+from depthmix.method.parts import find_parts
 from depthmix.models.template import save_template
 from depthmix.models.vocabulary import save_ends
 from depthmix.training.config import RunConfig
+from depthmix.training.fast import HELD_OUT_NAME, make_fast, save_held_out
 from depthmix.training.folder import TrainResult, save_result
 from depthmix.training.material import Material, gather
 from depthmix.training.measuring import Measured, keep_measured, measure
@@ -46,6 +48,9 @@ def train(
     test_sets: Sequence[str] | None = None,
 ) -> TrainResult:
     """Tune a model as configured, evaluate it before and after, and save the adapter.
+
+    With `preset="fast"` exits are then put on the finished run and calibrated (`make_fast`); if
+    that is interrupted, the run itself is finished, and `resume` goes on from there.
 
     Args:
         config: The run's settings.
@@ -86,7 +91,14 @@ def train(
         _save_adapter(output_dir, setup)
         evaluations = _keep(config, output_dir, material, setup, before, after)
         metrics = {**metrics, "total_seconds": time.monotonic() - started}
-        return _finish(output_dir, material, setup, metrics, evaluations, versions)
+        result = _finish(output_dir, material, setup, metrics, evaluations, versions)
+    if config.preset != "fast" or not setup.trainer.is_world_process_zero():
+        return result
+    num_records, num_layers = len(material.records), find_parts(setup.tuned)[0].num_hidden_layers
+    del material, setup  # the finished run is loaded again, as it lies in its folder
+    options = {"num_records": num_records, "num_hidden_layers": num_layers}
+    added, calibration = make_fast(config, output_dir, **options)
+    return replace(result, added=added, calibration=calibration)
 
 
 def _announce(
@@ -109,6 +121,13 @@ def _announce(
                 f"{len(selection.records):,} are used.",
                 file=sys.stderr,
             )
+        if material.held_out and config.data.eval is None:
+            print(
+                f"{len(material.held_out):,} records are held out, on which drafts are calibrated "
+                f"when the run is finished ({output_dir / HELD_OUT_NAME}); "
+                f"{len(material.records):,} are trained on.",
+                file=sys.stderr,
+            )
         print(*start.notices, sep="\n", end="\n" * bool(start.notices), file=sys.stderr)
     # Only when optimiser, data and checkpoint are in place, and before a reporter opens its files.
     action = partial(_begin, config, output_dir, start, material, setup)
@@ -122,6 +141,8 @@ def _begin(
     choice = None if setup.choice is None else asdict(setup.choice)
     begin(config, output_dir, start, {"records": material.digest, "layer_choice": choice})
     save_template(material.template, output_dir)
+    if material.held_out:
+        save_held_out(material.held_out, output_dir)
     save_ends(setup.tuned, output_dir)
 
 
@@ -194,7 +215,7 @@ def _finish(
         metrics=metrics,
         log_history=trainer.state.log_history,
         ledger=setup.ledger,
-        data=material.selection.counts,
+        data=material.counts,
         before=before,
         after=after,
         choice=setup.choice,
