@@ -44,7 +44,7 @@ transformers' `GenerationConfig`. Settings to begin with: [start](start.md#setti
 
 WHEN = {
     "method": "for the baseline of every comparison",
-    "preset": "to replicate",
+    "preset": "to replicate, or for speed",
     "model.dtype": "`bfloat16` to halve the memory, `float32` without bfloat16 products",
     "data.template": "to train a plain text model on instructions, or the other way round",
     "data.without": "always, before a published number",
