@@ -5,6 +5,7 @@ import pytest
 from browser import CONTRASTS
 from depthmix.pages import show_report
 from runs import HOSTILE_QUESTION, judge_by, make_runs
+from test_speed_section import write_exits
 
 pytestmark = pytest.mark.browser
 
@@ -60,6 +61,16 @@ def test_another_text_can_be_chosen(report, open_file):
 def test_every_text_has_contrast(report, open_file, color_scheme):
     page = open_file(report, color_scheme=color_scheme)
     assert min(page.evaluate(CONTRASTS)) >= 4.5
+
+
+def test_a_narrow_screen_shows_the_whole_table_of_exits(report, open_file):
+    write_exits(report.parent)
+    page = open_file(show_report(report.parent), viewport={"width": 390, "height": 800})
+    table = page.locator("#speed table")
+    box = table.bounding_box()
+    assert box["x"] + box["width"] <= 390
+    assert max(cell.bounding_box()["height"] for cell in table.locator("th").all()) < 45
+    assert table.locator("tr.main th").all_inner_texts() == ["2"]
 
 
 def test_a_narrow_screen_shows_all_of_it(report, open_file):

@@ -48,13 +48,14 @@ def test_exits_and_speeds_are_put_into_words(tmp_path):
     write_exits(tmp_path)
     speed = read_speed(tmp_path)
     first, second = speed.rows
-    assert (first.layer, first.threshold, first.confident) == ("1", "does not draft", "25.0%")
-    assert (second.threshold, second.agreement) == ("0.65", "81.2%")
-    assert second.confident == "50.0%, right on 99.0% of them"
+    assert (first.layer, first.drafts, first.threshold) == ("1", False, "-")
+    assert (first.confident, first.right) == ("25.0 %", "-")
+    assert (second.drafts, second.threshold, second.agreement) == (True, "0.65", "81.2 %")
+    assert (second.confident, second.right) == ("50.0 %", "99.0 %")
     (name, value, note), (_, other, more) = speed.cards
     assert (name, value, other) == ("measured", "1.43 times", "1.50 times")
     assert note == "20.0 tokens/s by generate, 28.6 fast; 8 of 8 texts the same"
-    assert more == "2.5 layers a token, 70% of the tokens drafted, 95.5% of the drafts right"
+    assert more == "2.5 layers a token, 70.0 % of the tokens drafted, 95.5 % of the drafts right"
     assert "--fast" in speed.sentence
     write_exits(tmp_path, plan=replace(PLAN, stay_dense=True))
     assert "stay dense" in read_speed(tmp_path).sentence
@@ -78,4 +79,4 @@ def test_the_page_has_the_section(tmp_path):
     write_exits(run, expected={})
     page = write_report(collect_report(run), tmp_path / "damaged.html").read_text("utf-8")
     assert "calibration could not be read" in page
-    assert "1.43 times" not in page
+    assert "<b>1.43 times</b>" not in page

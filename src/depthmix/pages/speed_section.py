@@ -21,6 +21,10 @@ ANEW = "calibrate again by `depthmix calibrate`"
 """What helps where a file is damaged."""
 
 
+SHARES = {"agreement": "agreement", "confident": "confident", "confident_agreement": "right"}
+"""What was read of an exit, and the field of its row."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExitRow:
     """One exit, in words."""
@@ -28,14 +32,20 @@ class ExitRow:
     layer: str
     """Number of its layer."""
 
+    drafts: bool
+    """Whether the plan lets it draft."""
+
     threshold: str
-    """Confidence from which it drafts."""
+    """Confidence from which it drafts; a dash where it does not."""
 
     agreement: str
     """How often its likeliest token is the model's own."""
 
     confident: str
-    """On how many tokens it is sure, and how often it is right there."""
+    """On how many tokens it is sure."""
+
+    right: str
+    """How often it agrees there; a dash where it never is sure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +100,13 @@ def _put(
     rows = []
     for layer in sorted(known.keys() | chosen):
         reading, threshold = known.get(layer), chosen.get(layer)
-        agreement = confident = "unknown"
-        if reading is not None:
-            agreement, confident = f"{reading['agreement']:.1%}", f"{reading['confident']:.1%}"
-            if reading["confident_agreement"] is not None:
-                confident += f", right on {reading['confident_agreement']:.1%} of them"
+        shares = {name: None if reading is None else reading[name] for name in SHARES}
         rows.append(
             ExitRow(
                 layer=str(layer),
-                threshold="does not draft" if threshold is None else f"{threshold:g}",
-                agreement=agreement,
-                confident=confident,
+                drafts=threshold is not None,
+                threshold="-" if threshold is None else f"{threshold:g}",
+                **{field: _to_percent(shares[name]) for name, field in SHARES.items()},
             )
         )
     same, all_texts = measured["num_same"], measured["num_texts"]
@@ -114,11 +120,17 @@ def _put(
         (
             "expected",
             f"{expected['speed_up']:.2f} times",
-            f"{expected['layers_per_token']:.1f} layers a token, {expected['drafted']:.0%} of the "
-            f"tokens drafted, {expected['acceptance']:.1%} of the drafts right",
+            f"{expected['layers_per_token']:.1f} layers a token, "
+            f"{_to_percent(expected['drafted'])} of the tokens drafted, "
+            f"{_to_percent(expected['acceptance'])} of the drafts right",
         ),
     )
-    sentence = "depthmix generate --fast generates so."
+    sentence = "Ask for it by --fast, in depthmix generate and depthmix chat."
     if plan.stay_dense:
-        sentence = "That is not worth it: the plan says to stay dense, and generate --fast does."
+        sentence = "That is not worth it: the plan says to stay dense, and --fast does."
     return SpeedSection(rows=tuple(rows), cards=cards, sentence=sentence)
+
+
+def _to_percent(share: float | None) -> str:
+    """Write a share, or a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.1f} %"
