@@ -96,6 +96,11 @@ def cut(tokens: list[int], ends: set[int]) -> list[int]:
     return tokens[:length]
 
 
+def split(prompts: Prompts, size: int) -> list[Prompts]:
+    """Part prompts in batches."""
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
 def take_turns(
     ways: Mapping[str, Way], batches: Sequence[Prompts], *, warm_up: bool = True
 ) -> dict[str, Answers]:

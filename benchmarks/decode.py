@@ -2,8 +2,7 @@
 
 The model is that of `tuned_model.py`, merged, in float32. Its exits are calibrated on held-out
 problems; others are asked. The classes of the library as it was (`before.py`) take turns in a
-process of their own, beside a `generate` there. `--together` and `--text` add models that were
-trained together with their exits, or on longer texts.
+process of their own, beside a `generate` there. Other texts are `decode_texts.py`'s.
 """
 
 from __future__ import annotations
@@ -23,15 +22,17 @@ from answers import (
     choose_fastest,
     compare,
     count_same,
+    split,
     take_turns,
 )
 from before import COMMIT, find_today, prepare_before
 from earlier_classes import earlier_ways
 from peers import dense_way, early_exit_ways, lookup_ways
 from results import parse_arguments, rounded, write_results
+from toy_subject import make_toy
 from transformers.utils.logging import disable_progress_bar
-from tuned_model import FOLDER, ROOT, TunedModel, find_tuned_model, put_exits, tune
-from tuned_subject import TEXTS_UNCHANGED, Subject, describe_plan, find_exit_folder
+from tuned_model import FOLDER, ROOT, find_tuned_model
+from tuned_subject import TEXTS_UNCHANGED, Subject, describe_plan, engine_of, find_exit_folder
 
 from depthmix.method.placement import to_accelerator
 from depthmix.models.loading import load_model
@@ -72,11 +73,6 @@ SIZES = {
 }
 
 
-def split(prompts: Prompts, size: int) -> list[Prompts]:
-    """Part prompts in batches."""
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
-
-
 def save_for_earlier(subject: Subject, layers: Sequence[int], folder: Path) -> dict[str, Path]:
     """Save the merged model and its exits' norms, for the process of the earlier library."""
     subject.model.save_pretrained(folder / "merged")
@@ -99,21 +95,6 @@ def describe(found: dict[str, Answers], references: dict[str, str]) -> dict[str,
             "num_texts": len(answers.texts),
         }
     return described
-
-
-def measure_subject(subject: Subject, size: Size, *, batch_size: int = 1) -> dict[str, float]:
-    """Calibrate another model, and compare fast generation with its own."""
-    told = slice(0, size.num_prompts)
-    asked = [list(one.prompt) for one in subject.ask(subject.tuned.held_out, told)]
-    rest = slice(-size.num_calibrating, None)
-    plan = subject.calibrate(subject.ask(subject.tuned.held_out, rest)).choose().plan
-    ways = {"generate": subject.own_way(), "fast": subject.way_of(subject.fast(plan))}
-    found = take_turns(ways, split(asked, batch_size))
-    return {
-        **rounded(compare((found["generate"], found["fast"])).items()),
-        "num_same": count_same(found["generate"], found["fast"]),
-        "num_texts": len(asked),
-    }
 
 
 def find_alpaca() -> Path | None:
@@ -203,17 +184,6 @@ def measure_foreign(
     return foreign
 
 
-def engine_of(fast: Any) -> dict[str, float]:
-    """Say how fast generation went, over all that it has answered."""
-    drafted = fast.num_drafted.total()
-    values = {
-        "acceptance": fast.acceptance_rate,
-        "layers_per_token": fast.layers_per_token,
-        "drafted": drafted / max(fast.num_steps, 1),
-    }
-    return rounded(values.items())
-
-
 def compare_keys(
     batches: dict[int, dict[str, Answers]], foreign: dict[str, dict[str, Answers]]
 ) -> dict[str, dict[str, float]]:
@@ -235,16 +205,6 @@ def compare_keys(
     return {name: rounded(values.items()) for name, values in compared.items()}
 
 
-def make_toy(folder: Path) -> TunedModel:
-    """Train a tiny random model as the real one was, for a test of every part."""
-    from depthmix_replication.toy import write_toy_model
-
-    base = write_toy_model(folder / "base-model")
-    tuned = tune(folder, num_steps=1, num_held_out=SIZES["toy"].num_calibrating + 5, base=base)
-    put_exits(tuned, layers=(2, 4, 6), rank=2, num_steps=1)
-    return tuned
-
-
 def main() -> None:
     """Measure, compare, write."""
     arguments = parse_arguments(
@@ -253,8 +213,6 @@ def main() -> None:
         threads=1,
         tuned="folder of the tuned model, .tuned by default",
         exits="folder of its exits, by default those in the tuned model's",
-        together="folder of a model that was trained together with its exits",
-        text="folder of a model that was tuned on longer texts",
     )
     disable_progress_bar()
     torch.set_num_threads(arguments.threads)
@@ -271,17 +229,6 @@ def main() -> None:
         subject = Subject(tuned, exits, size.max_new_tokens)
         measured = measure(subject, size, toy=arguments.toy, threads=arguments.threads)
         about, compared = subject.about(), measured.pop("compared")
-        more = {
-            "fast_lossless_over_generate": arguments.together,
-            "fast_lossless_text_over_generate": arguments.text,
-        }
-        for key, other in more.items():
-            if other is not None:
-                print(f"Measuring {other}", flush=True)
-                found = find_tuned_model(other)
-                subject = Subject(found, find_exit_folder(found, None), size.max_new_tokens)
-                compared[key] = measure_subject(subject, size)
-                measured.setdefault("more", {})[key] = {**subject.about(), **compared[key]}
     results = {
         "before": COMMIT,
         "tuned": about,

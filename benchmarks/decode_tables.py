@@ -46,6 +46,33 @@ def generation_table(results: dict[str, Any]) -> str:
     return f"{text}\n\n{table(header, rows)}"
 
 
+TEXTS = {
+    "problems": "word problems",
+    "new-templates": "word problems of templates that it has not seen",
+    "gsm8k": "GSM8K, worked answers",
+    "alpaca": "Alpaca's instructions",
+}
+
+
+def texts_table(results: dict[str, Any]) -> str:
+    """Compare fast generation with the model's own on other texts, and in bfloat16."""
+    rows = []
+    for key, case in results["cases"].items():
+        steps = case["model"]["num_steps"]
+        rows.append(
+            [
+                f"`{key}`",
+                f"{TEXTS[case['records']]}, {steps} steps, {case['dtype']}",
+                f"{case['ratio']:.2f}",
+                f"{case['low']:.2f}-{case['high']:.2f}",
+                f"{case['expected']['speed_up']:.2f}",
+                f"{case['num_same']} of {case['num_texts']}",
+            ]
+        )
+    header = ["ratio", "tuned on and asked", "measured", "95 %", "expected", "texts the same"]
+    return f"{made_by(results)}\n\n{table(header, rows)}"
+
+
 def generation_ratios(results: dict[str, Any]) -> str:
     """List the ratios with their intervals."""
     rows = [

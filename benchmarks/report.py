@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import made_by, number, table
-from decode_tables import generation_ratios, generation_table
+from decode_tables import generation_ratios, generation_table, texts_table
 from growth import growth_figure
 from training_tables import (
     distillation_table,
@@ -166,6 +166,7 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "distillation": ("distillation", distillation_table),
     "decode": ("decode", generation_table),
     "decode ratios": ("decode", generation_ratios),
+    "decode texts": ("decode_texts", texts_table),
     "lazy depth": ("lazy_depth", lazy_depth_table),
     "lazy depth ratios": ("lazy_depth", ratio_table),
     "evaluate": ("evaluate", evaluate_table),

@@ -90,6 +90,11 @@ class TunedModel:
     """Settings, seed, and `sha256` of the adapter's weights."""
 
 
+def name_folder(records: str) -> Path:
+    """Name where the model lies that has learnt these records."""
+    return FOLDER if records == "problems" else FOLDER.with_name(f".tuned-{records}")
+
+
 def find_tuned_model(folder: Path = FOLDER) -> TunedModel:
     """Find the tuned model.
 
@@ -176,9 +181,10 @@ def main() -> None:
     exit_steps = "steps of 16 that train the exits"
     parser.add_argument("--exit-steps", type=int, default=NUM_EXIT_STEPS, help=exit_steps)
     parser.add_argument("--records", choices=SPLITS, default="problems", help="what it learns")
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--folder", type=Path, help="`.tuned`, or `.tuned-RECORDS`")
     arguments = parser.parse_args()
-    tuned = tune(arguments.folder, num_steps=arguments.steps, records=arguments.records)
+    folder = arguments.folder or name_folder(arguments.records)
+    tuned = tune(folder, num_steps=arguments.steps, records=arguments.records)
     put_exits(tuned, num_steps=arguments.exit_steps)
     print(f"{tuned.run}: {tuned.about['sha256'][:12]}")
 

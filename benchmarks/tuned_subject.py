@@ -10,6 +10,7 @@ from typing import Any
 
 from answers import Answers, Prompts, Way, answer_by
 from peft import PeftModel
+from results import rounded
 from transformers import GenerationConfig
 from tuned_model import TunedModel
 
@@ -46,8 +47,11 @@ class Subject:
     max_new_tokens: int
     """Tokens of an answer at most."""
 
+    dtype: Any = "float32"
+    """Type of its weights."""
+
     def __post_init__(self) -> None:
-        self.spec = ModelSpec(name=str(self.tuned.run))
+        self.spec = ModelSpec(name=str(self.tuned.run), dtype=self.dtype)
         self.tokenizer = load_tokenizer(self.spec)
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
@@ -156,3 +160,14 @@ def describe_plan(plan: DraftPlan) -> dict[str, Any]:
     values = asdict(replace(plan, vocabulary=None))
     known = plan.vocabulary
     return {**values, "vocabulary": None if known is None else len(known)}
+
+
+def engine_of(fast: Any) -> dict[str, float]:
+    """Say how fast generation went, over all that it has answered."""
+    drafted = fast.num_drafted.total()
+    values = {
+        "acceptance": fast.acceptance_rate,
+        "layers_per_token": fast.layers_per_token,
+        "drafted": drafted / max(fast.num_steps, 1),
+    }
+    return rounded(values.items())

@@ -127,14 +127,42 @@ def test_without_a_tuned_model_it_refuses(monkeypatch, tmp_path):
         decode.main()
 
 
-@pytest.mark.slow
-def test_every_part_runs_on_a_tiny_model(tmp_path):
-    output = tmp_path / "decode.json"
-    command = [sys.executable, BENCHMARKS / "decode.py", "--toy", "--output", output]
+def test_texts_whose_models_are_not_here_are_left_out_and_none_is_refused(
+    monkeypatch, tmp_path, capsys
+):
+    import decode_texts
+
+    case = decode_texts.Case(records="gsm8k")
+    with pytest.raises(SystemExit, match="needs tuned models, and none is here"):
+        decode_texts.measure_all({"key": case}, {"gsm8k": tmp_path})
+    assert "key is left out: train its model by `python" in capsys.readouterr().err
+
+
+def run_toy(name, folder):
+    output = folder / f"{name}.json"
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--toy", "--output", output]
     path = os.pathsep.join(sys.path)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=300)
-    found = json.loads(output.read_text("utf-8"))
+    subprocess.run(command, check=True, env=environment, cwd=folder, timeout=300)
+    return json.loads(output.read_text("utf-8"))
+
+
+@pytest.mark.slow
+def test_other_texts_are_measured_on_a_tiny_model(tmp_path):
+    found = run_toy("decode_texts", tmp_path)
+    assert found["ratios"].keys() == found["cases"].keys() == found["intervals"].keys()
+    for case in found["cases"].values():
+        if case["dtype"] == "float32":
+            assert case["num_same"] == case["num_texts"] == 2
+    sys.modules.pop("decode_tables", None)
+    from decode_tables import texts_table
+
+    assert texts_table(found).count("steps, float32 |") == 3
+
+
+@pytest.mark.slow
+def test_every_part_runs_on_a_tiny_model(tmp_path):
+    found = run_toy("decode", tmp_path)
     assert found["ratios"].keys() == found["intervals"].keys()
     assert {*found["ratios"]} == {
         "fast_posthoc_over_generate",
