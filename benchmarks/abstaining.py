@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from decode import make_toy
 from jaxtyping import Bool, Float
 from results import parse_arguments, rounded, write_results
 from scipy.stats import rankdata
 from torch import Tensor
+from toy_subject import make_toy
 from transformers.utils.logging import disable_progress_bar
 from tuned_model import FOLDER, NUM_HELD_OUT, TunedModel, find_tuned_model
 from tuned_subject import find_exit_folder
