@@ -27,7 +27,7 @@ from depthmix.pages.report_page import show_report
 from depthmix.training.config import RunConfig
 from depthmix.training.inspection import inspect_model
 from depthmix.training.train import train
-from depthmix_cli import answering, leaving, looking, measuring, speeding, tuning
+from depthmix_cli import answering, leaving, looking, measuring, running, speeding, tuning
 from depthmix_cli.app import PLACES, load_command
 from depthmix_cli.declarations import part, taking
 
@@ -42,6 +42,7 @@ CALLED: dict[Any, tuple[Any, ...]] = {
     answering.generate: (generate, ModelSpec),
     answering.chat: (chat, ModelSpec),
     leaving.export: (export, ModelSpec),
+    running.run: (),
     looking.lens: (show_lens, serve_lens, ModelSpec),
     looking.report: (show_report,),
     measuring.evaluate: (EvaluationPlan, ModelSpec, evaluate_all),
@@ -56,6 +57,7 @@ OWN = {
     answering.generate: {"generation"},
     answering.chat: {"generation"},
     leaving.export: {"output"},
+    running.run: {"command"},
     looking.lens: {"model", "serve", "compare", "output"},
     looking.report: {"text", "output"},
     measuring.evaluate: {"models"},

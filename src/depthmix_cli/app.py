@@ -28,6 +28,7 @@ PLACES = {
     "generate": "depthmix_cli.answering:generate",
     "chat": "depthmix_cli.answering:chat",
     "export": "depthmix_cli.leaving:export",
+    "run": "depthmix_cli.running:run",
     "lens": "depthmix_cli.looking:lens",
     "report": "depthmix_cli.looking:report",
     "evaluate": "depthmix_cli.measuring:evaluate",

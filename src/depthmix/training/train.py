@@ -16,9 +16,11 @@ from depthmix.data.audit import warn_of_leaks
 from depthmix.evaluation.result import EvaluationResult
 from depthmix.files.drafts import DRAFT_SUFFIX, move_into, taking_room
 from depthmix.files.versions import list_versions
+from depthmix.method.norm import active_mixture
 from depthmix.method.parts import find_parts
 from depthmix.models.template import save_template
 from depthmix.models.vocabulary import save_ends
+from depthmix.training.card import explain_loading
 from depthmix.training.config import RunConfig
 from depthmix.training.fast import HELD_OUT_NAME, make_fast, save_held_out
 from depthmix.training.folder import TrainResult, save_result
@@ -169,6 +171,8 @@ def _save_adapter(output_dir: Path, setup: Setup) -> None:
     draft = output_dir / f".adapter{DRAFT_SUFFIX}"
     trainer.save_model(str(draft), _internal_call=True)
     if trainer.is_world_process_zero():
+        if active_mixture(setup.tuned) is not None:
+            explain_loading(draft)
         move_into(draft, output_dir, last=ADAPTER_NAMES[::-1])
     if trainer.args.push_to_hub:
         trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
