@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from browser import CONTRASTS
+from depthmix.depth.lens_drafts import Drafts
 from depthmix.pages.lens_page import write_lens
 from test_lens import HOSTILE, hostile_lens
 
@@ -196,3 +197,23 @@ def stretched(prediction, num_tokens):
             for name in names
         },
     )
+
+
+def test_what_exits_draft_is_said_beside_a_token(open_page):
+    lens = hostile_lens()
+    length = len(lens.tokens)
+    drafts = Drafts(
+        layers=(3, None, 2, *[None] * (length - 3)),
+        tokens=("<b>", "", "six", *[""] * (length - 3)),
+        accepted=(True, False, False, *[False] * (length - 3)),
+    )
+    page = open_page({"m": replace(lens, drafts=drafts)})
+    said = page.locator("#detail .draft")
+    for place, expected in (
+        (1, "Layer 3 drafts “<b>”, which the model accepts."),
+        (2, "No exit is sure: the model goes to the top."),
+        (3, "Layer 2 drafts “six”, which the model refuses."),
+    ):
+        page.locator("#tokens .token").nth(place).click()
+        assert said.inner_text() == expected
+    assert page.locator("#detail b b").count() == 0

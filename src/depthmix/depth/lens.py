@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.rendering import Prompt, tokenise_prompt
+from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.depth.capture_all import capture_all
 from depthmix.depth.distributions import Distribution, distribute, jensen_shannon, measure
+from depthmix.depth.lens_drafts import Drafts, read_drafts
 from depthmix.depth.token_texts import token_texts
 from depthmix.method.architecture import evaluating, find_backbone
 from depthmix.method.backbone import Backbone
 from depthmix.method.config import Readout
+from depthmix.method.exits import Exits
 from depthmix.method.norm import active_mixture, find_mixture_norm
 
 BLOCK_LOGITS = 2**25
@@ -99,6 +102,9 @@ class Lens:
     routing: Routing | None
     """Routing weights; `None` without a mixture."""
 
+    drafts: Drafts | None = None
+    """What exits would draft; `None` where none were given."""
+
 
 @torch.no_grad()
 def look(
@@ -108,6 +114,7 @@ def look(
     *,
     layers: Sequence[int] | None = None,
     top: int = 5,
+    drafting: tuple[Exits, DraftPlan] | None = None,
 ) -> Lens:
     r"""Read out layers and ensemble after every token of a text, in one forward pass.
 
@@ -123,9 +130,10 @@ def look(
         text: What the model reads: a text, or a rendered prompt, whose tokens stand.
         layers: Layers to read out, from 1 to `num_hidden_layers`; `None` takes all.
         top: How many of the likeliest tokens to keep.
+        drafting: The model's exits and how they draft, to be told what they would draft.
 
     Returns:
-        The predictions, and the routing weights of a mixture.
+        The predictions, the routing weights of a mixture, and the drafts of exits.
 
     Raises:
         ValueError: If the text has no token or more than the model takes, there is no such layer,
@@ -148,6 +156,7 @@ def look(
         )
     late_layers = () if mixture is None else mixture.late_layers
     depths = {*chosen, final, *(layer - 1 for layer in late_layers[:1])}
+    depths |= set(() if drafting is None else drafting[1].exits)
     with evaluating(backbone.model):
         captured = capture_all(backbone, ids[None], depths=depths)
         states = captured.states
@@ -172,6 +181,9 @@ def look(
         routing=None
         if mixture is None
         else _to_routing(late_layers, mixture.weigh(states[late_layers[0] - 1])[0].cpu()),
+        drafts=None
+        if drafting is None
+        else read_drafts(backbone, *drafting, states, captured.answer, tokenizer),
     )
 
 

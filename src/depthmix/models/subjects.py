@@ -12,12 +12,19 @@ from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.rendering import Prompt, retokenise
 from depthmix.data.spec import Template
+from depthmix.decoding.draft_plan import DraftPlan
+from depthmix.decoding.predictors import check_made_for, check_plan
 from depthmix.depth.lens import Lens
 from depthmix.depth.lens import look as read_out
 from depthmix.files.settings import read_value
+from depthmix.method.exits import Exits
+from depthmix.method.found_exits import find_exits
 from depthmix.method.norm import active_mixture
+from depthmix.method.parts import find_parts
 from depthmix.method.placement import to_accelerator
+from depthmix.models.fast import find_exit_folder, find_own_exits, read_plan
 from depthmix.models.loading import load_model, load_tokenizer
+from depthmix.models.sources import find_base
 from depthmix.models.spec import ModelSpec, to_spec
 from depthmix.models.template import RunTemplate, recall_template
 
@@ -34,6 +41,9 @@ class Subjects:
 
     layers: Sequence[int] | None
     """Layers to read out; `None` stands for all."""
+
+    drafting: dict[str, tuple[Exits, DraftPlan]] = field(default_factory=dict)
+    """Exits and how they draft, of the models that have some and are to show them."""
 
     template: RunTemplate = field(default_factory=lambda: RunTemplate(template="plain"))
     """How a text becomes what they read."""
@@ -53,7 +63,13 @@ class Subjects:
         _, first = next(iter(self.models.values()))
         prompt = self.template.render(text, first)
         return {
-            name: read_out(model, tokenizer, retokenise(prompt, tokenizer), layers=self.layers)
+            name: read_out(
+                model,
+                tokenizer,
+                retokenise(prompt, tokenizer),
+                layers=self.layers,
+                drafting=self.drafting.get(name),
+            )
             for name, (model, tokenizer) in self.models.items()
         }
 
@@ -63,6 +79,7 @@ def load_subjects(
     *,
     layers: str | Sequence[int] = "all",
     template: Template | None = None,
+    drafts: bool = False,
 ) -> Subjects:
     """Load models to look through.
 
@@ -72,12 +89,13 @@ def load_subjects(
             text with commas between them.
         template: How a text becomes what the models read; `None` takes that of the first which is a
             run, and otherwise `plain`.
+        drafts: Also load exits that lie beside the models, to show what they would draft.
 
     Returns:
         The models, by the names that they were asked for.
 
     Raises:
-        ValueError: If a model is named twice, or there are no late layers.
+        ValueError: If a model is named twice, there are no late layers, or exits do not fit.
         OSError: If a model cannot be found.
     """
     specs = [to_spec(model) for model in models]
@@ -93,6 +111,11 @@ def load_subjects(
             for name, model, spec in zip(names, loaded, specs, strict=True)
         },
         layers=choose_layers(layers, loaded),
+        drafting={
+            name: found
+            for name, model, spec in zip(names, loaded, specs, strict=True)
+            if drafts and (found := _find_drafting(model, spec)) is not None
+        },
         template=_choose_template(specs, template),
     )
 
@@ -142,6 +165,21 @@ def look(
     ((loaded, own),) = subjects.models.values()
     prompt = subjects.template.render(text, own) if isinstance(text, str) else text
     return read_out(loaded, own, prompt, layers=subjects.layers, top=top)
+
+
+def _find_drafting(model: nn.Module, spec: ModelSpec) -> tuple[Exits, DraftPlan] | None:
+    """Find a model's exits and how they draft, where there are some that are worth it."""
+    base = find_base(spec)
+    if find_exit_folder(base) is None and find_exits(model) is None:
+        return None
+    exits, folder = find_own_exits(model, base)
+    plan = read_plan(folder) or DraftPlan.for_all(exits.layers)
+    if plan.stay_dense:
+        return None
+    backbone, _ = find_parts(model)
+    check_plan(plan, exits, backbone)
+    check_made_for(exits, backbone, verify=True)
+    return exits, plan
 
 
 def _choose_template(specs: Sequence[ModelSpec], template: Template | None) -> RunTemplate:

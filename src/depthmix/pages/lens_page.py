@@ -77,7 +77,7 @@ def show_lens(
             f"`tokens` choose a part of a figure, and {path} is a page, which has them all; leave "
             "them out, or write a .svg."
         )
-    lenses = load_subjects(models, layers=layers, template=template).look(text)
+    lenses = load_subjects(models, layers=layers, template=template, drafts=True).look(text)
     if path.suffix == ".html":
         return write_lens(lenses, path)
     return save_figure(draw_layers(lenses, tokens=tokens), path)
@@ -208,7 +208,13 @@ def _lay_out(model: str, lens: Lens, texts: dict[str, int]) -> dict[str, Any]:
     }
     readouts = [predict(prediction) for prediction in (*lens.layers, *own)]
     tokens = [place(text) for text in lens.tokens]
-    return {"model": model, "tokens": tokens, "readouts": readouts, "routing": routing}
+    drafts = lens.drafts and {
+        "layers": lens.drafts.layers,
+        "tokens": [place(text) for text in lens.drafts.tokens],
+        "accepted": lens.drafts.accepted,
+    }
+    laid_out = {"model": model, "tokens": tokens, "readouts": readouts, "routing": routing}
+    return {**laid_out, "drafts": drafts} if drafts else laid_out
 
 
 def _round(values: Sequence[float]) -> list[float]:

@@ -60,7 +60,7 @@ def serve_lens(
         raise ValueError(f"`port` must be between 0 and 65535, got {port}; 0 takes a free one.")
     # A taken port is said before models are loaded, which takes longer.
     with LensServer(port) as server:
-        server.take(load_subjects(models, layers=layers, template=template), text=text)
+        server.take(load_subjects(models, layers=layers, template=template, drafts=True), text=text)
         print(f"The lens is at http://{LOOPBACK}:{server.server_port}/ (Ctrl-C ends)", flush=True)
         try:
             server.serve_forever()

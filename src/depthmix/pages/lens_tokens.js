@@ -104,6 +104,16 @@ function shownReadouts(lens) {
   return late.size ? shown : lens.readouts.slice(-6);
 }
 
+// Which exit would draft token i, and whether the model would choose the same.
+function drafted(drafts, i) {
+  const layer = drafts.layers[i - 1];
+  if (layer === null) return make("p", "note draft", "No exit is sure: the model goes to the top.");
+  const said = make("p", "note draft", `Layer ${layer} drafts “`);
+  said.append(write(make("span"), texts[drafts.tokens[i - 1]]), document.createTextNode("”, which the model "));
+  said.append(document.createTextNode(drafts.accepted[i - 1] ? "accepts." : "refuses."));
+  return said;
+}
+
 function describe(lens, i) {
   const box = make("div", "model card");
   const title = make("h3", "", lens.model);
@@ -134,7 +144,7 @@ function describe(lens, i) {
     card.append(heading, ...(lens.routing ? [bar] : []), guessList(readout, i), make("p", "fate", fate(readout, i)));
     grid.append(card);
   }
-  box.append(title, grid);
+  box.append(title, ...(lens.drafts ? [drafted(lens.drafts, i)] : []), grid);
   return box;
 }
 
