@@ -14,6 +14,7 @@ from cyclopts import App
 
 from depthmix_cli.additions import check_addition, find_addition, list_additions
 from depthmix_cli.flags import add_flags
+from depthmix_cli.spelling import spell_out
 
 app = App(
     name="depthmix",
@@ -58,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         check_addition(argv)
         for name in (*PLACES, *list_additions()) if not argv or argv[0] in app.help_flags else ():
             app[name]  # imported, or help could not say what it does
-        app(argv, result_action="return_none")
+        app(_spell_out(argv), result_action="return_none")
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DEPTHMIX_DEBUG") == "1":
             raise
@@ -87,6 +88,12 @@ def _command(argv: Sequence[str]) -> Callable[..., Any] | None:
     if argv and argv[0] in PLACES:
         return load_command(argv[0])
     return find_addition(argv)
+
+
+def _spell_out(argv: Sequence[str]) -> list[str]:
+    """Write what may be written in short with its section; only commands here have such options."""
+    own = bool(argv) and argv[0] in PLACES
+    return spell_out(argv, load_command(argv[0]) if own else None)
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

@@ -14,8 +14,9 @@ Model = Annotated[
 Generation = Annotated[
     Options | None,
     Parameter(
-        help="All options of transformers' `GenerationConfig`, with a dot: "
-        "`--generation.max-new-tokens 64`, `--generation.temperature 0.7`.",
+        help="All options of transformers' `GenerationConfig`: `--max-new-tokens 64`, "
+        "`--temperature 0.7`; with a dot those that the command has itself, too: "
+        "`--generation.top-k 50`.",
     ),
 ]
 
