@@ -158,7 +158,13 @@ def test_the_command_says_where_and_ends_quietly(server, tmp_path, capsys, monke
     monkeypatch.setattr(
         lens_server, "load_subjects", lambda sections, **_: Subjects(models={}, layers=None)
     )
+    read = []
+    monkeypatch.setattr(
+        lens_server.LensServer, "take", lambda _, subjects, *, text: read.append(text)
+    )
     assert depthmix_cli.main(["lens", "m", "--serve", "--port", "0"]) == 0
+    assert depthmix_cli.main(["lens", "m", "mine", "--serve", "--port", "0"]) == 0
+    assert read == [lens_server.EXAMPLE, "mine"]
     assert "The lens is at http://127.0.0.1:" in capsys.readouterr().out
     monkeypatch.setattr(lens_server, "load_subjects", lambda *_, **__: pytest.fail("loaded first"))
     assert depthmix_cli.main(["lens", "m", "--serve", "--port", str(server.server_port)]) == 1

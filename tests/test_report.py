@@ -202,7 +202,7 @@ def test_examples_are_the_items_on_which_two_models_part(runs):
     (first, *_) = find_examples(verdict, "pretrained")
     assert first.answers[1].text == before[2]  # 10111000 against 11000000
     titles = {
-        "win 1 · Question: Is": " 0",
+        "win 1 · Question: Is": f" {examples[0].answers[0].text.strip()}",  # what it said itself
         "loss 2 · Question: 1": " 2",
         "loss 3 · Question: 5": " 10",
     }
@@ -397,7 +397,9 @@ def test_the_page_says_what_happened(runs):
     ):
         assert text in page, text
     assert page.count("✓ right") == page.count("✗ wrong") == 3
-    assert page.count("<svg") == 2 + 3  # verdict; losses, routing, optimisation
+    # Verdict; losses, routing, optimisation; and all but the circles once more for narrow screens.
+    assert page.count("<svg") == 2 + 3 + 4
+    assert page.count('class="on-narrow"') == 4
 
 
 def test_the_page_says_first_whether_it_helped(runs):

@@ -16,7 +16,7 @@ from depthmix_cli.options import SPEC, Model
 )
 def lens(
     model: Model,
-    text: str = "",
+    text: str | None = None,
     *,
     serve: bool = False,
     compare: str | None = None,
@@ -33,7 +33,7 @@ def lens(
     `depthmix lens runs/arc --serve`
 
     Args:
-        text: What the model reads; with `--serve`, at first.
+        text: What the model reads; with `--serve`, at first, where there is an example.
         serve: Open the page on this machine alone, with a box to type texts into, until Ctrl-C.
         compare: A second model with the same tokenizer, shown beside the first.
         output: The page to write (`lens.html`), or with `.svg`, `.png` or `.pdf` a figure.

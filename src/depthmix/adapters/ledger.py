@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from depthmix.files.html import to_html
 from depthmix.method.architecture import find_backbone
 from depthmix.method.norm import active_mixture, find_mixture_norm
 
@@ -70,6 +71,10 @@ class Ledger:
 
     def __str__(self) -> str:
         return "\n".join(f"{a:<28}{b:>14}{c:>16}{d:>15}" for a, b, c, d in self.rows)
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return to_html(self.rows[0], self.rows[1:])
 
 
 def parameter_ledger(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from depthmix.comparison.recovery import Recovery
 from depthmix.evaluation.samples import LOSSES
+from depthmix.files.html import to_html
 from depthmix.statistics.intervals import Interval, PairedDifference
 from depthmix.statistics.overlaps import Disagreement, Overlap
 
@@ -126,3 +128,11 @@ class Comparison:
     def rows(self) -> tuple[TaskComparison, ...]:
         """The tasks, and their average if there is one."""
         return self.tasks if self.average is None else (*self.tasks, self.average)
+
+    def _repr_html_(self) -> str:
+        """Show the table of scores in a notebook, with its notes."""
+        from depthmix.comparison.notes import notes
+        from depthmix.comparison.tables import score_table
+
+        table = score_table(self)
+        return to_html(table.header, chain(*table.groups), notes=notes(self))

@@ -16,6 +16,7 @@ from depthmix.decoding.draft_plan import DraftPlan
 from depthmix.depth.capture_all import capture_all
 from depthmix.depth.distributions import Distribution, distribute, jensen_shannon, measure
 from depthmix.depth.lens_drafts import Drafts, read_drafts
+from depthmix.depth.lens_table import write_guesses
 from depthmix.depth.token_texts import token_texts
 from depthmix.method.architecture import evaluating, find_backbone
 from depthmix.method.backbone import Backbone
@@ -104,6 +105,15 @@ class Lens:
 
     drafts: Drafts | None = None
     """What exits would draft; `None` where none were given."""
+
+    opening: int = 1
+    """Token that a page shows first, counted from 0, such as an answer's first."""
+
+    def _repr_html_(self) -> str:
+        """Show the likeliest guess of each layer in a notebook, the deepest on top."""
+        reads = [*([self.ensemble] if self.routing else []), *reversed(self.layers)]
+        guesses = [(str(read.readout), read.top_tokens) for read in reads]
+        return write_guesses(self.tokens, guesses, opening=self.opening)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from depthmix.depth.capture_all import capture_all
+from depthmix.files.html import to_html
 from depthmix.loss.terms import divergence, label_positions
 from depthmix.method.architecture import evaluating, find_backbone
 from depthmix.method.backbone import Backbone
@@ -65,20 +66,36 @@ class Probe:
     num_sequences: int
     """Sequences that hold them."""
 
+    @property
+    def rows(self) -> tuple[tuple[str, str, str, str], ...]:
+        """A printable table: header, then a row for each layer."""
+        return (
+            ("layer", "JSD to the final", "nll", "agreement, %"),
+            *(
+                (
+                    str(reading.layer),
+                    _show(reading.jsd, digits=3),
+                    _show(reading.nll, digits=2),
+                    _show(reading.agreement, digits=1, scale=100.0),
+                )
+                for reading in self.layers
+            ),
+        )
+
     def __str__(self) -> str:
-        lines = [f"{'layer':<7}{'JSD to the final':>18}{'nll':>18}{'agreement, %':>18}"]
-        for reading in self.layers:
-            columns = [
-                _show(reading.jsd, digits=3),
-                _show(reading.nll, digits=2),
-                _show(reading.agreement, digits=1, scale=100.0),
-            ]
-            lines.append(f"{reading.layer:<7}" + "".join(f"{column:>18}" for column in columns))
-        lines.append(
+        lines = [f"{a:<7}{b:>18}{c:>18}{d:>18}" for a, b, c, d in self.rows]
+        return "\n".join([*lines, self._note])
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return to_html(self.rows[0], self.rows[1:], notes=[self._note])
+
+    @property
+    def _note(self) -> str:
+        return (
             f"Nats per token, ± one standard error; {self.num_tokens:,} tokens of "
             f"{self.num_sequences:,} sequences."
         )
-        return "\n".join(lines)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.forms import ALPACA_TURN, write_alpaca_turns

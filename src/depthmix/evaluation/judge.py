@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from depthmix.files.drafts import write_whole
 from depthmix.libraries.extras import require

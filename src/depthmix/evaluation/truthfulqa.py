@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from depthmix.data.catalog import load_split

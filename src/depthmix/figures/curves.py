@@ -75,6 +75,7 @@ def draw_curves(
     xlabel: str = "optimizer step",
     moving_average: int = 1,
     columns: int = 2,
+    width: float | None = None,
 ) -> Figure:
     """Draw each curve's mean over seeds as a line, and the range of the seeds as a band.
 
@@ -85,6 +86,7 @@ def draw_curves(
         xlabel: Name of the horizontal axis, with its unit.
         moving_average: Points over which each seed is averaged (`moving_mean`); 1 for none.
         columns: Panels beside each other.
+        width: Of the figure, in inches; `None` takes what suits the columns.
 
     Returns:
         The panels over one legend, which says how many seeds there are and what was left out.
@@ -105,7 +107,7 @@ def draw_curves(
     labels = list(dict.fromkeys(curve.label for panel in panels for curve in panel.curves))
     columns = min(columns, len(panels))
     num_rows = math.ceil(len(panels) / columns)
-    width = 7.6 if columns > 1 else 4.8
+    width = width or (7.6 if columns > 1 else 4.8)
     with rc_context(STYLE):
         figure = Figure(figsize=(width, 0.6 + 2.5 * num_rows), layout="constrained")
         grid = figure.subplots(num_rows, columns, squeeze=False).ravel()

@@ -21,6 +21,9 @@ from depthmix.statistics.overlaps import Overlap
 MOST_SETS = 24
 """Columns of an UpSet plot; smaller sets are not drawn, and it says so."""
 
+LINE = 12
+"""Points that a further line of a label takes."""
+
 
 def draw_overlaps(
     overlaps: Mapping[str, Sequence[Overlap]],
@@ -86,16 +89,22 @@ def _draw_venns(
 ) -> Figure:
     """Draw one Venn diagram per title."""
     num_rows = math.ceil(len(overlaps) / columns)
-    figure = Figure(figsize=(3 * columns, 3.2 * num_rows), layout="constrained")
+    written = [
+        [textwrap.fill(_label(m, sets), 16, break_long_words=False) for m in methods]
+        for sets in overlaps.values()
+    ]
+    above = LINE * max(label.count("\n") for labels in written for label in labels[:2])
+    height = 3.2 + above / 72  # labels of several lines reach into the title's room
+    figure = Figure(figsize=(3 * columns, height * num_rows), layout="constrained")
     panels = figure.subplots(num_rows, columns, squeeze=False).ravel()
-    for axes, (title, sets) in zip(panels, overlaps.items(), strict=False):
+    for axes, labels, (title, sets) in zip(panels, written, overlaps.items(), strict=False):
         counts = np.zeros(2 ** len(methods), dtype=int)
         for overlap in sets:
             region = sum(1 << methods.index(method) for method in overlap.methods)
             counts[region] += overlap.num_items
-        to_scale = _draw_venn(axes, [_label(method, sets) for method in methods], counts)
+        to_scale = _draw_venn(axes, labels, counts)
         note = "areas to scale" if to_scale else "areas not to scale"
-        axes.set_title(f"{title}\n{_describe(sets)}\n{note}", fontsize=10)
+        axes.set_title(f"{title}\n{_describe(sets)}\n{note}", fontsize=10, pad=6 + above)
     for axes in panels[len(overlaps) :]:
         axes.remove()
     return figure
@@ -113,7 +122,7 @@ def _draw_venn(axes: Axes, labels: Sequence[str], counts: Int[np.ndarray, " regi
         axes.add_patch(Circle(*circle, facecolor=color, alpha=0.3, linewidth=0))
         axes.add_patch(Circle(*circle, fill=False, edgecolor=color, linestyle=line, linewidth=1.8))
         axes.annotate(
-            textwrap.fill(label, 16, break_long_words=False),
+            label,
             visible_point(layout, number, goal),
             xytext=goal,
             ha=("left", "right", "center")[number],

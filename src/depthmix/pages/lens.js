@@ -46,12 +46,15 @@ night.addEventListener("change", () => {
 function show(passage) {
   ({ lenses } = passages[passage]);
   tokens = lenses[0].tokens.map((index) => texts[index]);
-  Object.assign(state, { pinned: 1, hovered: null, start: 1 });
+  let opening = Math.min(passages[passage].opening, tokens.length);
+  while (opening > 1 && opening < tokens.length && !tokens[opening].trim()) opening += 1;  // not on white space
+  Object.assign(state, { pinned: opening, hovered: null, start: 1 });
   drawTokens();
   colorTokens();
   drawMaps();
-  pin(1);
-  describeCell(byId("maps").querySelector("td"));
+  pin(opening);
+  describeCell(byId("maps").querySelector(`td[data-i="${opening}"]`));
+  for (const box of document.querySelectorAll(".scroll")) showColumn(box, opening);
 }
 
 byId("passage").addEventListener("change", (event) => show(event.target.value));

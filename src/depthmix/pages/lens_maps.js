@@ -68,6 +68,13 @@ function scrollTogether({ target }) {
   }
 }
 
+// Scrolls sideways until a token's column is there, with two before it.
+function showColumn(box, i) {
+  const head = box.querySelector(`thead th[data-i="${Math.max(i - 2, state.start)}"]`);
+  const layers = box.querySelector("thead th");
+  if (head) box.scrollLeft = head.offsetLeft - layers.offsetWidth;
+}
+
 function describeCell(cell) {
   const [l, r, i] = [cell.dataset.lens, cell.dataset.readout, Number(cell.dataset.i)];
   const readout = lenses[l].readouts[r];

@@ -159,6 +159,7 @@ def to_page_data(passages: Mapping[str, Mapping[str, Lens]]) -> dict[str, Any]:
         laid_out.append(
             {
                 "title": title,
+                "opening": max(1, *(lens.opening for lens in lenses.values())),
                 "lenses": [_lay_out(name, lens, texts) for name, lens in lenses.items()],
             }
         )

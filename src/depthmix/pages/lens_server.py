@@ -29,6 +29,9 @@ LARGEST_REQUEST = 1_000_000
 LARGEST_DISCARD = 50_000_000
 """Bytes of a longer one that are dropped first: a browser shows no answer before it has sent."""
 
+EXAMPLE = "The capital of France is Paris, and the capital of Italy is Rome."
+"""What models read at first, where nothing else is said."""
+
 PATIENCE = 30
 """Seconds that a browser has to send a request."""
 
@@ -36,7 +39,7 @@ PATIENCE = 30
 def serve_lens(
     models: Sequence[str | Path | ModelSpec],
     *,
-    text: str = "",
+    text: str | None = None,
     layers: str | Sequence[int] = "all",
     template: Template | None = None,
     port: int = 8765,
@@ -46,7 +49,7 @@ def serve_lens(
     Args:
         models: One model or two, as `load_model` takes them, whose tokenizers give the same tokens;
             loaded once.
-        text: What they read at first; empty for nothing.
+        text: What they read at first; `None` takes an example, and an empty text nothing.
         layers: Layers to read out, as `load_subjects` takes them.
         template: How texts become what they read, as `load_subjects` takes it.
         port: Where to listen; 0 takes any that is free.
@@ -60,7 +63,8 @@ def serve_lens(
         raise ValueError(f"`port` must be between 0 and 65535, got {port}; 0 takes a free one.")
     # A taken port is said before models are loaded, which takes longer.
     with LensServer(port) as server:
-        server.take(load_subjects(models, layers=layers, template=template, drafts=True), text=text)
+        subjects = load_subjects(models, layers=layers, template=template, drafts=True)
+        server.take(subjects, text=EXAMPLE if text is None else text)
         print(f"The lens is at http://{LOOPBACK}:{server.server_port}/ (Ctrl-C ends)", flush=True)
         try:
             server.serve_forever()

@@ -29,22 +29,39 @@ from depthmix.training.folder import load_record
 LONGEST_TITLE = 60
 """Characters of a passage that the menu of texts shows."""
 
+LONGEST_ANSWER = 400
+"""Characters of a run's own answer that are read."""
+
 NUM_PASSAGES = 2
 """Wins, and losses, that are read token by token where no text is given; items without either."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """An item with its right answer."""
+    """An item with an answer: the run's own where it won, else the right one."""
 
     prompt: str
     """What a model read."""
 
     answer: str
-    """The right answer."""
+    """The answer that follows."""
 
     prompt_ids: tuple[int, ...] | None = None
     """Tokens of a prompt that was rendered; `None` for a text."""
+
+    def render_prompt(self, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        """Turn the prompt into tokens, as they were read.
+
+        Args:
+            tokenizer: The model's.
+
+        Returns:
+            The prompt alone.
+        """
+        prompt = tokenise_prompt(self.prompt, tokenizer)
+        if self.prompt_ids is not None and self.prompt_ids != prompt.token_ids:
+            return replace(prompt, token_ids=self.prompt_ids, is_chat=True)
+        return prompt
 
     def render(self, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """Turn it into tokens, those of the prompt as they were read.
@@ -55,9 +72,7 @@ class Passage:
         Returns:
             Prompt and answer.
         """
-        prompt = tokenise_prompt(self.prompt, tokenizer)
-        if self.prompt_ids is not None and self.prompt_ids != prompt.token_ids:
-            prompt = replace(prompt, token_ids=self.prompt_ids, is_chat=True)
+        prompt = self.render_prompt(tokenizer)
         is_joined = prompt.is_chat or self.prompt[-1:].isspace() or self.answer[:1].isspace()
         answer = self.answer if is_joined else f" {self.answer}"
         ids = continue_prompt(prompt, answer, tokenizer)
@@ -65,7 +80,9 @@ class Passage:
 
 
 def choose_passages(examples: Sequence[Example]) -> dict[str, Passage]:
-    """Take the first wins and losses, each with its right answer, as texts to read.
+    """Take the first wins and losses as texts to read.
+
+    A win has the run's own answer, and anything else the right one.
 
     Args:
         examples: Items on which a run and a baseline part, or any items of the run.
@@ -81,10 +98,20 @@ def choose_passages(examples: Sequence[Example]) -> dict[str, Passage]:
     titles = entitle([example.prompt for example in chosen])
     return {
         f"{example.kind} {title}": Passage(
-            prompt=example.prompt, answer=example.reference, prompt_ids=example.prompt_ids
+            prompt=example.prompt, answer=_answer(example), prompt_ids=example.prompt_ids
         )
         for example, title in zip(chosen, titles, strict=True)
     }
+
+
+def _answer(example: Example) -> str:
+    """Choose the answer to read: what the run said where it won, without what it went on with."""
+    if example.kind != "win" or not example.answers:
+        return example.reference
+    said = example.answers[0].text
+    first = said.lstrip().partition("\n\n")[0].rstrip()
+    lead = said[: len(said) - len(said.lstrip())] if "\n" not in said[:1] else ""
+    return f"{lead}{first[:LONGEST_ANSWER]}" if first else example.reference
 
 
 def entitle(texts: Sequence[str]) -> list[str]:
@@ -153,7 +180,10 @@ def read_passages(
             if isinstance(passage, str)
             else passage.render(tokenizer)
         )
-        tuned = look(model, tokenizer, text, layers=numbers)
+        opening = 1
+        if isinstance(passage, Passage):
+            opening = len(passage.render_prompt(tokenizer).token_ids)
+        tuned = replace(look(model, tokenizer, text, layers=numbers), opening=opening)
         with model.disable_adapter():
             # Late layers are the mixture's; what was there before is the final layer's prediction.
             before = look(model, tokenizer, text, layers=[final] if is_late else numbers)

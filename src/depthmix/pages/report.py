@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 
 from pydantic_core import to_jsonable_python
@@ -73,6 +74,13 @@ class Report:
 
     config: str
     """The resolved configuration as JSON, without tokens of access."""
+
+    def _repr_html_(self) -> str:
+        """Show the page in a notebook, in a frame of its own."""
+        from depthmix.pages.report_page import render_report
+
+        page = escape(render_report(self), quote=True)
+        return f'<iframe srcdoc="{page}" width="100%" height="800" frameborder="0"></iframe>'
 
 
 def collect_report(

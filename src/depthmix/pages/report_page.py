@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from depthmix.comparison.answers import answer_questions, say_answers
 from depthmix.comparison.costs import say_costs
@@ -24,7 +24,7 @@ from depthmix.pages.passages import Passage, choose_passages, entitle, read_pass
 from depthmix.pages.report import Report, collect_report
 from depthmix.pages.report_figures import draw_report
 from depthmix.pages.verdict import Verdict
-from depthmix.statistics.intervals import Interval
+from depthmix.pages.words import Words, write_p_value
 
 LONGEST_TEXT = 600
 """Characters of a prompt or response that the page shows."""
@@ -110,6 +110,42 @@ def _find_passages(report: Report) -> dict[str, Passage]:
     return choose_passages(report.examples or first_items(report.verdicts[0]))
 
 
+def render_report(report: Report) -> str:
+    """Make the page about a run.
+
+    Args:
+        report: What to say.
+
+    Returns:
+        The page, which needs no other file and no network.
+    """
+    figures = {
+        name: Markup(to_svg(figure, name=name)) for name, figure in draw_report(report).items()
+    }
+    narrow_figures = {
+        name: Markup(to_svg(figure, name=f"{name}_narrow"))
+        for name, figure in draw_report(report, narrow=True).items()
+    }
+    verdicts = [
+        _put(verdict, trainable)
+        for verdict, trainable in zip(report.verdicts, report.trainable, strict=True)
+    ]
+    duration = _duration(report.seconds)
+    data = to_page_data(report.passages) if report.passages else None
+    return render_page(
+        "report.html",
+        styles=["lens.css", "report.css"],
+        scripts=SCRIPTS if report.passages else (),
+        filters={"clip": _clip, "clip_prompt": _clip_prompt, "mark_code": _mark_code},
+        report=report,
+        narrow_figures=narrow_figures,
+        figures=figures,  # ours; every text of the run goes through the template's escaping
+        duration=duration,
+        verdicts=verdicts,
+        data=data,
+    )
+
+
 def write_report(report: Report, path: Path) -> Path:
     """Write the report as one HTML page that needs no other file and no network.
 
@@ -123,26 +159,7 @@ def write_report(report: Report, path: Path) -> Path:
     Raises:
         ValueError: If the page would be larger than 5 MB.
     """
-    figures = {
-        name: Markup(to_svg(figure, name=name)) for name, figure in draw_report(report).items()
-    }
-    verdicts = [
-        _put(verdict, trainable)
-        for verdict, trainable in zip(report.verdicts, report.trainable, strict=True)
-    ]
-    duration = _duration(report.seconds)
-    data = to_page_data(report.passages) if report.passages else None
-    page = render_page(
-        "report.html",
-        styles=["lens.css", "report.css"],
-        scripts=SCRIPTS if report.passages else (),
-        filters={"clip": _clip, "clip_prompt": _clip_prompt},
-        report=report,
-        figures=figures,  # ours; every text of the run goes through the template's escaping
-        duration=duration,
-        verdicts=verdicts,
-        data=data,
-    )
+    page = render_report(report)
     return write_page(page, path, way_out="pass shorter texts, or fewer layers")
 
 
@@ -153,7 +170,7 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
     scores = {score.method: score for score in last.scores}
     own = scores[verdict.run]
     seeds = "this run" if own.num_seeds == 1 else f"this method, {own.num_seeds} seeds"
-    words = _Words(is_loss=last.is_loss)
+    words = Words(is_loss=last.is_loss)
     mean, ends = words.mean(own.mean), words.ends(own.interval)
     cards = [(seeds, mean, f"95 % interval {ends}", "main")]
     answers = answer_questions(verdict.methods, about=verdict.run, tasks=_list_tasks(comparison))
@@ -164,7 +181,7 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
         assert score.difference is not None
         assert score.adjusted_p_value is not None
         lead = words.lead(score.difference.estimate, score.difference.interval)
-        p = _p_value(score.adjusted_p_value)
+        p = write_p_value(score.adjusted_p_value)
         led = f"lead of this run, {words.unit}: {lead}, {p}"
         cards.append((label, words.mean(score.mean), led, ""))
     rows = [
@@ -178,10 +195,10 @@ def _put(verdict: Verdict, trainable: Mapping[str, int]) -> dict[str, object]:
             lead=said.lead(score.difference.estimate, score.difference.interval)
             if score.difference
             else "",
-            p_value="" if score.adjusted_p_value is None else _p_value(score.adjusted_p_value),
+            p_value="" if score.adjusted_p_value is None else write_p_value(score.adjusted_p_value),
         )
         for row in comparison.rows
-        for said in [_Words(is_loss=row.is_loss)]
+        for said in [Words(is_loss=row.is_loss)]
         for score in row.scores
     ]
     metric = comparison.tasks[0].metric
@@ -210,51 +227,6 @@ def _list_tasks(comparison: Comparison) -> list[str]:
     return [row.task for row in comparison.tasks]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Words:
-    """How the numbers of a task are written."""
-
-    is_loss: bool
-    """Whether they are losses in nats per token; else shares."""
-
-    @property
-    def unit(self) -> str:
-        """Of a lead."""
-        return "nats" if self.is_loss else "points"
-
-    def mean(self, value: float) -> str:
-        """Write a share in percent, 0.071 is 7.1 %, or a loss."""
-        return f"{value:.3f} nats" if self.is_loss else f"{round(100 * value, 1):g} %"
-
-    def ends(self, interval: Interval) -> str:
-        """Write an interval."""
-        if not self.is_loss:
-            return f"{100 * interval.low:.0f}–{100 * interval.high:.0f} %"  # noqa: RUF001
-        if math.isinf(interval.low):
-            return "unknown"
-        return f"{interval.low:.3f}–{interval.high:.3f}"  # noqa: RUF001
-
-    def lead(self, estimate: float, interval: Interval) -> str:
-        """Write by how much this run is ahead, from the other's difference to it."""
-        if self.is_loss:  # the other's loss above this run's is this run's lead
-            low, high = interval.low, interval.high
-            inner = "unknown" if math.isinf(low) else f"{_signed(low, 3)} to {_signed(high, 3)}"
-            return f"{_signed(estimate, 3)} ({inner})"
-        low, high = -100 * interval.high, -100 * interval.low
-        return f"{_signed(-100 * estimate, 1)} ({_signed(low, 1)} to {_signed(high, 1)})"
-
-
-def _signed(value: float, digits: int) -> str:
-    """Write a difference with a true minus, and zero without a sign."""
-    text = f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # noqa: RUF001
-    return text.removeprefix("+") if float(text.replace("−", "-")) == 0 else text  # noqa: RUF001
-
-
-def _p_value(value: float) -> str:
-    """Write a p-value."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
-
-
 def _place(folder: Path) -> str:
     """Name a run, or an evaluation by its run and itself."""
     if folder.parent.name != "evaluation":
@@ -263,6 +235,11 @@ def _place(folder: Path) -> str:
     if run.name == PRETRAINED_NAME:
         return f"{run.parent.name}, {PRETRAINED_NAME}"
     return run.name if name == TRAINING_NAME else f"{run.name}, {name}"
+
+
+def _mark_code(text: str) -> Markup:
+    """Escape a sentence, and mark what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _clip(text: str) -> str:
