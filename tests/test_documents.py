@@ -16,7 +16,8 @@ from depthmix.data.forms import to_prompt_and_completion
 from depthmix.evaluation.plan import read_plan
 from depthmix.models.continuation import read_generation_options
 from depthmix.training.config import load_run_config
-from depthmix_cli.app import app
+from depthmix_cli.app import PLACES, app, load_command
+from depthmix_cli.spelling import spell_out
 from documents import PAGES, ROOT, SHOWN, Block, list_blocks, list_inline_commands
 
 BLOCKS = [block for page in PAGES for block in list_blocks(page)]
@@ -40,7 +41,10 @@ def name_block(block: Block) -> str:
 def parse(words: list[str]) -> None:
     """Read a command's options as the command line does, with those of its sections."""
     options = {"exit_on_error": False, "print_error": False}
-    command, bound, _ = app.parse_args(words[1:], **options)
+    written = words[1:]
+    if words[1] in PLACES:
+        written = spell_out(written, load_command(words[1]))
+    command, bound, _ = app.parse_args(written, **options)
     given = bound.arguments
     if command.__name__ == "train":
         sections = ("model", "data", "mode", "training", "evaluation", "method", "preset")
