@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ def train(
     evaluation: Options | None = None,
     method: Literal["mode", "lora"] | None = None,
     preset: Literal["paper", "fast"] | None = None,
+    beside: Literal["lora"] | None = None,
     **options: Any,
 ) -> None:
     """Tune a model, and save the adapter with the settings, the log and the measurements.
@@ -55,17 +56,27 @@ def train(
         preset: `paper` starts from the paper's settings. `fast` tunes by plain LoRA, puts exits on
             the finished run and calibrates them on records that it has not seen (those of
             `data.eval`, else a part that is held out), for `depthmix generate RUN --fast`.
+        beside: `lora` trains LoRA alone, too, by the same records and seed, and says whether tuning
+            and the mixture helped; the runs lie in `mode` and `lora` in `training.output_dir`.
     """
     from accelerate import PartialState
 
+    from depthmix.training.beside import train_beside
     from depthmix.training.config import load_run_config
     from depthmix.training.train import train
 
     sections = {"model": model, "data": data, "mode": mode, "training": training}
     overrides = {**sections, "evaluation": evaluation, "method": method, "preset": preset}
-    result = train(load_run_config(config, overrides), **options)
+    settings = load_run_config(config, overrides)
+    if beside is None:
+        results = [train(settings, **options)]
+    else:
+        results = [*train_beside(settings, **options)]
     if PartialState().is_main_process:
-        print(*_summarise(result), sep="\n")
+        for result in results:
+            print(*_summarise(result), sep="\n", end="\n" * len(results))
+        if beside is not None:
+            print(*_compare(results), sep="\n")
 
 
 @taking(("depthmix.training.inspection:inspect_model", "probe", "template"))
@@ -80,6 +91,20 @@ def info(model: str, *, mode: Options | None = None, **options: Any) -> None:
     from depthmix.training.inspection import inspect_model
 
     print(inspect_model(ModelSpec(name=model), mode, **options))
+
+
+def _compare(results: Sequence[TrainResult]) -> Iterator[str]:
+    """Say of a run and LoRA beside it whether tuning and the mixture helped."""
+    from depthmix.comparison.answers import did_it_help, say_answers
+
+    mode, lora = results
+    if mode.after is None:
+        yield "Nothing was measured: name held-out records as `--evaluation.data`."
+        return
+    before = [] if mode.before is None else [mode.output_dir / "pretrained"]
+    runs = [str(run) for run in (*before, lora.output_dir, mode.output_dir)]
+    yield from say_answers(did_it_help(runs))
+    yield f"All numbers: `depthmix compare {' '.join(runs)}`."
 
 
 def _summarise(result: TrainResult) -> Iterator[str]:
