@@ -62,6 +62,7 @@ SHORTER = {
     ],
     "add-exits": ["--num-steps", "1", "--overwrite"],
     "calibrate": ["--max-new-tokens", "4"],
+    "bench": ["--max-new-tokens", "4", "--num-prompts", "2"],
     "generate": ["--generation.min-new-tokens", "1"],
     "evaluate": ["--overwrite", "--batch-size", "40"],
     "export": ["--overwrite"],

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapters import tuned_model
 from depthmix.adapters.attach import attach
+from depthmix.adapters.merged import check_exportable, store_in, take_apart
 from depthmix.adapters.readout import reading_out
 from depthmix.exports.folders import cut, write_layer, write_plain, write_transformers, write_vllm
 from depthmix.exports.fresh_reading import go_on, load_for_vllm
 from depthmix.exports.modeling_depthmix import __file__ as CODE
-from depthmix.exports.parts import check_exportable, store_in, take_apart
 from depthmix.exports.settings import describe_mixture, describe_norm
 from models import ARCHITECTURES, random_ids, randomise, tiny_model
 

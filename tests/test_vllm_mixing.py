@@ -13,8 +13,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from depthmix.adapters.attach import attach, detach
+from depthmix.adapters.merged import Parts, take_apart
 from depthmix.exports.folders import MODEL_TYPE, write_vllm
-from depthmix.exports.parts import Parts, take_apart
 from depthmix.exports.settings import describe_mixture
 from depthmix.method.mixture import mix
 from depthmix_vllm import MODEL_TYPE as PLUGIN_TYPE

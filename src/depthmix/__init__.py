@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from depthmix.decoding.lazy_depth import LazyDepth
     from depthmix.depth.layer_choice import choose_late_layers
     from depthmix.depth.probe import Probe, probe_layers
+    from depthmix.evaluation.bench import Benchmark, bench
     from depthmix.evaluation.harness import evaluate
     from depthmix.evaluation.plan import EvaluationPlan
     from depthmix.exports.export import Export, export
@@ -46,6 +47,7 @@ _PLACES = {
     "AddedExits": "depthmix.models.exits",
     "Answer": "depthmix.comparison.answers",
     "Backbone": "depthmix.method.backbone",
+    "Benchmark": "depthmix.evaluation.bench",
     "Calibration": "depthmix.models.calibrating",
     "Comparison": "depthmix.comparison.scores",
     "DraftPlan": "depthmix.decoding.draft_plan",
@@ -65,6 +67,7 @@ _PLACES = {
     "TrainResult": "depthmix.training.folder",
     "add_exits": "depthmix.models.exits",
     "attach": "depthmix.adapters.attach",
+    "bench": "depthmix.evaluation.bench",
     "calibrate": "depthmix.models.calibrating",
     "choose_late_layers": "depthmix.depth.layer_choice",
     "compare": "depthmix.comparison.comparison",
@@ -91,6 +94,7 @@ __all__ = [
     "AddedExits",
     "Answer",
     "Backbone",
+    "Benchmark",
     "Calibration",
     "Comparison",
     "DraftPlan",
@@ -110,6 +114,7 @@ __all__ = [
     "TrainResult",
     "add_exits",
     "attach",
+    "bench",
     "calibrate",
     "choose_late_layers",
     "compare",

@@ -26,6 +26,7 @@ PLACES = {
     "train": "depthmix_cli.tuning:train",
     "add-exits": "depthmix_cli.speeding:add_exits",
     "calibrate": "depthmix_cli.speeding:calibrate",
+    "bench": "depthmix_cli.speeding:bench",
     "generate": "depthmix_cli.answering:generate",
     "chat": "depthmix_cli.answering:chat",
     "export": "depthmix_cli.leaving:export",

@@ -94,3 +94,26 @@ def calibrate(
     share = 0.98 if lossy and texts_unchanged is None else texts_unchanged
     spec = ModelSpec(name=model, **part(options, "adapter", "dtype"))
     print(calibrate(spec, data, texts_unchanged=share, **options))
+
+
+@taking(
+    (
+        "depthmix.evaluation.bench:bench",
+        *("prompts", "template", "num_prompts", "max_new_tokens", "top_k"),
+    ),
+    (SPEC, "adapter", "dtype"),
+)
+def bench(model: Model, **options: Any) -> None:
+    """Measure how fast a run generates in each way that it can, on your own prompts.
+
+    Base, merged LoRA, the run as it is, Top-K, fast with and without verification, and prompt
+    lookup take turns, prompt by prompt. What the run does not have is left out and said. For
+    example:
+
+    `depthmix bench runs/arc --prompts mine.txt`
+    """
+    from depthmix.evaluation.bench import bench
+    from depthmix.models.spec import ModelSpec
+
+    spec = ModelSpec(name=model, **part(options, "adapter", "dtype"))
+    print(bench(spec, **options))

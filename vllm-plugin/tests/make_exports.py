@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import depthmix
+from depthmix.adapters.merged import take_apart
 from depthmix.exports.folders import write_vllm
 from depthmix.exports.fresh_reading import read
-from depthmix.exports.parts import take_apart
 from depthmix.method.norm import active_mixture
 
 VOCABULARY = 512

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import AutoConfig
 
+from depthmix.adapters.merged import check_exportable, take_apart
 from depthmix.data.spec import Template
 from depthmix.exports.card import EXITS_LEFT_OUT, write_card
 from depthmix.exports.checking import (
@@ -22,7 +23,6 @@ from depthmix.exports.checking import (
 )
 from depthmix.exports.folders import write_layer, write_plain, write_transformers, write_vllm
 from depthmix.exports.losses import ExportLoss, answering_alone, measure_loss, read_rows
-from depthmix.exports.parts import check_exportable, take_apart
 from depthmix.files.drafts import drafting_folder, taking_room, write_whole
 from depthmix.method.norm import active_mixture
 from depthmix.method.parts import find_parts

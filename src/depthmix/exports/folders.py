@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from depthmix.adapters.merged import Parts, store_in
 from depthmix.exports import modeling_depthmix
-from depthmix.exports.parts import Parts, store_in
 from depthmix.exports.settings import describe_mixture
 from depthmix.files.drafts import write_whole
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthmix.exports.parts import Parts
+from depthmix.adapters.merged import Parts
 from depthmix.method.trained_parts import apply_norm
 
 EPSILONS = ("variance_epsilon", "eps", "epsilon")

@@ -13,6 +13,8 @@ RUN_CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
 """File of a finished run's measurements, beside its adapter."""
 
+HELD_OUT_NAME = "held-out.jsonl"
+"""File in a run's folder of the records that its drafts are calibrated on."""
 
 EXITS_NAME = "exits"
 """Folder of a model's exits, in its own."""

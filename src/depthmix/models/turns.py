@@ -59,7 +59,8 @@ class Turns:
         Returns:
             The new tokens of each row, by way.
         """
-        *first, last = sorted(self._ways, reverse=bool(self._num_batches % 2))
+        names, turn = sorted(self._ways), self._num_batches % len(self._ways)
+        *first, last = [*names[turn:], *names[:turn]]
         found = {}
         for name in first:
             with self._same_randomness():

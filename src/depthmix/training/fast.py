@@ -12,12 +12,10 @@ from typing import Any
 from depthmix.data.selection import Selection
 from depthmix.depth.exit_choice import spread_layers
 from depthmix.files.drafts import write_whole
+from depthmix.files.runs import HELD_OUT_NAME
 from depthmix.models.calibrating import FEWEST_TEXTS, Calibration, calibrate
 from depthmix.models.exits import AddedExits, add_exits
 from depthmix.training.config import RunConfig
-
-HELD_OUT_NAME = "held-out.jsonl"
-"""File in a run's folder of the records that its drafts are calibrated on."""
 
 MOST_HELD_OUT = 128
 """Records that are held out at most: the model answers a half of them, and all show which tokens

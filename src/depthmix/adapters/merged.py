@@ -1,4 +1,4 @@
-"""A finished model taken apart for export: a bare model, LoRA folded in, and its mixture."""
+"""A finished model taken apart: a bare model, LoRA folded in, and its mixture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from depthmix.method.norm import find_mixture_norm
 
 @dataclass(frozen=True)
 class Parts:
-    """What an export is made of."""
+    """A finished model's parts, as an export is made of them."""
 
     backbone: Backbone
     """The bare model's parts, with its pretrained final norm."""
