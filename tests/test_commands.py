@@ -14,6 +14,7 @@ from depthmix.comparison.tables import write_tables
 from depthmix.data.audit import audit
 from depthmix.data.spec import DataSpec
 from depthmix.depth.exit_training import train_exits
+from depthmix.evaluation.bench import bench
 from depthmix.evaluation.harness import evaluate_all
 from depthmix.evaluation.plan import EvaluationPlan
 from depthmix.exports.export import export
@@ -39,6 +40,7 @@ CALLED: dict[Any, tuple[Any, ...]] = {
     tuning.info: (inspect_model, ModelSpec),
     speeding.add_exits: (add_exits, train_exits, DataSpec, ModelSpec),
     speeding.calibrate: (calibrate, ModelSpec),
+    speeding.bench: (bench, ModelSpec),
     answering.generate: (generate, ModelSpec),
     answering.chat: (chat, ModelSpec),
     leaving.export: (export, ModelSpec),
@@ -52,8 +54,10 @@ CALLED: dict[Any, tuple[Any, ...]] = {
 """What each command calls, and the specs that it makes."""
 
 OWN = {
-    tuning.train: {"config", "evaluation", "mode", "training"},  # a file, and libraries' options
+    # A file, libraries' options, and a second run.
+    tuning.train: {"config", "evaluation", "mode", "training", "beside"},
     speeding.calibrate: {"lossy"},
+    speeding.bench: {"top_k"},  # one of the ways, not how the model is loaded
     answering.generate: {"generation"},
     answering.chat: {"generation"},
     leaving.export: {"output"},
