@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from depthmix_replication.estimate import count_reading, count_training, estimate_seconds
+from depthmix_replication.estimate import count_reading, count_training, estimate
 from depthmix_replication.launching import (
     Launcher,
     plan_assignments,
@@ -19,8 +19,18 @@ class TestPlanning:
     def test_an_estimate_writes_no_second_toy_model(self, finished):
         before = sorted(finished.workspace.root.iterdir())
         (run, readings) = next(iter(finished.runs.values()))
-        assert estimate_seconds(finished.workspace, [(run, readings)]) > 0
+        found = estimate(finished.workspace, [(run, readings)])
+        assert found.seconds > 0
+        assert str(found) == "by the finished runs of the same model here"
         assert sorted(finished.workspace.root.iterdir()) == before
+
+    def test_an_estimate_says_what_it_rests_on(self, finished, tmp_path):
+        found = estimate(Workspace(tmp_path), list(finished.runs.values()))
+        assert str(found) == (
+            "by the speed of a matrix product here, since no run of toy is finished"
+        )
+        planned = plan(["fig7"], scale="toy", workspace=tmp_path)
+        assert f"one after the other ({found})." in str(planned)
 
     def test_an_estimate_knows_how_many_items_a_benchmark_has(self, finished):
         run = next(iter(finished.runs.values()))[0]

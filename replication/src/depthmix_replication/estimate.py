@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -32,9 +33,28 @@ PEAK_SHARE = 0.4
 """Share of a matrix product's speed that training reaches."""
 
 
-def estimate_seconds(
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """About how long runs take, and what that rests on."""
+
+    seconds: float
+    """Wall time, one run after the other, in the order of magnitude."""
+
+    guessed: tuple[str, ...]
+    """Models of which no run is finished in the workspace: for these the speed of a matrix product
+    on this machine's processor stands."""
+
+    def __str__(self) -> str:
+        """Say what it rests on."""
+        if not self.guessed:
+            return "by the finished runs of the same model here"
+        names = ", ".join(self.guessed)
+        return f"by the speed of a matrix product here, since no run of {names} is finished"
+
+
+def estimate(
     workspace: Workspace, runs: Sequence[tuple[Run, tuple[Reading, ...]]]
-) -> float | None:
+) -> Estimate | None:
     """Estimate the time of runs, one after the other.
 
     From finished runs of the same model in the workspace, scaled by the number of operations;
@@ -46,9 +66,10 @@ def estimate_seconds(
         runs: Runs with the readings that are missing.
 
     Returns:
-        Seconds, in the order of magnitude; `None` if a model's configuration cannot be had.
+        The estimate; `None` if a model's configuration cannot be had.
     """
     seconds_per_operation: dict[str, float] = {}
+    guessed: list[str] = []
     total = 0.0
     for run, readings in runs:
         name = run.settings["model"]["name"]
@@ -56,13 +77,16 @@ def estimate_seconds(
         try:
             if name not in seconds_per_operation:
                 known = _measured(workspace, name)
-                seconds_per_operation[name] = known or 1 / (PEAK_SHARE * _operations_per_second())
+                if known is None:
+                    guessed.append(name)
+                    known = 1 / (PEAK_SHARE * _operations_per_second())
+                seconds_per_operation[name] = known
             needed = sum(count_training(one) for one in left)
             needed += sum(count_reading(run, reading) for reading in readings)
         except (OSError, ValueError):
             return None
         total += needed * seconds_per_operation[name]
-    return total
+    return Estimate(seconds=total, guessed=tuple(guessed))
 
 
 def count_training(run: Run) -> float:

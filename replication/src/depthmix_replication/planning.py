@@ -12,7 +12,7 @@ from depthmix.data.source_files import find_folders
 from depthmix.evaluation.judge import JudgeSpec
 from depthmix.files.settings import build_section
 from depthmix.options.types import suggest
-from depthmix_replication.estimate import estimate_seconds
+from depthmix_replication.estimate import Estimate, estimate
 from depthmix_replication.experiment import Experiment, Scale
 from depthmix_replication.experiment_files import list_experiments, load_experiment, load_subjects
 from depthmix_replication.runs import TOY
@@ -89,8 +89,7 @@ class Reproduction:
             if state != "finished":
                 missing.append((run, left))
             lines.append(f"{key}  {state:8}  {text}  ({', '.join(experiments)})")
-        seconds = estimate_seconds(self.workspace, missing) if missing else 0.0
-        takes = "" if not missing else f", about {_duration(seconds)} one after the other"
+        takes = f", {_say(estimate(self.workspace, missing))}" if missing else ""
         lines.append(f"{len(lines)} runs, {len(missing)} of them to do{takes}.")
         return "\n".join(lines)
 
@@ -195,10 +194,15 @@ def needs_judge(trials: Sequence[Trial]) -> bool:
     return any(trial.reading.is_judged for trial in trials)
 
 
-def _duration(seconds: float | None) -> str:
+def _say(found: Estimate | None) -> str:
+    """Say about how long runs take, and what that rests on."""
+    if found is None:
+        return "which take an unknown time"
+    return f"about {_duration(found.seconds)} one after the other ({found})"
+
+
+def _duration(seconds: float) -> str:
     """Write a rough duration."""
-    if seconds is None:
-        return "an unknown time"
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
